@@ -1,0 +1,1 @@
+"""The CLIP-ViL training engine."""
