@@ -1,0 +1,314 @@
+"""The arguments of every program, declared once, as dataclasses.
+
+A value comes from the command line, else from the recipe, else from the default here. Flags have the original's
+names as aliases; what the original's launch script always passed is listed in ORIGINAL_CONSTANTS.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from engine.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class DataConfig:
+    """Which data, and how they become batches."""
+
+    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/ and lxmert/")
+    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
+    image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
+    aspect_ratio_group_factor: int = HfArg(default=5, help="2 k + 2 groups of aspect ratio; a batch holds one group")
+    orient_after_resize: bool = HfArg(default=False, help="pad nearly square landscapes as portraits, as the original")
+    same_order_each_epoch: bool = HfArg(default=False, help="don't reshuffle between epochs, as the original")
+    max_seq_length: int = HfArg(default=20, help="tokens per sentence, [CLS] and [SEP] included")
+    word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="data loading processes per rank")
+    allow_missing_images: bool = HfArg(default=False, help="leave out sentences whose image has no file")
+    max_unreadable_images: int = HfArg(default=10, help="damaged images to skip, over all ranks, before giving up")
+
+
+@dataclass
+class ModelConfig:
+    """What is trained, and from which weights."""
+
+    bert: str = HfArg(default="bert-base-uncased", help="folder (config.json, vocab.txt, weights) or hub name")
+    clip_model_name: Literal["RN50", "RN50x4", "tiny"] = HfArg(default="RN50", help="the CLIP backbone")
+    clip_weights: str | None = HfArg(default=None, help="OpenAI's .pt file; ~/.cache/clip/NAME.pt if not given")
+    from_scratch: bool = HfArg(aliases=["--fromScratch"], default=False, help="random weights; --bert gives only words")
+    load: str | None = HfArg(default=None, help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09")
+    not_load_scheduler: bool = HfArg(default=False, help="with --load: start the schedules anew")
+    not_load_adam_optimizer: bool = HfArg(default=False, help="with --load: start the optimiser anew")
+    sub_sampling: bool = HfArg(default=False, help="draw cells of the grid instead of taking all")
+    sub_feat_num: int = HfArg(default=36, help="cells to draw per image")
+    use_positional_embedding: bool = HfArg(default=False, help="add learned row and column embeddings to the grid")
+    pos_num: int = HfArg(default=25, help="rows of each position table")
+    task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
+    task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
+    task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
+    freeze_batch_norm: bool = HfArg(default=False, help="keep the backbone's running statistics")
+
+
+@dataclass
+class OptimizationConfig:
+    """Batch, optimisers, schedules, precision."""
+
+    batch_size: int = HfArg(aliases=["--batchSize", "--micro_batch_size"], default=32, help="samples per GPU and pass")
+    gradient_accumulation_steps: int = HfArg(default=1, help="passes per optimiser step")
+    global_batch_size: int | None = HfArg(default=None, help="samples per optimiser step; sets the accumulation")
+    epochs: int = HfArg(default=20, help="epochs that the schedules are laid out for")
+    stop_after_epoch: int | None = HfArg(default=None, help="stop when this epoch (counted from 1) is done")
+    max_steps: int | None = HfArg(default=None, help="stop after this many optimiser steps")
+    lr: float = HfArg(default=1e-4, help="peak rate of AdamW")
+    weight_decay: float = HfArg(default=0.01, help="decay of AdamW's matrices")
+    adam_epsilon: float = HfArg(default=1e-6, help="epsilon of AdamW")
+    warmup_ratio: float = HfArg(default=0.1, help="share of all steps in which AdamW warms up")
+    sgd_lr: float = HfArg(default=0.001, help="rate of SGD, for the backbone")
+    sgd_momentum: float = HfArg(default=0.0, help="momentum of SGD")
+    sgd_weight_decay: float = HfArg(default=0.0004, help="decay of SGD")
+    schedule: str = HfArg(default="2,5", help="epochs at which SGD's rate falls to a tenth")
+    max_grad_norm: float = HfArg(default=1.0, help="clip the norm of all gradients together")
+    fp16: bool = HfArg(default=False, help="fp16 with a dynamic loss scale; needs a GPU")
+    bf16: bool = HfArg(default=False, help="bf16")
+    deepspeed_config: str | None = HfArg(default=None, help="DeepSpeed JSON instead of ds_configs/zero2_PRECISION.json")
+
+    @property
+    def precision(self) -> str:
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+
+    @property
+    def milestones(self) -> list[int]:
+        return [int(epoch) for epoch in self.schedule.split(",") if epoch]
+
+    @property
+    def last_epoch(self) -> int:
+        return min(self.epochs, self.stop_after_epoch or self.epochs)
+
+
+@dataclass
+class RunConfig:
+    """Where results go, and how much is told."""
+
+    output: str = HfArg(default="snap/pretrain/run", help="folder for checkpoints and metrics.jsonl")
+    seed: int = HfArg(default=9595, help="seed of every random draw")
+    report_step: int = HfArg(default=200, help="micro-batches between reports")
+
+
+@dataclass
+class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
+    """Everything that launch/pretrain.py takes."""
+
+    def check(self, world_size: int) -> None:
+        """Derive the accumulation and refuse what can't work, before anything is read.
+
+        Raises:
+            UserError: naming the flag to change.
+        """
+        for name in ("batch_size", "gradient_accumulation_steps", "epochs", "report_step", "image_size_min", "sub_feat_num"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        for name in ("stop_after_epoch", "max_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} {value}: at least 1 is needed")
+        for name in ("num_workers", "max_unreadable_images", "aspect_ratio_group_factor"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: at least 0 is needed")
+        if self.max_seq_length < 3:
+            raise UserError(f"--max_seq_length {self.max_seq_length}: at least 3, for [CLS], one word and [SEP]")
+        if self.image_size_max < self.image_size_min:
+            raise UserError(f"--image_size_max {self.image_size_max} is below --image_size_min {self.image_size_min}")
+        for name in ("word_mask_rate", "warmup_ratio"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"--{name} {getattr(self, name)}: a share between 0 and 1 is needed")
+        if self.word_mask_rate == 0.0 and self.task_mask_lm:
+            raise UserError("--word_mask_rate 0 leaves no word to predict; add --no_task_mask_lm")
+        if not (self.task_mask_lm or self.task_matched or self.task_qa):
+            raise UserError("no task is left; turn on one of --taskMaskLM, --taskMatched, --taskQA")
+        try:
+            milestones = self.milestones
+        except ValueError:
+            raise UserError(f"--schedule {self.schedule!r}: epochs with commas between them are needed, as in 12,17") from None
+        if milestones != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
+            raise UserError(f"--schedule {self.schedule!r}: epochs of 1 or more, in ascending order, are needed")
+        if self.fp16 and self.bf16:
+            raise UserError("--fp16 and --bf16 exclude each other; drop one (with a recipe: --fp16 false)")
+        if self.fp16 and not fp16_is_supported():
+            raise UserError("--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32 (with a recipe: --fp16 false)")
+        if self.load is None and (self.not_load_scheduler or self.not_load_adam_optimizer):
+            raise UserError("--not_load_scheduler and --not_load_adam_optimizer say what to leave out of --load; add --load PATH")
+        if self.load is not None and self.from_scratch:
+            raise UserError("--load and --fromScratch exclude each other; drop one")
+        if self.global_batch_size is not None:
+            one_pass = self.batch_size * world_size
+            if self.global_batch_size < 1 or self.global_batch_size % one_pass:
+                raise UserError(
+                    f"--global_batch_size {self.global_batch_size} is no multiple of {self.batch_size} samples x "
+                    f"{world_size} GPUs = {one_pass}; change it or --batchSize"
+                )
+            self.gradient_accumulation_steps = self.global_batch_size // one_pass
+
+
+def fp16_is_supported() -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(get_accelerator().is_fp16_supported())
+
+
+# What the original's scripts pass and is always so here: flag -> (accepted values, reason for refusing others).
+# A flag without a value counts as "true".
+ORIGINAL_CONSTANTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "use_clip": (("true",), "the backbone is always a CLIP ResNet"),
+    "visualbert_style": (("true",), "one encoder always reads words and image together"),
+    "input_raw_images": (("true",), "features are always computed from images"),
+    "vqa_style_transform": (("true",), "images are always resized by their short side"),
+    "add_zero_padding": (("true",), "images are always padded to one size"),
+    "distributed": (("true",), "DeepSpeed always runs the ranks; start one with --num_gpus 1"),
+    "multiGPU": (("true",), "DeepSpeed always runs the ranks"),
+    "tqdm": (("true",), "progress is always shown"),
+    "compress_data": (("true",), "annotations are always held compactly"),
+    "use_separate_optimizer_for_visual": (("true",), "SGD always trains the backbone"),
+    "optim": (("bert",), "AdamW always trains the transformer"),
+    "llayers": (("12",), "the number of layers is that of the --bert configuration"),
+    "xlayers": (("0",), "there are no cross-modality layers"),
+    "rlayers": (("0",), "there are no object-relationship layers"),
+    "visualLosses": (("obj,attr,feat", "obj,attr", "obj", "attr", "feat", ""), "objects are not predicted, so none is used"),
+    "objMaskRate": (("0.0", "0", "0."), "objects are not masked"),
+    "fp16_opt_level": (("O1",), "fp16 always keeps fp32 masters and batch norm, as O1 did"),
+}
+SNAKE_CASE = {"visualLosses": "visual_losses", "objMaskRate": "obj_mask_rate", "multiGPU": "multi_gpu"}
+
+Config = TypeVar("Config", bound=PretrainConfig)
+
+
+class Parser(HfArgumentParser):
+    """argparse whose errors are one line, said by rank 0 alone."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = "unrecognized arguments: "
+        if message.startswith(unknown):
+            flag = message.removeprefix(unknown).split()[0]
+            close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
+            message = f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+        raise UserError(message)
+
+
+def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[Config, argparse.Namespace]:
+    """Command line and recipe to a configuration, plus the flags that are about the program itself.
+
+    Raises:
+        UserError: for an unknown flag or value, in the recipe as well as on the command line.
+    """
+    parser = Parser(config_class, allow_abbrev=False)
+    parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
+    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
+        aliases = [f"--{name}"] + ([f"--{SNAKE_CASE[name]}"] if name in SNAKE_CASE else [])
+        parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
+
+    program = parser.parse_known_args(argv)[0] if "--help" not in argv and "-h" not in argv else argparse.Namespace(recipe=None)
+    if program.recipe:
+        parser.set_defaults(**read_recipe(program.recipe, recipes, config_class))
+    arguments = parser.parse_args(argv)
+    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
+        value = getattr(arguments, name)
+        if value.lower() not in {v.lower() for v in values}:
+            raise UserError(f"--{name} {value} is not supported: {reason}; leave the flag out")
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    return config_class(**{name: getattr(arguments, name) for name in fields}), arguments
+
+
+def recipe_names(recipes: Path) -> list[str]:
+    return sorted(path.stem for path in recipes.glob("*.yaml"))
+
+
+def read_recipe(name: str, recipes: Path, config_class: type) -> dict[str, Any]:
+    """A recipe's values by field name, as text where argparse has to convert and check them."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML; mend it") from None
+    known = {field.name for field in dataclasses.fields(config_class)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        wrong = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
+        raise UserError(f"{path}: unknown setting {wrong[0]}; use the names that --print_config prints")
+    return {key: value if value is None or isinstance(value, bool) else str(value) for key, value in values.items()}
+
+
+def to_yaml(config: Any) -> str:
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=120)
+
+
+def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON with every "auto" filled in from the recipe.
+
+    Raises:
+        UserError: if the JSON can't be read or says something else than the recipe.
+    """
+    path = Path(config.deepspeed_config or ROOT / "ds_configs" / f"zero2_{config.precision}.json")
+    try:
+        settings = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    ours = {
+        "train_micro_batch_size_per_gpu": ("--batchSize", config.batch_size),
+        "gradient_accumulation_steps": ("--gradient_accumulation_steps", config.gradient_accumulation_steps),
+        "train_batch_size": (
+            "batch size x accumulation x GPUs",
+            config.batch_size * config.gradient_accumulation_steps * world_size,
+        ),
+        "gradient_clipping": ("--max_grad_norm", config.max_grad_norm),
+    }
+    for key, (flag, value) in ours.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            raise UserError(f'{path} has {key} {settings[key]}, but {flag} is {value}; write "auto" there or change the flag')
+        settings[key] = value
+    for precision in ("fp16", "bf16"):
+        if bool(settings.get(precision, {}).get("enabled", False)) != (config.precision == precision):
+            raise UserError(f"{path} and the flags disagree on {precision}; add or drop --{precision}")
+    if settings.get("zero_optimization", {}).get("stage") != 2:
+        raise UserError(f"{path}: zero_optimization.stage has to be 2")
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise UserError(f"{path} has an {key} section; both optimisers and schedules come from the recipe, remove it")
+    return settings
+
+
+def environment_ranks() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as the launcher says; 0 and 1 without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def exit_with(error: UserError) -> NoReturn:
+    """Say what was wrong, in one line, and leave with code 2 at once: other threads and ranks must not hold us.
+
+    What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
+    """
+    program = Path(sys.argv[0]).name
+    if environment_ranks()[0] != 0:
+        time.sleep(3)
+    print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)

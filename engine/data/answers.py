@@ -1,0 +1,84 @@
+"""The answer table of LXMERT, and how a raw answer is normalised before it is looked up."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.errors import UserError
+
+ARTICLES = ("a ", "an ", "the ")
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SYNONYMS = {
+    **{word: str(number) for number, word in enumerate(NUMBERS, start=1)},
+    "grey": "gray",
+    # Only a second article gets here: "the a man".
+    **{f"{article}{person}": person for article in ("a ", "the ") for person in ("man", "woman")},
+}
+
+
+def normalise_answer(answer: str) -> str:
+    """Lower case, no final full stop, no leading article, digits for the numbers up to ten.
+
+    Articles go in the order a, an, the, each at most once: "a an apple" becomes "apple", "the an apple" "an apple".
+    """
+    answer = answer.lower()
+    if answer.endswith("."):
+        answer = answer[:-1].strip()
+    for article in ARTICLES:
+        if answer.startswith(article):
+            answer = answer[len(article) :].strip()
+    return SYNONYMS.get(answer, answer)
+
+
+def read_json(path: Path) -> object:
+    """A JSON file's content, or one line that says where it is broken."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; see 'Real data' in README.md for where to get it") from None
+    except json.JSONDecodeError as error:
+        reason = f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        raise UserError(f"{reason}; download the file again or mend that line") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, byte {error.start}: not UTF-8; download the file again") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+
+
+class AnswerTable:
+    """The answers that the QA head can give, in the order of their ids."""
+
+    def __init__(self, answers: Iterable[str]) -> None:
+        self.answers = list(answers)
+        self.ids = {answer: number for number, answer in enumerate(self.answers)}
+        if len(self.ids) != len(self.answers):
+            raise ValueError("an answer occurs twice in the table")
+
+    @classmethod
+    def read(cls, path: Path, qa_sets: Iterable[str] | None = None) -> "AnswerTable":
+        """Read `all_ans.json`: [{"ans": str, "dsets": [str, ...]}, ...], if asked only the answers of some data sets."""
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: a list of answers was expected, found {type(entries).__name__}")
+        wanted = None if qa_sets is None else set(qa_sets)
+        answers = []
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get("ans"), str):
+                raise UserError(f"{path}, item {number}: the field 'ans' is missing or no text")
+            if wanted is None or wanted & set(entry.get("dsets", ())):
+                answers.append(entry["ans"])
+        if not answers:
+            raise UserError(f"{path} has no answer for the data sets {sorted(wanted or [])}; check --qaSets")
+        try:
+            return cls(answers)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def label(self, scores: dict[str, float]) -> dict[int, float]:
+        """Raw answers with scores to ids with scores. Unknown answers are dropped; of two that normalise to the
+        same answer the later one counts."""
+        known = ((self.ids.get(normalise_answer(answer)), score) for answer, score in scores.items())
+        return {number: score for number, score in known if number is not None}

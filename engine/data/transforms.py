@@ -1,0 +1,71 @@
+"""Image geometry: resize, pad, group by aspect ratio. Sizes are (width, height) in pixels."""
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+def resized_size(size: Size, min_size: int, max_size: int) -> Size:
+    """Short side to `min_size`, less if the long side would pass `max_size`.
+
+    The short side is rounded and the long side cut off, as in the original, so a long side can come out a few
+    pixels over `max_size`; padding then crops it.
+    """
+    width, height = size
+    short, long = min(size), max(size)
+    if long / short * min_size > max_size:
+        min_size = int(round(max_size * short / long))
+    if width < height:
+        return min_size, int(min_size * height / width)
+    return int(min_size * width / height), min_size
+
+
+def canvas_size(landscape: bool, min_size: int, max_size: int) -> Size:
+    return (max_size, min_size) if landscape else (min_size, max_size)
+
+
+def padding(size: Size, canvas: Size) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom border that centres `size` on `canvas`; negative where it has to be cropped."""
+    spare_width, spare_height = canvas[0] - size[0], canvas[1] - size[1]
+    right, bottom = spare_width // 2, spare_height // 2
+    return spare_width - right, spare_height - bottom, right, bottom
+
+
+def resize_and_pad(image: Image.Image, min_size: int, max_size: int, *, orient_after_resize: bool = False) -> np.ndarray:
+    """RGB image, resized (bilinear) and centred on black: uint8 (3, min, max), or (3, max, min) for a portrait.
+
+    A square image is a portrait. `orient_after_resize` judges orientation by the rounded size, as the original did:
+    an image of 1001 x 1000 becomes a portrait although its aspect-ratio group holds landscapes.
+    """
+    size = resized_size(image.size, min_size, max_size)
+    oriented = size if orient_after_resize else image.size
+    canvas = canvas_size(oriented[0] > oriented[1], min_size, max_size)
+    left, top, _, _ = padding(size, canvas)
+    resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    padded = Image.new("RGB", canvas)
+    padded.paste(resized, (left, top))
+    return np.ascontiguousarray(np.asarray(padded).transpose(2, 0, 1))
+
+
+def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    """(3, H, W) arrays to one (B, 3, H, W) of the first one's size; others are cropped or filled with 0 to it."""
+    height, width = images[0].shape[1:]
+    batch = np.zeros((len(images), 3, height, width), dtype=images[0].dtype)
+    for target, image in zip(batch, images, strict=True):
+        part = image[:, :height, :width]
+        target[:, : part.shape[1], : part.shape[2]] = part
+    return batch
+
+
+def aspect_ratio_bins(factor: int) -> list[float]:
+    """Edges of the groups of height / width: 2 * factor + 1 powers of 2 from 1/2 to 2; the one edge 1 for factor 0."""
+    return (2.0 ** np.linspace(-1, 1, 2 * factor + 1)).tolist() if factor > 0 else [1.0]
+
+
+def aspect_ratio_group(height_over_width: float, bins: Sequence[float]) -> int:
+    """Number of the group; a value on an edge goes to the upper one."""
+    return bisect.bisect_right(bins, height_over_width)

@@ -1,0 +1,85 @@
+"""The training loop, and validation.
+
+1. the loader yields micro-batches of this rank (its sampler knows the epoch)
+2. the engine computes the loss, the gradients and, at the end of an accumulation, the optimiser step
+3. the state moves on; (epoch, micro_step) is all that a resumed run has to know of its place
+4. now and then: a report, at the end of an epoch a checkpoint and a validation
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch.utils.data import DataLoader
+
+from engine.config import OptimizationConfig
+from engine.data.pretraining import Batch
+from engine.metrics import Metrics
+
+
+@dataclass
+class TrainState:
+    """How far training has come."""
+
+    epoch: int = 0  # epochs that are done
+    micro_step: int = 0  # micro-batches of the current epoch that are done
+    step: int = 0  # optimiser steps, skipped ones included
+
+
+class Observer(Protocol):
+    """What happens beside the training; the loop itself prints and writes nothing."""
+
+    def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None: ...
+    def after_epoch(self, state: TrainState) -> None: ...
+
+
+def train(
+    engine: DeepSpeedEngine,
+    batches: DataLoader[Batch],
+    state: TrainState,
+    config: OptimizationConfig,
+    metrics: Metrics,
+    observer: Observer,
+) -> None:
+    """Train until the last epoch or `max_steps`, whichever comes first.
+
+    A left-over micro-batch at the end of an epoch takes no step; its gradients count towards the next epoch's first.
+    """
+    while state.epoch < config.last_epoch:
+        engine.train()
+        batches.batch_sampler.set_epoch(state.epoch)
+        for batch in batches:
+            batch = batch.to(engine.device)
+            at_boundary = (state.micro_step + 1) % config.gradient_accumulation_steps == 0
+
+            engine.set_gradient_accumulation_boundary(at_boundary)
+            output = engine(**batch.inputs)
+
+            engine.backward(output.loss)
+            engine.step()
+
+            state.micro_step += 1
+            state.step += at_boundary
+            metrics.add(output.metrics)
+
+            observer.after_micro_step(state, batch, at_boundary)
+            if at_boundary and state.step == config.max_steps:
+                return
+        state.epoch, state.micro_step = state.epoch + 1, 0
+        observer.after_epoch(state)
+
+
+@torch.no_grad()
+def evaluate(
+    engine: DeepSpeedEngine, batches: DataLoader[Batch], on_batch: Callable[[Batch], None] = lambda batch: None
+) -> dict[str, float]:
+    """Means over every sample of all ranks' loaders, each counted once. Every rank has to call it."""
+    engine.eval()
+    metrics = Metrics(engine.device)
+    for batch in batches:
+        batch = batch.to(engine.device)
+        metrics.add(engine.module(**batch.inputs).metrics)
+        on_batch(batch)
+    return metrics.means()
