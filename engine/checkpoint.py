@@ -88,15 +88,14 @@ def read_tensors(path: Path) -> State:
     return state
 
 
-def load_original(model: nn.Module, path: Path) -> LoadReport:
-    """Load `X_LXRT.pth`, ours or the original's, with or without `module.` prefixes. The answer head may be new."""
-    state = {key.removeprefix("module."): tensor for key, tensor in read_tensors(path).items()}
+def load_original(model: nn.Module, state: State, source: str) -> LoadReport:
+    """Load the content of an `X_LXRT.pth`, ours or the original's, `module.` prefixes or not. The answer head may be new."""
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     decoder = state.pop(DECODER, None)
     if decoder is not None and WORDS in state and not torch.equal(decoder, state[WORDS]):
-        raise UserError(f"{path}: {DECODER} differs from the word embeddings that it should be tied to")
-    state = {key: tensor for key, tensor in state.items() if not any(part in key for part in UNUSED)
-             or "visual_pos." in key}  # fmt: skip
-    return load_state(model, state, str(path), may_miss=("answer_head.",))
+        raise UserError(f"{source}: {DECODER} differs from the word embeddings that it should be tied to")
+    state = {key: tensor for key, tensor in state.items() if "visual_pos." in key or not any(part in key for part in UNUSED)}
+    return load_state(model, state, source, may_miss=("answer_head.",))
 
 
 def checkpoint_file(path: str) -> Path:
@@ -164,7 +163,8 @@ def initial_weights(
     3. else the pre-trained parts: BERT and CLIP
     """
     if load is not None:
-        return [load_original(model, checkpoint_file(load))]
+        path = checkpoint_file(load)
+        return [load_original(model, read_tensors(path), str(path))]
     if from_scratch:
         return []
     clip_path = Path(clip_weights or f"~/.cache/clip/{clip_model_name}.pt").expanduser()

@@ -8,9 +8,6 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -294,21 +291,3 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
         if key in settings:
             raise UserError(f"{path} has an {key} section; both optimisers and schedules come from the recipe, remove it")
     return settings
-
-
-def environment_ranks() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as the launcher says; 0 and 1 without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def exit_with(error: UserError) -> NoReturn:
-    """Say what was wrong, in one line, and leave with code 2 at once: other threads and ranks must not hold us.
-
-    What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
-    """
-    program = Path(sys.argv[0]).name
-    if environment_ranks()[0] != 0:
-        time.sleep(3)
-    print(f"{program}: error: {error}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(2)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from engine.errors import UserError
+
 
 class Metrics:
     """Named means. Each is a (sum, count) pair in float64, so that a mean over ranks and batches is exact."""
@@ -56,5 +58,8 @@ class MetricsFile:
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path} can't be written ({error.strerror}); free space or change --output") from None

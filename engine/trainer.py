@@ -1,4 +1,4 @@
-"""The training loop, and validation.
+"""The engine's making, the training loop, and validation.
 
 1. the loader yields micro-batches of this rank (its sampler knows the epoch)
 2. the engine computes the loss, the gradients and, at the end of an accumulation, the optimiser step
@@ -8,15 +8,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from torch import nn
 from torch.utils.data import DataLoader
 
 from engine.config import OptimizationConfig
 from engine.data.pretraining import Batch
 from engine.metrics import Metrics
+from engine.optim.hybrid import HybridOptimizer, parameter_groups
+from engine.optim.schedules import hybrid_schedule
 
 
 @dataclass
@@ -33,6 +37,37 @@ class Observer(Protocol):
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None: ...
     def after_epoch(self, state: TrainState) -> None: ...
+
+
+def build_engine(
+    model: nn.Module, config: OptimizationConfig, settings: dict[str, Any], batches_per_epoch: int
+) -> DeepSpeedEngine:
+    """Both optimisers and schedules under ZeRO-2. The model holds its starting weights already.
+
+    The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
+    accumulation, and for the milestones those of one epoch.
+    """
+    optimizer = HybridOptimizer(
+        parameter_groups(
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adam_epsilon=config.adam_epsilon,
+            sgd_lr=config.sgd_lr,
+            sgd_momentum=config.sgd_momentum,
+            sgd_weight_decay=config.sgd_weight_decay,
+        )
+    )
+    total_steps = batches_per_epoch * config.epochs // config.gradient_accumulation_steps
+    schedule = hybrid_schedule(
+        optimizer,
+        warmup_steps=total_steps * config.warmup_ratio,
+        total_steps=total_steps,
+        steps_per_epoch=batches_per_epoch // config.gradient_accumulation_steps,
+        milestones=config.milestones,
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    return engine
 
 
 def train(

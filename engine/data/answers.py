@@ -78,7 +78,16 @@ class AnswerTable:
         return len(self.answers)
 
     def label(self, scores: dict[str, float]) -> dict[int, float]:
-        """Raw answers with scores to ids with scores. Unknown answers are dropped; of two that normalise to the
-        same answer the later one counts."""
-        known = ((self.ids.get(normalise_answer(answer)), score) for answer, score in scores.items())
-        return {number: score for number, score in known if number is not None}
+        """Raw answers with scores to ids with scores; unknown answers are dropped.
+
+        Where two answers come to be the same, one that had to be normalised overwrites one that hadn't, and it goes
+        to the end of the order: both as in the original, where they decide which answer a draw picks.
+        """
+        kept = dict(scores)
+        for answer in scores:
+            normalised = normalise_answer(answer)
+            if normalised not in self.ids:
+                del kept[answer]
+            elif normalised != answer:
+                kept[normalised] = kept.pop(answer)
+        return {self.ids[answer]: score for answer, score in kept.items()}

@@ -20,7 +20,7 @@ from engine.data.answers import AnswerTable
 from engine.data.images import UnreadableImage, image_path, image_sizes, load_image, missing_images
 from engine.data.masking import IGNORE, Generator, mask_tokens, sample_answer
 from engine.data.sampler import EvaluationSampler, Sample, TrainingSampler
-from engine.data.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size, stack_images
+from engine.data.transforms import MEAN_COLOR, aspect_ratio_bins, aspect_ratio_group, canvas_size, stack_images
 from engine.errors import UserError
 
 
@@ -36,7 +36,6 @@ class PretrainingOptions:
     image_size_max: int = 640
     aspect_ratio_group_factor: int = 5
     orient_after_resize: bool = False
-    allow_missing_images: bool = False
     seed: int = 9595
 
 
@@ -190,7 +189,7 @@ class Collator:
         names = ("input_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans")
         inputs: dict[str, Any] = {name: torch.tensor([example[name] for example in examples]) for name in names}
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-        inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples]))
+        inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples], MEAN_COLOR))
         inputs["sampling_state"] = torch.tensor([self.seed, examples[0]["epoch"]])
         inputs["first_image"] = examples[0]["position"]
         uids = [example["uid"] for example in examples]
@@ -232,9 +231,20 @@ def read_split(
 
 
 def training_loader(
-    dataset: PretrainingDataset, batch_size: int, *, num_workers: int, rank: int, world_size: int, same_order: bool
+    dataset: PretrainingDataset,
+    batch_size: int,
+    *,
+    accumulation: int,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+    same_order: bool,
 ) -> DataLoader[Batch]:
-    """This rank's share of the shuffled, grouped micro-batches; its batch_sampler takes `set_epoch`."""
+    """This rank's share of the shuffled, grouped micro-batches; its batch_sampler takes `set_epoch`.
+
+    Raises:
+        UserError: if an epoch is too short for one optimiser step.
+    """
     sampler = TrainingSampler(
         dataset.groups(),
         batch_size,
@@ -243,10 +253,11 @@ def training_loader(
         world_size=world_size,
         same_order_each_epoch=same_order,
     )
-    if len(sampler) == 0:
+    if len(sampler) < accumulation:
+        needed = batch_size * world_size * accumulation
         raise UserError(
-            f"{dataset.split} has {len(dataset)} sentences, fewer than one batch of {batch_size} on each of "
-            f"{world_size} ranks; lower --batchSize or add data"
+            f"{dataset.split} has {len(dataset)} sentences, but one optimiser step takes {needed} (batches of "
+            f"{batch_size} x {world_size} ranks x accumulation {accumulation}); lower --batchSize or add data"
         )
     return _loader(dataset, sampler, num_workers)
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 Size = tuple[int, int]
+MEAN_COLOR = (123, 117, 104)  # what CLIP's normalisation makes 0, to the nearest grey level
 
 
 def resized_size(size: Size, min_size: int, max_size: int) -> Size:
@@ -51,10 +52,11 @@ def resize_and_pad(image: Image.Image, min_size: int, max_size: int, *, orient_a
     return np.ascontiguousarray(np.asarray(padded).transpose(2, 0, 1))
 
 
-def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
-    """(3, H, W) arrays to one (B, 3, H, W) of the first one's size; others are cropped or filled with 0 to it."""
+def stack_images(images: Sequence[np.ndarray], fill: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
+    """(3, H, W) arrays to one (B, 3, H, W) of the first one's size; others are cropped or filled up to it."""
     height, width = images[0].shape[1:]
-    batch = np.zeros((len(images), 3, height, width), dtype=images[0].dtype)
+    batch = np.empty((len(images), 3, height, width), dtype=images[0].dtype)
+    batch[:] = np.reshape(fill, (3, 1, 1))
     for target, image in zip(batch, images, strict=True):
         part = image[:, :height, :width]
         target[:, : part.shape[1], : part.shape[2]] = part

@@ -1,0 +1,41 @@
+# make setup   a virtual environment in .venv, with every version pinned by constraints.txt
+# make demo    draw a data set, pre-train both stages on two ranks, evaluate
+# make test    all tests
+# make lint    style and types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := $(shell grep '^torch==' constraints.txt)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+# torch comes first and alone, so that nothing else decides which build of it is taken. The last line compiles
+# DeepSpeed's CPU communication once, here, where a minute of waiting is expected.
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m launch.warm_up
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python launch/demo.py
+
+test: $(READY)
+	$(BIN)/python -m tests.parity tests/golden
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) data/demo snap/demo

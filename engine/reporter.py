@@ -1,0 +1,168 @@
+"""What happens beside the training: progress, metrics.jsonl, checks, validation, checkpoints."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from engine.checkpoint import save_checkpoint
+from engine.config import PretrainConfig
+from engine.data.pretraining import Batch
+from engine.diagnosis import first_non_finite
+from engine.errors import UserError
+from engine.metrics import Metrics, MetricsFile
+from engine.trainer import TrainState, evaluate
+
+UNREADABLE = "unreadable_images"
+
+
+@dataclass
+class Progress:
+    """What happened since the last report."""
+
+    started: float
+    images: int = 0
+    micro_batches: int = 0
+
+
+class Reporter:
+    """The Observer of a pre-training run. Every rank has one; rank 0's also shows and writes."""
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        config: PretrainConfig,
+        batches: DataLoader[Batch],
+        validation: DataLoader[Batch] | None,
+        metrics: Metrics,
+    ) -> None:
+        self.engine, self.config, self.metrics = engine, config, metrics
+        self.validation = validation
+        self.batches_per_epoch = len(batches)
+        self.world_size = dist.get_world_size()
+        self.folder = Path(config.output)
+        self.file = MetricsFile(self.folder / "metrics.jsonl", engine.global_rank)
+        self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report
+        self.window = Progress(time.monotonic())
+        steps = len(batches) // config.gradient_accumulation_steps * config.last_epoch
+        self.total_steps = min(steps, config.max_steps or steps)
+        self.bar = tqdm(
+            total=self.total_steps,
+            unit="step",
+            disable=engine.global_rank != 0,
+            dynamic_ncols=True,
+            mininterval=1,
+        )
+
+    def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
+        self.window.images += len(batch) * self.world_size
+        self.window.micro_batches += 1
+        self._count_unreadable(batch)
+        if at_boundary:
+            self.bar.update()
+            self._check_finite(batch)
+        if state.micro_step % self.config.report_step == 0 or (at_boundary and state.step == self.total_steps):
+            self._report(state)
+
+    def after_epoch(self, state: TrainState) -> None:
+        """Validate and save. Ranks saw different batches, so rank 0's batch norm statistics stand for all."""
+        if self.window.micro_batches:
+            self._report(state)
+        for buffer in self.engine.module.buffers():
+            dist.broadcast(buffer, src=0)
+        if self.validation is not None:
+            self._validate(state)
+        name = f"Epoch{state.epoch:02d}"
+        save_checkpoint(self.engine, self.folder, name, client_state=asdict(state))
+        self._say(f"saved {self.folder / name}")
+        self.window = Progress(time.monotonic())
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def _report(self, state: TrainState) -> None:
+        """Means since the last report, over all ranks."""
+        totals = self.metrics.totals()
+        self.unreadable += int(totals.pop(UNREADABLE, (0, 0))[0])
+        self._check_unreadable(self.unreadable)
+        seconds = time.monotonic() - self.window.started
+        means = {name: total / count for name, (total, count) in totals.items() if count}
+        lr, *_, sgd_lr = self.engine.lr_scheduler.get_last_lr()
+        steps_left = self.total_steps - state.step
+        seconds_per_step = seconds / self.window.micro_batches * self.config.gradient_accumulation_steps
+        record = {
+            "kind": "train",
+            "epoch": round(state.epoch + state.micro_step / self.batches_per_epoch, 4),
+            "step": state.step,
+            **_with_total_loss(means),
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "lr": lr,
+            "sgd_lr": sgd_lr,
+            "loss_scale": float(self.engine.optimizer.loss_scale) if self.config.fp16 else 1.0,
+            "skipped_steps": self.engine.skipped_steps,
+            UNREADABLE: self.unreadable,
+            "images_per_second": round(self.window.images / seconds, 2),
+            "seconds_left": round(steps_left * seconds_per_step),
+        }
+        self.file.write(record)
+        self._say(_line(record))
+        self.window = Progress(time.monotonic())
+
+    def _validate(self, state: TrainState) -> None:
+        assert self.validation is not None
+        means = evaluate(self.engine, self.validation, on_batch=self._count_unreadable)
+        record = {"kind": "valid", "epoch": state.epoch, "step": state.step, **_with_total_loss(means)}
+        self.file.write(record)
+        self._say(_line(record))
+
+    def _count_unreadable(self, batch: Batch) -> None:
+        for problem in batch.unreadable:
+            tqdm.write(f"skipped an unreadable image: {problem}")
+        if batch.unreadable:
+            self.unreadable_here += len(batch.unreadable)
+            self.metrics.add({UNREADABLE: (len(batch.unreadable), 1)})
+            self._check_unreadable(self.unreadable_here, batch.unreadable[-1])
+
+    def _check_unreadable(self, count: int, example: str = "see the lines above") -> None:
+        if count > (limit := self.config.max_unreadable_images):
+            raise UserError(
+                f"{count} unreadable images, more than --max_unreadable_images {limit} ({example}); "
+                "restore the files or raise the limit"
+            )
+
+    def _check_finite(self, batch: Batch) -> None:
+        """DeepSpeed skips a step whose gradients aren't finite; that mends itself only while a loss scale can fall."""
+        optimizer = self.engine.optimizer
+        if not optimizer.overflow:
+            return
+        scaler = optimizer.loss_scaler
+        if self.config.fp16 and scaler.dynamic and optimizer.loss_scale > scaler.min_scale:
+            return
+        reason = first_non_finite(self.engine.module, batch.inputs)
+        scale = f" at the smallest loss scale {optimizer.loss_scale:g}" if self.config.fp16 else ""
+        raise UserError(
+            f"the gradients are not finite{scale}, after {self.engine.skipped_steps} skipped steps: {reason}; "
+            "lower --lr or --sgd_lr, or train in --bf16 or fp32"
+        )
+
+    def _say(self, text: str) -> None:
+        if self.engine.global_rank == 0:
+            tqdm.write(text)
+
+
+def _with_total_loss(means: Mapping[str, float]) -> dict[str, float]:
+    """The sum of the tasks' mean losses in front of them."""
+    return {"loss": math.fsum(value for name, value in means.items() if name.endswith("_loss")), **means}
+
+
+def _line(record: Mapping[str, object]) -> str:
+    """A record for the eye: three or four significant digits, and no zero counts."""
+    shown = {k: v for k, v in record.items() if k != "kind" and not (v == 0 and k in ("skipped_steps", UNREADABLE))}
+    values = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
+    return f"{record['kind']}: " + ", ".join(values)

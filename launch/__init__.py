@@ -1,0 +1,1 @@
+"""Command-line programs. Each parses, builds, and calls the engine."""

@@ -1,0 +1,160 @@
+"""Pre-train CLIP-ViL.
+
+    deepspeed --num_gpus 8 launch/pretrain.py --recipe rn50_stage_one
+
+1. configuration    flags over recipe over defaults, checked before anything is read
+2. data             annotations, answer table, image sizes
+3. model            built, then filled: --load, else --fromScratch, else CLIP and BERT
+4. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; --load may continue their state
+5. training         epochs of micro-batches; a validation and a checkpoint after each
+"""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from tokenizers import Tokenizer
+from transformers import BertConfig, set_seed
+
+from engine.checkpoint import initial_weights, load_training_state, read_bert
+from engine.config import PretrainConfig, deepspeed_settings, parse, to_yaml
+from engine.data.answers import AnswerTable
+from engine.data.pretraining import (
+    PretrainingDataset,
+    PretrainingOptions,
+    TextEncoder,
+    evaluation_loader,
+    read_split,
+    training_loader,
+)
+from engine.distributed import Ranks, exit_with, join
+from engine.errors import UserError
+from engine.metrics import Metrics
+from engine.model.clip_resnet import SHAPES, STRIDE
+from engine.model.encoder import VisualShape, check_grid
+from engine.model.pretraining import ClipVilForPretraining
+from engine.reporter import Reporter
+from engine.trainer import TrainState, build_engine, train
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def read_data(
+    config: PretrainConfig, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[PretrainingDataset, PretrainingDataset | None, AnswerTable]:
+    """Training data, validation data where --valid names any, and the answers."""
+    data_root = Path(config.data_root)
+    answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+    options = PretrainingOptions(
+        task_mask_lm=config.task_mask_lm,
+        task_matched=config.task_matched,
+        word_mask_rate=config.word_mask_rate,
+        max_seq_length=config.max_seq_length,
+        image_size_min=config.image_size_min,
+        image_size_max=config.image_size_max,
+        aspect_ratio_group_factor=config.aspect_ratio_group_factor,
+        orient_after_resize=config.orient_after_resize,
+        seed=config.seed,
+    )
+    text = TextEncoder(tokenizer)
+
+    def split(names: str) -> PretrainingDataset:
+        sentences, summary = read_split(names, data_root, answers, allow_missing_images=config.allow_missing_images)
+        if ranks.rank == 0:
+            print(summary, flush=True)
+        return PretrainingDataset(sentences, data_root, text, options, names)
+
+    return split(config.train), split(config.valid) if config.valid else None, answers
+
+
+def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, ranks: Ranks) -> ClipVilForPretraining:
+    """The model with its starting weights, the same on every rank."""
+    visual = VisualShape(
+        backbone=SHAPES[config.clip_model_name],
+        sub_feat_num=config.sub_feat_num if config.sub_sampling else None,
+        use_positional_embedding=config.use_positional_embedding,
+        pos_num=config.pos_num,
+        freeze_batch_norm=config.freeze_batch_norm,
+    )
+    for height, width in ((config.image_size_min, config.image_size_max), (config.image_size_max, config.image_size_min)):
+        check_grid(visual, height, width, STRIDE)
+    set_seed(config.seed)
+    model = ClipVilForPretraining(bert, visual, num_answers if config.task_qa else None)
+    reports = initial_weights(
+        model,
+        load=config.load,
+        from_scratch=config.from_scratch,
+        bert=config.bert,
+        clip_weights=config.clip_weights,
+        clip_model_name=config.clip_model_name,
+    )
+    if ranks.rank == 0:
+        print(*reports or ["random weights"], sep="\n", flush=True)
+    return model
+
+
+def load_state(engine: DeepSpeedEngine, config: PretrainConfig) -> None:
+    """With --load, the optimiser's and the schedules' state too, unless the flags leave them out."""
+    optimizer, scheduler = not config.not_load_adam_optimizer, not config.not_load_scheduler
+    if config.load is not None and (optimizer or scheduler):
+        load_training_state(engine, config.load, optimizer=optimizer, scheduler=scheduler)
+
+
+def run(config: PretrainConfig, ranks: Ranks) -> None:
+    settings = deepspeed_settings(config, ranks.world_size)
+    bert, tokenizer = read_bert(config.bert)
+    training, validation, answers = read_data(config, tokenizer, ranks)
+    shares = {"num_workers": config.num_workers, "rank": ranks.rank, "world_size": ranks.world_size}
+    batches = training_loader(
+        training,
+        config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        same_order=config.same_order_each_epoch,
+        **shares,
+    )
+    validation_batches = evaluation_loader(validation, config.batch_size, **shares) if validation else None
+    model = build_model(config, bert, len(answers), ranks)
+    prepare_output(config, ranks)
+
+    device = join(ranks)
+    engine = build_engine(model, config, settings, len(batches))
+    load_state(engine, config)
+    set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
+    metrics = Metrics(device)
+    reporter = Reporter(engine, config, batches, validation_batches, metrics)
+    train(engine, batches, TrainState(), config, metrics, reporter)
+    reporter.close()
+    dist.destroy_process_group()
+
+
+def prepare_output(config: PretrainConfig, ranks: Ranks) -> None:
+    """The folder of this run, with its configuration in it."""
+    if ranks.rank != 0:
+        return
+    folder = Path(config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+    except OSError as error:
+        raise UserError(f"--output {folder} can't be written: {error.strerror}; choose another folder") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    ranks = Ranks.from_environment()
+    try:
+        config, arguments = parse(PretrainConfig, sys.argv[1:] if argv is None else argv, RECIPES)
+        config.check(ranks.world_size)
+        if not arguments.print_config:
+            run(config, ranks)
+        elif ranks.rank == 0:
+            deepspeed_settings(config, ranks.world_size)
+            print(to_yaml(config), end="")
+    except UserError as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Packaging. The distribution's version stays below 0.9: transformers looks for a package called `kernels`, finds
+ours, and must not take it for the one that it can use (docs/decisions.md)."""
+
+from setuptools import setup
+
+setup(
+    name="clipvil-engine",
+    version="0.1.0",
+    description="Pre-training engine for CLIP-ViL: DeepSpeed ZeRO-2, two optimisers, grid sub-sampling",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[
+        "engine",
+        "engine.data",
+        "engine.model",
+        "engine.optim",
+        "kernels",
+        "launch",
+    ],
+    install_requires=[
+        "torch>=2.8",
+        "deepspeed>=0.18",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "numpy>=1.26",
+        "pillow>=11.0",
+        "pyyaml>=6.0",
+        "tqdm>=4.66",
+        "ninja>=1.11",
+    ],
+    extras_require={"dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15", "types-PyYAML", "types-tqdm"]},
+)

@@ -1,0 +1,153 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from engine.data.sampler import EvaluationSampler, TrainingSampler, exhaustive_batches, grouped_batches
+
+GROUPS = np.random.default_rng(0).choice(4, size=103, p=[0.5, 0.3, 0.19, 0.01]).tolist()
+
+
+def training(**options):
+    return TrainingSampler(GROUPS, options.pop("batch_size", 4), seed=options.pop("seed", 1), **options)
+
+
+def indices(batches):
+    return [[sample.index for sample in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_deal_out_the_batches_of_one_rank(world_size):
+    ranks = [list(training(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    whole = list(training())
+    assert {len(batches) for batches in ranks} == {len(whole) // world_size}
+    dealt = [ranks[number % world_size][number // world_size] for number in range(len(whole) // world_size * world_size)]
+    assert dealt == whole[: len(dealt)]
+
+
+def test_positions_of_all_ranks_count_the_epoch_through():
+    batches = [batch for rank in range(3) for batch in training(rank=rank, world_size=3)]
+    positions = sorted(sample.position for batch in batches for sample in batch)
+    assert positions == list(range(len(positions)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_length_is_the_number_of_batches(world_size):
+    sampler = training(world_size=world_size)
+    assert len(sampler) == len(list(sampler)) == 103 // 4 // world_size
+
+
+def test_an_optimiser_step_sees_the_same_samples_on_one_and_four_ranks():
+    """Batch 2 on each of 4 ranks against one rank that accumulates 4 passes."""
+    one = list(training(batch_size=2))
+    four = [list(training(batch_size=2, rank=rank, world_size=4)) for rank in range(4)]
+    for step in range(len(four[0])):
+        assert one[4 * step : 4 * step + 4] == [batches[step] for batches in four]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_groups_never_mix(batch_size):
+    for batch in indices(training(batch_size=batch_size)):
+        assert len(batch) == batch_size
+        assert len({GROUPS[index] for index in batch}) == 1
+
+
+def test_epoch_takes_no_sample_twice_but_to_fill_up_last_batches():
+    counts = Counter(index for batch in indices(training()) for index in batch)
+    repeats = sum(counts.values()) - len(counts)
+    # Each group leaves at most batch_size - 1 samples over, and as many fill its last batch at most.
+    assert repeats <= 4 * 3
+    assert len(counts) >= 103 - 4 * 3
+
+
+def test_groups_that_batches_divide_are_seen_exactly_once():
+    sampler = TrainingSampler([0, 1] * 12, 4, seed=1)
+    assert sorted(index for batch in indices(sampler) for index in batch) == list(range(24))
+
+
+def test_set_epoch_changes_the_order_and_is_told_in_the_samples():
+    sampler = training()
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert indices(first) != indices(second)
+    assert {sample.epoch for batch in first for sample in batch} == {0}
+    assert {sample.epoch for batch in second for sample in batch} == {1}
+
+
+def test_same_epoch_gives_the_same_order_in_another_sampler():
+    sampler, resumed = training(), training()
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        list(sampler)
+    resumed.set_epoch(2)
+    assert list(resumed) == list(sampler)
+
+
+def test_same_order_each_epoch_keeps_the_order_but_not_the_draws():
+    sampler = training(same_order_each_epoch=True)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert indices(second) == indices(first)
+    assert {sample.epoch for batch in second for sample in batch} == {1}
+
+
+def test_another_seed_gives_another_order():
+    assert indices(training(seed=1)) != indices(training(seed=2))
+
+
+def test_batches_come_when_their_group_is_full():
+    order = np.array([0, 1, 2, 3, 4, 5])
+    groups = np.array([0, 1, 1, 0, 0, 1])
+    assert grouped_batches(order, groups, 2).tolist() == [[1, 2], [0, 3], [4, 0]]
+
+
+def test_fullest_left_over_fills_up_first():
+    order = np.arange(8)
+    groups = np.array([0, 0, 0, 0, 1, 2, 2, 2])
+    # One batch of group 0; of the left-overs 5 6 7 (group 2) comes before 4 (group 1), filled with the group's first.
+    assert grouped_batches(order, groups, 4).tolist() == [[0, 1, 2, 3], [5, 6, 7, 5]]
+
+
+def test_group_smaller_than_a_batch_repeats_as_often_as_needed():
+    assert grouped_batches(np.arange(5), np.array([0, 1, 2, 3, 4]), 5).tolist() == [[0] * 5]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (3, 4)], ids=["no_samples", "less_than_a_batch"])
+def test_too_few_samples_make_no_batch(count, batch_size):
+    sampler = TrainingSampler([0] * count, batch_size, seed=1)
+    assert len(sampler) == 0
+    assert list(sampler) == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 64])
+def test_evaluation_yields_each_item_once(world_size):
+    samplers = [EvaluationSampler(GROUPS, 4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    seen = [index for sampler in samplers for batch in indices(sampler) for index in batch]
+    assert sorted(seen) == list(range(103))
+    assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers]
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(1, 1), (4, 3), (32, 2), (200, 1)])
+def test_evaluation_positions_depend_on_neither_batch_size_nor_ranks(batch_size, world_size):
+    positions = {}
+    for rank in range(world_size):
+        for batch in EvaluationSampler(GROUPS, batch_size, rank=rank, world_size=world_size):
+            assert [sample.position for sample in batch] == list(range(batch[0].position, batch[0].position + len(batch)))
+            positions.update({sample.index: (sample.position, sample.epoch) for sample in batch})
+    by_group = np.argsort(GROUPS, kind="stable").tolist()
+    assert positions == {index: (position, 0) for position, index in enumerate(by_group)}
+
+
+def test_evaluation_never_mixes_groups():
+    assert all(len({GROUPS[index] for index in batch}) == 1 for batch in indices(EvaluationSampler(GROUPS, 4)))
+
+
+def test_exhaustive_batches_of_no_items():
+    assert exhaustive_batches(np.array([], dtype=int), 4) == []
+
+
+def test_only_the_last_batch_of_a_group_is_smaller():
+    batches = exhaustive_batches(np.array([1, 0, 1, 1, 0]), 2)
+    assert [batch.tolist() for batch in batches] == [[1, 4], [0, 2], [3]]

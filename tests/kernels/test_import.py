@@ -1,0 +1,55 @@
+"""Importing is free, arrows go launch -> engine -> kernels, and our name "kernels" doesn't upset transformers."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(code, folder):
+    """Run `code` in a new process that has the repository root on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_transformers_is_not_fooled_by_the_name_kernels(tmp_path):
+    code = (
+        "import kernels, transformers; from transformers import BertModel\n"
+        "print(kernels.__file__, transformers.utils.is_kernels_available(), BertModel.__name__)"
+    )
+    assert run_python(code, tmp_path) == [str(ROOT / "kernels" / "__init__.py"), "False", "BertModel"]
+
+
+def test_importing_kernels_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys, kernels; print('torch' in sys.modules)\n"
+        "import kernels.grid_subsample\n"
+        "print('torch' in sys.modules, *{'engine', 'launch', 'transformers', 'deepspeed'} & sys.modules.keys())\n"
+        "print(sys.modules['torch'].cuda.is_initialized())"
+    )
+    assert run_python(code, tmp_path) == ["False", "True", "False"]
+
+
+def imported_packages(path):
+    """Top-level packages of all imports of a file, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its package"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize(("package", "forbidden"), [("kernels", {"engine", "launch"}), ("engine", {"launch"})])
+def test_imports_go_from_launch_to_engine_to_kernels(package, forbidden):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {str(path.relative_to(ROOT)): found for path in files if (found := forbidden & set(imported_packages(path)))}
+    assert wrong == {}

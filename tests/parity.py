@@ -1,0 +1,540 @@
+"""Hold the engine against numbers recorded from the original code.
+
+    python -m tests.parity tests/golden
+
+Prints a line per quantity, `name  largest error  tolerance`, and exits with 1 if any error is beyond its tolerance.
+Exact quantities count their differences, tolerance 0. Where the tolerances come from is said beside them.
+
+1. model_pretrain/  one forward and backward pass of each variant
+2. trajectory/      12 optimiser steps through DeepSpeed ZeRO-2 with one rank
+3. data/            answers, masking, grouping, geometry, pixels, tokens, whole batches
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BertConfig, BertTokenizer
+
+from engine.checkpoint import full_state, load_original
+from engine.config import OptimizationConfig, deepspeed_settings
+from engine.data.answers import AnswerTable, normalise_answer
+from engine.data.images import SIZES_FILE, image_path
+from engine.data.masking import mask_tokens
+from engine.data.pretraining import Collator, PretrainingDataset, PretrainingOptions, TextEncoder, read_split
+from engine.data.sampler import exhaustive_batches, grouped_batches
+from engine.data.transforms import (
+    aspect_ratio_bins,
+    aspect_ratio_group,
+    canvas_size,
+    padding,
+    resize_and_pad,
+    resized_size,
+    stack_images,
+)
+from engine.distributed import Ranks, join
+from engine.model.clip_resnet import ResNetShape
+from engine.model.encoder import CLIP_STD, VisualShape, normalise_images
+from engine.model.pretraining import ClipVilForPretraining, PretrainingOutput
+from engine.trainer import build_engine
+
+# Suggested by the recording's README from what a second recording with one thread showed (loss 2e-6, gradients
+# 1.3e-5, over the trajectory loss 1.5e-5, norms 6e-5, parameters 3e-7); small enough to see another GELU or epsilon.
+LOSS, GRADIENT = 2e-5, 1e-4
+TRAJECTORY_LOSS, TRAJECTORY_NORM, TRAJECTORY_PARAMETER = 2e-4, 5e-4, 2e-5
+OUTPUT = 2e-5  # of a tensor's largest entry: the loss's, for values of the order of 1
+LR = 1e-12  # the same float64 formula, up to the order of its operations
+PIXEL = 1e-6  # values up to 3 in fp32 after the same three operations: a few units in the last place of 2.4e-7
+FILL = 0.5 / 255 / min(CLIP_STD)  # 0 after normalisation lies between two grey levels
+
+
+class Quantity(NamedTuple):
+    """One printed line. Without a tolerance it is for information."""
+
+    name: str
+    error: float
+    tolerance: float | None
+
+
+def largest_error(ours: Any, theirs: Any, *, relative: bool = False) -> float:
+    """Largest absolute difference, if asked in units of the largest recorded entry; infinite for another shape."""
+    a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    error = float(np.abs(a - b).max(initial=0.0))
+    scale = float(np.abs(b).max(initial=0.0)) if relative else 0.0
+    return error / scale if scale else error
+
+
+def differences(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
+    return abs(len(ours) - len(theirs)) + sum(a != b for a, b in zip(ours, theirs, strict=False))
+
+
+# Model
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def recorded_images(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).float() / 64 - 2
+
+
+def build_model(config: dict[str, Any], variant: dict[str, Any], state: dict[str, np.ndarray]) -> ClipVilForPretraining:
+    bert = config["bert"]
+    names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    bert_config = BertConfig(
+        **{name: bert[name] for name in names},
+        num_hidden_layers=bert["num_layers"],
+        type_vocab_size=bert["type_vocab_size"],
+        layer_norm_eps=bert["layer_norm_eps"],
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    visual = VisualShape(
+        ResNetShape(tuple(config["clip"]["layers"]), config["clip"]["width"]),
+        sub_feat_num=variant["sub_feat_num"] if variant["sub_sampling"] else None,
+        use_positional_embedding=variant["use_positional_embedding"],
+        pos_num=config["pos_num"],
+    )
+    model = ClipVilForPretraining(bert_config, visual, config["num_answers"] if variant["task_qa"] else None)
+    load_original(model, {key: torch.from_numpy(value) for key, value in state.items()}, "the recorded state")
+    return model
+
+
+def model_inputs(arrays: dict[str, np.ndarray], positions: np.ndarray) -> dict[str, Any]:
+    names = ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans")
+    inputs: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in names}
+    inputs["images"] = recorded_images(arrays["images_u8"])
+    inputs["positions"] = torch.from_numpy(positions) if positions.size else None
+    return inputs
+
+
+def global_norm(model: torch.nn.Module) -> float:
+    norms = [parameter.grad.double().norm() for parameter in model.parameters() if parameter.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
+def check_model(folder: Path) -> Iterator[Quantity]:
+    description = json.loads((folder / "config.json").read_text())
+    state, batch = read_arrays(folder / "state.npz"), read_arrays(folder / "batch.npz")
+    for name, variant in description["variants"].items():
+        recorded = read_arrays(folder / f"variant_{name}.npz")
+        model = build_model(description["config"], variant, state)
+        inputs = model_inputs(batch, recorded["sampled_positions"])
+        output = model(**inputs)
+        output.loss.backward()
+        for quantity in _outputs(output, recorded):
+            yield quantity._replace(name=f"{name} {quantity.name}")
+        for quantity in _gradients(model, recorded, variant["param_names_for_grad_norms"]):
+            yield quantity._replace(name=f"{name} {quantity.name}")
+        yield _batch_norm(model, state, recorded)._replace(name=f"{name} batch norm statistics")
+
+        model = build_model(description["config"], variant, state).eval()
+        with torch.no_grad():
+            output = model(**inputs)
+        yield Quantity(f"{name} evaluation loss", largest_error(output.loss, recorded["eval_loss"]), LOSS)
+        losses = torch.stack(list(output.losses.values()))
+        yield Quantity(f"{name} evaluation losses", largest_error(losses, recorded["eval_losses"]), LOSS)
+        if output.answer_scores is not None:
+            error = largest_error(output.answer_scores, recorded["eval_answer_score"], relative=True)
+            yield Quantity(f"{name} evaluation answer scores", error, OUTPUT)
+    yield from _missing_labels(description, state, batch)
+
+
+def _outputs(output: PretrainingOutput, recorded: dict[str, np.ndarray]) -> Iterator[Quantity]:
+    losses = torch.stack([loss.detach() for loss in output.losses.values()])
+    yield Quantity("loss", largest_error(output.loss.detach(), recorded["loss"]), LOSS)
+    yield Quantity("losses", largest_error(losses, recorded["losses"]), LOSS)
+    tensors = {
+        "lang_output": output.language,
+        "visn_output": output.vision,
+        "pooled_output": output.pooled,
+        "visual_grid": output.grid,
+        "matched_scores": output.matched_scores,
+        "lm_scores_first8cols": output.lm_scores[..., :8],
+    }
+    if output.answer_scores is not None:
+        tensors["answer_score"] = output.answer_scores
+    for name, tensor in tensors.items():
+        yield Quantity(name, largest_error(tensor.detach(), recorded[name], relative=True), OUTPUT)
+    scores = output.lm_scores.detach().double()
+    # A sum of N errors of random sign, each within OUTPUT of the largest score, stays within 4 sqrt(N) of one.
+    bound = 4 * OUTPUT * float(scores.abs().max()) * scores.numel() ** 0.5
+    yield Quantity("lm_scores_sum", largest_error(scores.sum(), recorded["lm_scores_sum"]), bound)
+
+
+def _gradients(
+    model: ClipVilForPretraining, recorded: dict[str, np.ndarray], names: list[str]
+) -> Iterator[Quantity]:
+    """Whole gradients where they are recorded, the norm of each one, and the norm of all together."""
+    ours = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
+    whole = {name.removeprefix("grad/"): value for name, value in recorded.items() if name.startswith("grad/")}
+    errors = [largest_error(ours[name], value, relative=True) for name, value in whole.items() if name in ours]
+    yield Quantity("gradients", max(errors), GRADIENT)
+    # NaN stands for "no gradient": ours has to be zero there, or not to exist.
+    theirs = dict(zip(names, np.nan_to_num(recorded["grad_norms"]), strict=True))
+    absent = [name for name in ours if name not in theirs] + [n for n, v in theirs.items() if v and n not in ours]
+    norms = {name: gradient.double().norm().numpy() for name, gradient in ours.items() if name in theirs}
+    # A key bias's true gradient is 0 (softmax is blind to it), so its norm is rounding; the unit is the largest norm.
+    unit = max(theirs.values())
+    error = max(min(largest_error(n, theirs[k], relative=True), abs(n - theirs[k]) / unit) for k, n in norms.items())
+    yield Quantity("gradient norm of each parameter", float("inf") if absent else error, GRADIENT)
+    yield Quantity("gradient norm", largest_error(global_norm(model), recorded["grad_global_norm"], relative=True), GRADIENT)
+
+
+def _batch_norm(
+    model: ClipVilForPretraining, start: dict[str, np.ndarray], recorded: dict[str, np.ndarray]
+) -> Quantity:
+    """Running statistics after the pass. Some recordings hold those from before it (their counters say so): the
+    distance is then for information, and the trajectory's final statistics are the check."""
+    theirs = {name.removeprefix("bn_after/"): value for name, value in recorded.items() if name.startswith("bn_after/")}
+    ours = model.state_dict()
+    error = max(largest_error(ours[name], value, relative=True) for name, value in theirs.items())
+    before = all(np.array_equal(theirs[name], start[name]) for name in theirs if name.endswith("num_batches_tracked"))
+    return Quantity("batch norm statistics", error, None if before else OUTPUT)
+
+
+def _missing_labels(
+    description: dict[str, Any], state: dict[str, np.ndarray], batch: dict[str, np.ndarray]
+) -> Iterator[Quantity]:
+    """A task without a label in the batch: the original's total is NaN, ours counts the others; gradients agree."""
+    for case, field, term in (("all_ans_ignored", "ans", "qa"), ("no_masked_token", "masked_lm_labels", "mask_lm")):
+        expected = description[case]
+        variant = description["variants"][expected["variant"]]
+        recorded_positions = np.empty(0)
+        if variant["sub_sampling"]:
+            raise SystemExit(f"{case} is recorded without sub-sampling, found {expected['variant']}")
+        model = build_model(description["config"], variant, state)
+        output = model(**model_inputs({**batch, field: np.full_like(batch[field], -1)}, recorded_positions))
+        output.loss.backward()
+        norm = largest_error(global_norm(model), expected["grad_global_norm"], relative=True)
+        yield Quantity(f"{case} gradient norm", norm, GRADIENT)
+        yield Quantity(f"{case} {term} loss is 0", abs(output.losses[term].item()), 0.0)
+        for task in ("matched", "qa"):
+            if f"{task}_loss" in expected:
+                error = largest_error(output.losses[task].detach(), expected[f"{task}_loss"])
+                yield Quantity(f"{case} {task} loss", error, LOSS)
+        if case == "all_ans_ignored":
+            gradients = [p.grad for n, p in model.named_parameters() if n.startswith("answer_head") and p.grad is not None]
+            yield Quantity(f"{case} answer head gradient", max(float(g.abs().max()) for g in gradients), 0.0)
+
+
+# Trajectory
+
+
+def check_trajectory(folder: Path) -> Iterator[Quantity]:
+    description = json.loads((folder / "config.json").read_text())
+    hyper = description["hyper"]
+    batches = read_arrays(folder / "batches.npz")
+    positions = read_arrays(folder / "positions.npz")["positions"]
+    start = read_arrays(folder / "init_state.npz")
+    recorded = read_arrays(folder / "result_torch_adamw.npz")
+    older_rule = read_arrays(folder / "result_adamw331.npz")
+
+    config = OptimizationConfig(
+        batch_size=positions.shape[1],
+        gradient_accumulation_steps=hyper["accumulation"],
+        epochs=hyper["nominal_epochs"],
+        lr=hyper["lr"],
+        weight_decay=hyper["weight_decay"],
+        adam_epsilon=hyper["eps"],
+        warmup_ratio=hyper["warmup_ratio"],
+        sgd_lr=hyper["sgd_lr"],
+        sgd_momentum=hyper["sgd_momentum"],
+        sgd_weight_decay=hyper["sgd_weight_decay"],
+        schedule=",".join(map(str, hyper["milestones"])),
+        max_grad_norm=hyper["max_grad_norm"],
+    )
+    variant = {
+        "task_qa": True,
+        "sub_sampling": True,
+        "sub_feat_num": positions.shape[2],
+        "use_positional_embedding": True,
+    }
+    model = build_model(description["config"], variant, start)
+    join(Ranks.from_environment())
+    engine = build_engine(model, config, deepspeed_settings(config, world_size=1), hyper["batches_per_epoch"])
+
+    losses: list[list[float]] = []
+    norms: list[float] = []
+    rates: list[list[float]] = []
+    tracked: list[list[float]] = []
+    kept = [name for name in description["tracked"] if name in model.state_dict()]
+    engine.train()
+    for number in range(len(positions)):
+        at_boundary = (number + 1) % hyper["accumulation"] == 0
+        inputs = model_inputs({name: array[number] for name, array in batches.items()}, positions[number])
+        engine.set_gradient_accumulation_boundary(at_boundary)
+        output = engine(**inputs)
+        losses.append([output.loss.item(), *(loss.item() for loss in output.losses.values())])
+        engine.backward(output.loss)
+        if at_boundary:
+            rates.append([group["lr"] for group in engine.optimizer.param_groups])
+        engine.step()
+        if at_boundary:
+            norms.append(float(engine.get_global_grad_norm()))
+            state = full_state(engine)
+            tracked.append([float(state[name].double().norm()) for name in kept])
+
+    micro = np.array(losses)
+    yield Quantity("trajectory losses", largest_error(micro[:, 0], recorded["micro_loss"]), TRAJECTORY_LOSS)
+    yield Quantity("trajectory losses by task", largest_error(micro[:, 1:], recorded["micro_losses"]), TRAJECTORY_LOSS)
+    norm = np.abs(np.array(norms) / recorded["grad_norm"] - 1).max()
+    yield Quantity("trajectory gradient norms", float(norm), TRAJECTORY_NORM)
+    yield Quantity("trajectory learning rates", largest_error(np.array(rates), recorded["lr"]), LR)
+    yield from _final_parameters(full_state(engine), start, recorded, description["state_keys_sorted"])
+    columns = [description["tracked"].index(name) for name in kept]
+    sizes = np.array([start[name].size for name in kept])
+    # |norm(a) - norm(b)| <= norm(a - b) <= tolerance of an entry x sqrt(entries)
+    error = np.abs(np.array(tracked) - recorded["tracked_norms"][:, columns]) / np.sqrt(sizes)
+    yield Quantity("trajectory norms after each step", float(error.max()), TRAJECTORY_PARAMETER)
+    state = full_state(engine)
+    older = [largest_error(state[k[6:]], v) for k, v in older_rule.items() if k.startswith("final/") and k[6:] in state]
+    yield Quantity("distance from transformers 3.3.1's AdamW", max(older), None)
+
+
+def _final_parameters(
+    state: dict[str, Tensor], start: dict[str, np.ndarray], recorded: dict[str, np.ndarray], keys: list[str]
+) -> Iterator[Quantity]:
+    finals = {key.removeprefix("final/"): value for key, value in recorded.items() if key.startswith("final/")}
+    error = max(largest_error(state[name], value) for name, value in finals.items() if name in state)
+    yield Quantity("trajectory final parameters", error, TRAJECTORY_PARAMETER)
+    worst = {"all_final_norms": 0.0, "all_delta_norms": 0.0}
+    for number, key in enumerate(keys):
+        if key not in state or start[key].dtype.kind != "f":
+            continue
+        final = np.asarray(state[key], dtype=np.float64)
+        ours = {"all_final_norms": np.linalg.norm(final), "all_delta_norms": np.linalg.norm(final - start[key])}
+        for name, value in ours.items():  # the same bound as for the norms after each step
+            worst[name] = max(worst[name], abs(value - recorded[name][number]) / start[key].size ** 0.5)
+    for name, error in worst.items():
+        yield Quantity(f"trajectory {name}", error, TRAJECTORY_PARAMETER)
+
+
+# Data
+
+
+class Replay:
+    """Gives out recorded draws in place of random ones."""
+
+    def __init__(self, uniforms: list[float], indices: list[int], picks: list[int] | None = None) -> None:
+        self.uniforms, self.indices, self.picks = iter(uniforms), iter(indices), iter(picks or [])
+
+    def random(self) -> float:
+        return next(self.uniforms)
+
+    def randrange(self, stop: int) -> int:
+        return next(self.indices)
+
+    def choices(self, population: Sequence[Any], weights: Sequence[float]) -> list[Any]:
+        return [population[next(self.picks)]]
+
+    def left_over(self) -> int:
+        return len([*self.uniforms, *self.indices, *self.picks])
+
+
+def check_data(folder: Path, answers_file: Path) -> Iterator[Quantity]:
+    data, arrays = json.loads((folder / "data.json").read_text()), read_arrays(folder / "data.npz")
+    yield from _check_text(folder, data, answers_file)
+    yield from _check_grouping(data)
+    yield from _check_images(data, arrays)
+    with tempfile.TemporaryDirectory() as scratch:
+        yield from _check_batches(folder, Path(scratch), data, arrays, answers_file)
+
+
+def _text_encoder(folder: Path) -> TextEncoder:
+    return TextEncoder(BertTokenizer.from_pretrained(str(folder)).backend_tokenizer)
+
+
+def _check_text(folder: Path, data: dict[str, Any], answers_file: Path) -> Iterator[Quantity]:
+    raw, normalised = zip(*data["convert_ans"], strict=True)
+    yield Quantity("convert_ans", differences([normalise_answer(answer) for answer in raw], normalised), 0)
+    for names, answers in data["answer_tables"].items():
+        table = AnswerTable.read(answers_file, None if names == "all" else names.split(","))
+        yield Quantity(f"answer table {names}", differences(table.answers, answers), 0)
+
+    text = _text_encoder(folder)
+    ids = []
+    for case in data["tokenize"]:
+        length = case["max_seq_length"]
+        tokens = [text.cls_id, *text(case["text"])[: length - 2], text.sep_id]
+        ids.append(tokens + [text.pad_id] * (length - len(tokens)))
+    yield Quantity("tokens", differences(ids, [case["input_ids"] for case in data["tokenize"]]), 0)
+
+    def ids_of(token: str) -> int:
+        found = text.tokenizer.token_to_id(token)
+        return text.tokenizer.token_to_id("[UNK]") if found is None else found
+
+    wrong = 0.0
+    for case in data["random_word"]:
+        tokens = [ids_of(token) for token in case["tokens"]]
+        replay = Replay(case["uniforms"], case["choice_indices"])
+        masked, labels = mask_tokens(
+            tokens, replay, rate=case["rate"], mask_id=text.mask_id, vocab_size=text.vocab_size
+        )
+        wrong += differences(masked, [ids_of(token) for token in case["masked"]])
+        wrong += differences(labels, case["labels"]) + replay.left_over()
+    yield Quantity("masked words", wrong, 0)
+
+
+def _check_grouping(data: dict[str, Any]) -> Iterator[Quantity]:
+    recorded = data["aspect_groups"]
+    for factor in (5, 0):
+        bins = aspect_ratio_bins(factor)
+        yield Quantity(f"aspect ratio bins, factor {factor}", differences(bins, recorded[f"bins_k{factor}"]), 0)
+        groups = [aspect_ratio_group(height / width, bins) for height, width in recorded["true_height_width"]]
+        yield Quantity(f"aspect ratio groups, factor {factor}", differences(groups, recorded[f"group_k{factor}"]), 0)
+
+    wrong = {"training": 0.0, "evaluation": 0.0}
+    for case in data["grouped_batches"]:
+        groups = np.array(case["group_ids"])
+        order = np.array(case["order"], dtype=np.int64)
+        if not case["exhaustive"]:
+            batches = grouped_batches(order, groups, case["batch_size"]).tolist()
+            wrong["training"] += differences(batches, case["batches"])
+        else:
+            # The original repeats items to fill batches; every item once is what evaluation wants (QUIRKS 26).
+            batches = [batch.tolist() for batch in exhaustive_batches(groups, case["batch_size"])]
+            wrong["evaluation"] += differences(sorted(sum(batches, [])), list(range(len(groups))))
+            wrong["evaluation"] += sum(len(set(groups[batch])) != 1 for batch in batches)
+    yield Quantity("grouped batches of training", wrong["training"], 0)
+    yield Quantity("grouped batches of evaluation", wrong["evaluation"], 0)
+
+
+def _check_images(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterator[Quantity]:
+    geometry = data["geometry"]
+    low, high = geometry["min_size"], geometry["max_size"]
+    wrong, canvases = 0.0, []
+    for width, height, *recorded in geometry["rows"]:
+        size = resized_size((width, height), low, high)
+        canvas = canvas_size(size[0] > size[1], low, high)
+        canvases.append(canvas)
+        wrong += differences([*size, *padding(size, canvas), *canvas], recorded)
+    yield Quantity("resize and pad geometry", wrong, 0)
+
+    shapes, expected = [], []
+    for case in data["collate_shapes"]:
+        images = [np.zeros((3, canvases[row][1], canvases[row][0]), dtype=np.uint8) for row in case["rows"]]
+        shapes.append(list(stack_images(images).shape))
+        expected.append(case["padded_fixed"])
+    yield Quantity("collated shapes", differences(shapes, expected), 0)
+    stacked = stack_images([arrays[f"collate_in_{number}"] for number in range(len(arrays["collate_fixed_5x8"]))])
+    yield Quantity("collated values", largest_error(stacked, arrays["collate_fixed_5x8"]), 0)
+
+    error = 0.0
+    for case in data["images"]:
+        pixels = _pixels(arrays, case["index"])
+        error = max(error, largest_error(normalise_images(pixels), arrays[f"pixels_{case['index']}"]))
+    yield Quantity("pixels", error, PIXEL)
+
+
+def _pixels(arrays: dict[str, np.ndarray], index: int) -> Tensor:
+    shape = arrays[f"pixels_{index}"].shape[1:]
+    image = Image.fromarray(arrays[f"image_{index}"])
+    return torch.from_numpy(resize_and_pad(image, min(shape), max(shape), orient_after_resize=True))
+
+
+def _check_batches(
+    folder: Path, scratch: Path, data: dict[str, Any], arrays: dict[str, np.ndarray], answers_file: Path
+) -> Iterator[Quantity]:
+    """The annotation file read end to end, and its batches with the recorded draws."""
+    recorded = data["dataset"]
+    _lay_out(folder, scratch, data, arrays, answers_file)
+    answers = AnswerTable.read(scratch / "lxmert" / "all_ans.json")
+    sentences, _ = read_split("tiny_train", scratch, answers, allow_missing_images=True)
+    ours = [
+        {
+            "uid": s.uid,
+            "img_id": s.img_id,
+            "sent": s.text,
+            "label": None if s.label is None else {answers.answers[number]: score for number, score in s.label.items()},
+        }
+        for s in sentences
+    ]
+    yield Quantity("annotations", differences(ours, recorded["flat"]), 0)
+
+    shape = arrays["batch_0_visual_feats"].shape[2:]
+    options = PretrainingOptions(
+        max_seq_length=arrays["batch_0_input_ids"].shape[1],
+        image_size_min=min(shape),
+        image_size_max=max(shape),
+        orient_after_resize=True,
+    )
+    dataset = PretrainingDataset(sentences, scratch, _text_encoder(folder), options, "tiny_train")
+    yield Quantity("aspect ratio groups of sentences", differences(dataset.groups(), recorded["groups_k5"]), 0)
+
+    number = 0
+    while f"batch_{number}" in recorded:
+        case = recorded[f"batch_{number}"]
+        picks = [entry["picked"] for entry in case["multinomial"]]
+        replay = Replay(case["uniforms"], case["randints"] + case["mask_choice_indices"], picks)
+        pairs = [dataset.pair(index, replay) for index in case["indices"]]
+        examples = [{**dataset.features(pair, replay), "epoch": 0, "position": 0} for pair in pairs]
+        batch = Collator(seed=0)(examples)
+        wrong = differences(batch.uids, case["uid"]) + replay.left_over()
+        for name in ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans"):
+            wrong += float((batch.inputs[name].numpy() != arrays[f"batch_{number}_{name}"]).sum())
+        yield Quantity(f"batch {number} tokens and labels", wrong, 0)
+        ours, theirs = normalise_images(batch.inputs["images"]).numpy(), arrays[f"batch_{number}_visual_feats"]
+        filled = theirs == 0.0  # no uint8 pixel normalises to 0
+        yield Quantity(f"batch {number} pixels", largest_error(ours[~filled], theirs[~filled]), PIXEL)
+        yield Quantity(f"batch {number} fill", largest_error(ours[filled], theirs[filled]), FILL)
+        number += 1
+
+
+def _lay_out(
+    folder: Path, scratch: Path, data: dict[str, Any], arrays: dict[str, np.ndarray], answers_file: Path
+) -> None:
+    """The recorded arrays as a data folder. PNG content under the JPEGs' names: no pixel may change."""
+    (scratch / "lxmert").mkdir()
+    (scratch / "lxmert" / "tiny_train.json").write_bytes((folder / "tiny_train.json").read_bytes())
+    (scratch / "lxmert" / "all_ans.json").write_bytes(answers_file.read_bytes())
+    for case in data["images"]:
+        path = scratch / image_path(case["img_id"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays[f"image_{case['index']}"]).save(path, format="PNG")
+    for split in ("train2014", "val2014", "test2015"):
+        (scratch / "mscoco" / split).mkdir(parents=True, exist_ok=True)
+    (scratch / "vg_raw_images" / "VG_100K").mkdir(parents=True, exist_ok=True)
+    (scratch / SIZES_FILE).write_bytes((folder / "width_heigths.json").read_bytes())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="recorded numbers, such as tests/golden")
+    folder: Path = parser.parse_args().folder
+    parts: dict[str, Callable[[], Iterator[Quantity]]] = {
+        "model_pretrain": lambda: check_model(folder / "model_pretrain"),
+        "trajectory": lambda: check_trajectory(folder / "trajectory"),
+        "data": lambda: check_data(folder / "data", folder / "vqa" / "all_ans.json"),
+    }
+    for part in parts:
+        if not (folder / part).is_dir():
+            print(f"parity: error: {folder / part} is missing; give a folder of recorded numbers", file=sys.stderr)
+            return 2
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    failures = 0
+    for check in parts.values():
+        for quantity in check():
+            beyond = quantity.tolerance is not None and not quantity.error <= quantity.tolerance
+            failures += beyond
+            tolerance = "information" if quantity.tolerance is None else f"{quantity.tolerance:.1e}"
+            print(f"{quantity.name:<48} {quantity.error:<10.2e} {tolerance:<12}{'BEYOND' if beyond else ''}", flush=True)
+    print(f"{failures} quantities beyond their tolerance" if failures else "all within tolerance")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
