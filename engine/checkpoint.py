@@ -124,9 +124,18 @@ def load_clip(model: nn.Module, path: Path) -> LoadReport:
 def read_bert(name: str) -> tuple[BertConfig, Tokenizer]:
     """Configuration and vocabulary from a folder or the hub."""
     try:
-        return BertConfig.from_pretrained(name), BertTokenizer.from_pretrained(name).backend_tokenizer
+        if Path(name).is_dir():  # where transformers would silently take its defaults
+            for file in ("config.json", "vocab.txt"):
+                (Path(name) / file).open().close()
+        config, tokenizer = BertConfig.from_pretrained(name), BertTokenizer.from_pretrained(name).backend_tokenizer
     except (OSError, ValueError) as error:
         raise UserError(_bert_problem(name, error)) from None
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{name}: the vocabulary has {tokenizer.get_vocab_size()} entries, config.json says {config.vocab_size}; "
+            "the two files are not of one model"
+        )
+    return config, tokenizer
 
 
 def load_bert(model: nn.Module, name: str) -> LoadReport:

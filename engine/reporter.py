@@ -71,14 +71,18 @@ class Reporter:
             self._report(state)
 
     def after_epoch(self, state: TrainState) -> None:
-        """Validate and save. Ranks saw different batches, so rank 0's batch norm statistics stand for all."""
+        """Validate and save, after a part of an epoch only save.
+
+        Ranks saw different batches, so rank 0's batch norm statistics stand for all.
+        """
         if self.window.micro_batches:
             self._report(state)
         for buffer in self.engine.module.buffers():
             dist.broadcast(buffer, src=0)
-        if self.validation is not None:
+        whole = state.micro_step == 0
+        if whole and self.validation is not None:
             self._validate(state)
-        name = f"Epoch{state.epoch:02d}"
+        name = f"Epoch{state.epoch:02d}" if whole else f"Step{state.step:06d}"
         save_checkpoint(self.engine, self.folder, name, client_state=asdict(state))
         self._say(f"saved {self.folder / name}")
         self.window = Progress(time.monotonic())
@@ -116,7 +120,7 @@ class Reporter:
 
     def _validate(self, state: TrainState) -> None:
         assert self.validation is not None
-        means = evaluate(self.engine, self.validation, on_batch=self._count_unreadable)
+        means = evaluate(self.engine.module, self.validation, on_batch=self._count_unreadable)
         record = {"kind": "valid", "epoch": state.epoch, "step": state.step, **_with_total_loss(means)}
         self.file.write(record)
         self._say(_line(record))

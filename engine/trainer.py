@@ -6,7 +6,7 @@
 4. now and then: a report, at the end of an epoch a checkpoint and a validation
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ class Observer(Protocol):
     """What happens beside the training; the loop itself prints and writes nothing."""
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None: ...
-    def after_epoch(self, state: TrainState) -> None: ...
+    def after_epoch(self, state: TrainState) -> None: ...  # or after the part of one that max_steps allows
 
 
 def build_engine(
@@ -82,7 +82,7 @@ def train(
 
     A left-over micro-batch at the end of an epoch takes no step; its gradients count towards the next epoch's first.
     """
-    while state.epoch < config.last_epoch:
+    while state.epoch < config.last_epoch and state.step != config.max_steps:
         engine.train()
         batches.batch_sampler.set_epoch(state.epoch)
         for batch in batches:
@@ -100,21 +100,23 @@ def train(
             metrics.add(output.metrics)
 
             observer.after_micro_step(state, batch, at_boundary)
-            if at_boundary and state.step == config.max_steps:
-                return
-        state.epoch, state.micro_step = state.epoch + 1, 0
+            if state.step == config.max_steps:
+                break
+        if state.micro_step == len(batches):
+            state.epoch, state.micro_step = state.epoch + 1, 0
         observer.after_epoch(state)
 
 
 @torch.no_grad()
 def evaluate(
-    engine: DeepSpeedEngine, batches: DataLoader[Batch], on_batch: Callable[[Batch], None] = lambda batch: None
+    model: nn.Module, batches: Iterable[Batch], on_batch: Callable[[Batch], None] = lambda batch: None
 ) -> dict[str, float]:
-    """Means over every sample of all ranks' loaders, each counted once. Every rank has to call it."""
-    engine.eval()
-    metrics = Metrics(engine.device)
+    """Means over every sample of all ranks' batches, each counted once. Every rank has to call it."""
+    model.eval()
+    device = next(model.parameters()).device
+    metrics = Metrics(device)
     for batch in batches:
-        batch = batch.to(engine.device)
-        metrics.add(engine.module(**batch.inputs).metrics)
+        batch = batch.to(device)
+        metrics.add(model(**batch.inputs).metrics)
         on_batch(batch)
     return metrics.means()

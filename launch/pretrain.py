@@ -79,6 +79,11 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
     )
     for height, width in ((config.image_size_min, config.image_size_max), (config.image_size_max, config.image_size_min)):
         check_grid(visual, height, width, STRIDE)
+    if config.max_seq_length > bert.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
+            f"{config.bert}; lower it"
+        )
     set_seed(config.seed)
     model = ClipVilForPretraining(bert, visual, num_answers if config.task_qa else None)
     reports = initial_weights(

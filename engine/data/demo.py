@@ -39,6 +39,7 @@ BERT_CONFIG = {
     "num_attention_heads": 4,
     "intermediate_size": 512,
     "max_position_embeddings": 32,
+    "initializer_range": 0.08,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }

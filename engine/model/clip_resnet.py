@@ -28,7 +28,7 @@ STRIDE = 32
 SHAPES = {
     "RN50": ResNetShape((3, 4, 6, 3), 64),
     "RN50x4": ResNetShape((4, 6, 10, 6), 80),
-    "tiny": ResNetShape((1, 1, 1, 1), 16),  # for tests and the demo
+    "tiny": ResNetShape((1, 1, 1, 1), 8),  # for tests and the demo
 }
 
 

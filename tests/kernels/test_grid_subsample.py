@@ -191,7 +191,10 @@ def refused(change):
 
 
 ERRORS = {
-    "three_dimensions": ({"features": torch.zeros(3, 3, 4)}, r"features must be \(B, C, H, W\), not of shape \(3, 3, 4\)"),
+    "three_dimensions": (
+        {"features": torch.zeros(3, 3, 4)},
+        r"features must be \(B, C, H, W\), not of shape \(3, 3, 4\)",
+    ),
     "integers": ({"features": torch.zeros(2, 3, 3, 4).long()}, "features must be floating point, not torch.int64"),
     "too_large_a_grid": ({"features": torch.zeros(1, 1, 33, 32)}, "a grid of 33 x 32 cells has more than 1024"),
     "no_sample": ({"num_samples": 0}, "0 samples asked of a grid of 3 x 4 = 12 cells"),
@@ -199,9 +202,15 @@ ERRORS = {
     "row_table_alone": ({"column_table": None}, "row_table and column_table must both be given or both be None"),
     "column_table_alone": ({"row_table": None}, "row_table and column_table must both be given or both be None"),
     "channels_of_row_table": ({"row_table": torch.zeros(3, 2)}, "row_table has 2 channels, the features have 3"),
-    "channels_of_column_table": ({"column_table": torch.zeros(4, 5)}, "column_table has 5 channels, the features have 3"),
+    "channels_of_column_table": (
+        {"column_table": torch.zeros(4, 5)},
+        "column_table has 5 channels, the features have 3",
+    ),
     "short_row_table": ({"row_table": torch.zeros(2, 3)}, "row_table has 2 entries, the grid of 3 x 4 needs 3"),
-    "short_column_table": ({"column_table": torch.zeros(3, 3)}, "column_table has 3 entries, the grid of 3 x 4 needs 4"),
+    "short_column_table": (
+        {"column_table": torch.zeros(3, 3)},
+        "column_table has 3 entries, the grid of 3 x 4 needs 4",
+    ),
     "another_device": (
         {"column_table": torch.zeros(4, 3, device="meta")},
         "column_table is on meta, the features are on cpu",

@@ -51,5 +51,7 @@ def imported_packages(path):
 def test_imports_go_from_launch_to_engine_to_kernels(package, forbidden):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    wrong = {str(path.relative_to(ROOT)): found for path in files if (found := forbidden & set(imported_packages(path)))}
+    wrong = {
+        str(path.relative_to(ROOT)): found for path in files if (found := forbidden & set(imported_packages(path)))
+    }
     assert wrong == {}

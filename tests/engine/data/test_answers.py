@@ -71,10 +71,26 @@ def test_label_normalises_and_drops_unknown_answers():
     assert AnswerTable(["yes", "man"]).label({"The man.": 0.3, "tree": 1.0, "YES": 1}) == {1: 0.3, 0: 1}
 
 
-def test_later_of_two_answers_that_normalise_alike_counts():
+def test_normalised_answer_overwrites_the_plain_one_in_either_order():
     table = AnswerTable(["man"])
     assert table.label({"man": 0.6, "the man": 0.3}) == {0: 0.3}
-    assert table.label({"the man": 0.3, "man": 0.6}) == {0: 0.6}
+    assert table.label({"the man": 0.3, "man": 0.6}) == {0: 0.3}
+
+
+def test_later_of_two_normalised_answers_counts():
+    assert AnswerTable(["man"]).label({"a man": 0.6, "the man": 0.3}) == {0: 0.3}
+
+
+def test_normalised_answers_go_to_the_end_of_the_order():
+    """The order decides which answer a draw picks."""
+    assert list(AnswerTable(["yes", "man"]).label({"The man": 0.3, "yes": 1.0})) == [0, 1]
+    assert list(AnswerTable(["yes", "man"]).label({"man": 0.3, "yes": 1.0})) == [1, 0]
+
+
+def test_raw_answers_are_left_as_they_were():
+    scores = {"The man": 0.3, "tree": 1.0}
+    AnswerTable(["man"]).label(scores)
+    assert scores == {"The man": 0.3, "tree": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Pre-train a tiny CLIP-ViL on drawn scenes: both stages on two ranks, then a test on scenes that it never saw.
+
+    make demo
+
+1. draw the data set               data/demo
+2. stage one, stage two            deepspeed --num_gpus 2 launch/pretrain.py --recipe demo_stage_one (_two)
+3. evaluate, with the images and blind (every image grey)
+4. print, and write snap/demo/summary.json
+"""
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from engine.checkpoint import read_bert
+from engine.config import PretrainConfig, parse
+from engine.data.demo import VISUAL_WORDS, write_demo
+from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
+from engine.data.sampler import Sample
+from engine.distributed import Ranks, exit_with
+from engine.errors import UserError
+from engine.trainer import evaluate
+from launch.pretrain import RECIPES, build_model, read_data
+
+ROOT = Path(__file__).resolve().parent.parent
+GREY = 128
+
+
+@dataclass
+class DemoConfig:
+    """The demo's own flags; those of the training are in launch/recipes/demo_stage_{one,two}.yaml."""
+
+    data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
+    output: str = HfArg(default="snap/demo", help="folder for checkpoints and summary.json")
+    train_scenes: int = HfArg(default=4000, help="scenes to train on")
+    valid_scenes: int = HfArg(default=250, help="held-out scenes")
+    seed: int = HfArg(default=9595, help="seed of the scenes")
+    stage_one: str = HfArg(default="", help="more flags for stage one, in one string")
+    stage_two: str = HfArg(default="", help="more flags for stage two, in one string")
+
+
+def run_stage(recipe: str, flags: list[str]) -> None:
+    """One training under the launcher, its output passed through.
+
+    Raises:
+        UserError: if it fails; its own message stands above.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    accelerator = get_accelerator()
+    ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port)]
+    command = [*launcher, str(ROOT / "launch" / "pretrain.py"), "--recipe", recipe, *flags]
+    print("\n$ deepspeed " + " ".join(command[1:]), flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise UserError(f"{recipe} ended with code {code}; the reason stands above")
+
+
+class MaskedWords(PretrainingDataset):
+    """Sentences in which one word for a color or a shape is masked."""
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        example = super().__getitem__(sample)
+        ids, labels = example["input_ids"], example["masked_lm_labels"]
+        visual = {self.text.tokenizer.token_to_id(word) for word in VISUAL_WORDS}
+        place = random.Random(sample.position).choice([i for i, token in enumerate(ids) if token in visual])
+        labels[place], ids[place] = ids[place], self.text.mask_id
+        return example
+
+
+def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        batch.inputs["images"] = torch.full_like(batch.inputs["images"], GREY)
+        yield batch
+
+
+def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
+    """Accuracies on the held-out scenes, each with its blind twin."""
+    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    bert, tokenizer = read_bert(config.bert)
+    _, held_out, answers = read_data(config, tokenizer, alone)
+    assert held_out is not None
+    model = build_model(config, bert, len(answers), alone).to(get_accelerator().device_name())
+
+    captions = [sentence for sentence in held_out.sentences if sentence.label is None]
+    whole = replace(held_out.options, task_mask_lm=False)
+    own_image = replace(whole, task_matched=False)
+    data_root, text, split = held_out.data_root, held_out.text, held_out.split
+    tasks = {
+        "mask_lm_accuracy": MaskedWords(captions, data_root, text, own_image, split),
+        "matched_accuracy": PretrainingDataset(held_out.sentences, data_root, text, whole, split),
+        "qa_accuracy": PretrainingDataset(held_out.sentences, data_root, text, own_image, split),
+    }
+    summary = {}
+    for metric, dataset in tasks.items():
+        name = metric.replace("mask_lm", "masked_word")
+        batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)
+        summary[name] = evaluate(model, batches)[metric]
+        summary[f"{name}_blind"] = evaluate(model, blind(batches))[metric]
+    return summary
+
+
+def main() -> None:
+    started = time.monotonic()
+    (config,) = HfArgumentParser(DemoConfig).parse_args_into_dataclasses()
+    folders = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
+    try:
+        write_demo(
+            Path(config.data_root),
+            train_scenes=config.train_scenes,
+            valid_scenes=config.valid_scenes,
+            seed=config.seed,
+            progress=True,
+        )
+        stage_one, stage_two = f"{config.output}/stage_one", f"{config.output}/stage_two"
+        run_stage("demo_stage_one", [*folders, "--output", stage_one, *config.stage_one.split()])
+        first = last_checkpoint(stage_one)
+        run_stage("demo_stage_two", [*folders, "--load", first, "--output", stage_two, *config.stage_two.split()])
+        flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
+        summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
+    except UserError as error:
+        exit_with(error)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    Path(config.output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print("\non held-out scenes     with images   blind")
+    for name in ("masked_word_accuracy", "matched_accuracy", "qa_accuracy"):
+        print(f"{name:<22} {summary[name]:<13.3f} {summary[name + '_blind']:.3f}")
+    print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
+
+
+def last_checkpoint(folder: str) -> str:
+    return str(max(path for path in Path(folder).glob("Epoch*") if path.is_dir()))
+
+
+if __name__ == "__main__":
+    main()

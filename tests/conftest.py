@@ -1,0 +1,144 @@
+"""Shared by the tests: a small drawn data set, and programs started as a user starts them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from engine.data.demo import write_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@dataclass
+class Run:
+    """What became of one program."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds_after_error: float  # from the line ": error: " to the launcher's end
+    left: list[int]  # processes of it that outlived it
+
+    @property
+    def errors(self) -> list[str]:
+        """Lines that are our own errors."""
+        return [line for line in self.stderr.splitlines() if ": error: " in line]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def launch(script: str, flags: list[str], *, ranks: int = 2, launcher: str = "deepspeed", timeout: float = 240) -> Run:
+    """Start a script under a launcher, in a process group of its own, and wait for it."""
+    programs = {
+        "deepspeed": [
+            str(Path(sys.executable).with_name("deepspeed")),
+            *("--num_gpus", str(ranks), "--master_port", free_port()),
+        ],
+        "torchrun": [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+            *("--master-port", free_port()),
+        ],
+        "python": [sys.executable],
+    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [*programs[launcher], str(ROOT / script), *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    error_at: list[float] = []
+
+    def collect(stream: IO[str], name: str) -> None:
+        for line in stream:
+            output[name].append(line)
+            if ": error: " in line:
+                error_at.append(time.monotonic())
+
+    readers = [
+        threading.Thread(target=collect, args=(process.stdout, "stdout")),
+        threading.Thread(target=collect, args=(process.stderr, "stderr")),
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{script} was still running after {timeout} s:\n" + "".join(output["stderr"])[-4000:])
+    ended = time.monotonic()
+    left = session_members(process.pid)
+    for member in left:
+        os.kill(member, signal.SIGKILL)
+    for reader in readers:
+        reader.join()
+    seconds = ended - error_at[0] if error_at else 0.0
+    return Run(code, "".join(output["stdout"]), "".join(output["stderr"]), seconds, left)
+
+
+def session_members(leader: int) -> list[int]:
+    """Processes of a session that are alive; zombies that wait for their parent aren't."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root of 40 scenes (160 sentences) for training and 15 for validation, and a BERT of one small layer."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_demo(root, train_scenes=40, valid_scenes=15, seed=1)
+    config = json.loads((root / "bert" / "config.json").read_text())
+    (root / "bert" / "config.json").write_text(json.dumps({**config, **TINY_BERT}))
+    return root
+
+
+@pytest.fixture
+def flags(scenes: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Flags of a training of a few steps on the small scenes; more may follow and override."""
+
+    def build(*more: str) -> list[str]:
+        common = ["--recipe", "demo_stage_one", "--data_root", str(scenes), "--bert", str(scenes / "bert")]
+        return [*common, "--num_workers", "0", "--output", str(tmp_path / "run"), *more]
+
+    return build
+
+
+@pytest.fixture
+def damaged(scenes: Path, tmp_path: Path) -> Path:
+    """A copy of the small scenes that a test may change."""
+    return Path(shutil.copytree(scenes, tmp_path / "damaged"))

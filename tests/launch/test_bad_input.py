@@ -1,0 +1,123 @@
+"""What a user can get wrong before training starts: each is one line that names the place and the remedy.
+
+Run in this process up to the error; how a process ends with one is tested in test_pretrain.py.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import PretrainConfig, parse
+from engine.distributed import Ranks
+from engine.errors import UserError
+from launch.pretrain import RECIPES, run
+
+Flags = Callable[..., list[str]]
+Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
+
+
+def error_of(flags: list[str]) -> str:
+    ranks = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
+    with pytest.raises(UserError) as caught:
+        config, _ = parse(PretrainConfig, flags, RECIPES)
+        config.check(ranks.world_size)
+        run(config, ranks)
+    return str(caught.value)
+
+
+def annotations(root: Path) -> Path:
+    return root / "lxmert" / "mscoco_train.json"
+
+
+def no_annotations(root: Path) -> list[str]:
+    annotations(root).unlink()
+    return []
+
+
+def broken_json(root: Path) -> list[str]:
+    text = annotations(root).read_text().replace("}, {", "},\n{")
+    lines = text.split("\n")
+    lines[4] = lines[4].replace(":", "", 1)
+    annotations(root).write_text("\n".join(lines))
+    return []
+
+
+def truncated_json(root: Path) -> list[str]:
+    annotations(root).write_bytes(annotations(root).read_bytes()[:1000])
+    return []
+
+
+def lacking_field(root: Path) -> list[str]:
+    items = json.loads(annotations(root).read_text())
+    del items[3]["img_id"]
+    annotations(root).write_text(json.dumps(items))
+    return []
+
+
+def no_image_folder(root: Path) -> list[str]:
+    (root / "mscoco" / "train2014").rename(root / "elsewhere")
+    return []
+
+
+def no_image_file(root: Path) -> list[str]:
+    (root / "mscoco" / "train2014" / "COCO_train2014_000000000007.jpg").unlink()
+    return []
+
+
+def no_answer_table(root: Path) -> list[str]:
+    (root / "lxmert" / "all_ans.json").unlink()
+    return []
+
+
+def foreign_answers(root: Path) -> list[str]:
+    (root / "lxmert" / "all_ans.json").write_text(json.dumps([{"ans": "zebra", "dsets": ["vqa"]}]))
+    return []
+
+
+def other_checkpoint(root: Path) -> list[str]:
+    torch.save({"bert.pooler.dense.bias": torch.zeros(7)}, root / "Epoch01_LXRT.pth")
+    return ["--from_scratch", "false", "--load", str(root / "Epoch01")]
+
+
+def truncated_checkpoint(root: Path) -> list[str]:
+    torch.save({"bert.pooler.dense.bias": torch.zeros(70000)}, root / "Epoch01_LXRT.pth")
+    path = root / "Epoch01_LXRT.pth"
+    path.write_bytes(path.read_bytes()[:5000])
+    return ["--from_scratch", "false", "--load", str(root / "Epoch01")]
+
+
+def output_is_a_file(root: Path) -> list[str]:
+    (root / "taken").write_text("")
+    return ["--output", str(root / "taken")]
+
+
+CASES: list[tuple[Damage, list[str]]] = [
+    (no_annotations, ["mscoco_train.json is missing", "README"]),
+    (broken_json, ["mscoco_train.json, line 5", "not valid JSON"]),
+    (truncated_json, ["mscoco_train.json, line 1, column 1001", "download the file again"]),
+    (lacking_field, ["mscoco_train.json, item 3", "'img_id' is missing"]),
+    (no_image_folder, ["train2014", "--data_root"]),
+    (no_image_file, ["1 of 40 images", "COCO_train2014_000000000007.jpg", "--allow_missing_images"]),
+    (no_answer_table, ["all_ans.json is missing"]),
+    (foreign_answers, ["none of the", "all_ans.json"]),
+    (other_checkpoint, ["bert.pooler.dense.bias", "(7,)", "(32,)", "another size"]),
+    (truncated_checkpoint, ["Epoch01_LXRT.pth", "copy or download it again"]),
+    (output_is_a_file, ["--output", "choose another folder"]),
+    (lambda root: ["--sub_feat_num", "9"], ["--sub_feat_num 9", "2 x 3 = 6 cells"]),
+    (lambda root: ["--batch_size", "100"], ["160 sentences", "lower --batchSize"]),
+    (lambda root: ["--load", "nowhere/Epoch09", "--from_scratch", "false"], ["nowhere/Epoch09_LXRT.pth is missing"]),
+    (lambda root: ["--bert", str(root / "lxmert")], ["no BERT at", "config.json"]),
+    (lambda root: ["--from_scratch", "false", "--clip_weights", "no.pt"], ["no.pt is missing", "--fromScratch"]),
+    (lambda root: ["--valid", "nothing"], ["nothing.json is missing"]),
+]
+
+
+@pytest.mark.parametrize(("damage", "parts"), CASES, ids=[" ".join(parts)[:40] for _, parts in CASES])
+def test_error_names_place_and_remedy(damage: Damage, parts: list[str], flags: Flags, damaged: Path) -> None:
+    message = error_of(flags("--data_root", str(damaged), *damage(damaged)))
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

@@ -1,0 +1,119 @@
+"""launch/pretrain.py as a user runs it: real launchers, two ranks, a tiny model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import launch, read_metrics
+
+Flags = Callable[..., list[str]]
+
+
+def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
+    """40 micro-batches of 4 over 2 ranks, accumulation 2: 10 steps an epoch."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--batchSize", "4", "--gradient_accumulation_steps", "2", "--report_step", "10"]
+    run = launch(
+        "launch/pretrain.py",
+        flags("--epochs", "3", "--stop_after_epoch", "2", "--task_matched", "true", "--output", str(one), *common),
+    )
+    assert run.code == 0, run.stderr[-3000:]
+    assert run.left == []
+    assert sorted(path.name for path in one.iterdir()) == [
+        *("Epoch01", "Epoch01_LXRT.pth", "Epoch02", "Epoch02_LXRT.pth", "config.yaml", "metrics.jsonl"),
+    ]
+    records = read_metrics(one)
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    expected = {"kind", "epoch", "step", "loss", "mask_lm_loss", "mask_lm_accuracy", "matched_loss", "matched_accuracy"}
+    expected |= {"grad_norm", "lr", "sgd_lr", "loss_scale", "skipped_steps", "unreadable_images"}
+    assert set(records[0]) == expected | {"images_per_second", "seconds_left"}
+    assert records[-1]["mask_lm_loss"] < records[0]["mask_lm_loss"]
+    assert [record["epoch"] for record in read_metrics(one, "valid")] == [1, 2]
+
+    run = launch(
+        "launch/pretrain.py",
+        [
+            *flags("--recipe", "demo_stage_two", "--load", str(one / "Epoch02"), "--output", str(two)),
+            *("--epochs", "1", *common),
+        ],
+    )
+    assert run.code == 0, run.stderr[-3000:]
+    assert "Epoch02_LXRT.pth" in run.stdout
+    assert "missing: answer_head" in run.stdout
+    assert {"qa_loss", "qa_accuracy"} <= set(read_metrics(two)[-1])
+    # Stage one's words are known: the first report of stage two lies below stage one's first.
+    assert read_metrics(two)[0]["mask_lm_loss"] < records[0]["mask_lm_loss"]
+
+
+def test_checkpoint_has_the_original_keys(flags: Flags, tmp_path: Path) -> None:
+    run = launch("launch/pretrain.py", flags("--batchSize", "8", "--max_steps", "2"), launcher="torchrun")
+    assert run.code == 0, run.stderr[-3000:]
+    state = torch.load(tmp_path / "run" / "Step000002_LXRT.pth", weights_only=True)
+    names = ["bert.embeddings.word_embeddings.weight", "bert.encoder.visual_model.visual.layer1.0.downsample.0.weight"]
+    names += ["bert.encoder.visn_fc.visn_fc.weight", "cls.predictions.decoder.weight", "bert.pooler.dense.bias"]
+    names += ["bert.encoder.visual_pos.x_position_embedding.weight", "cls.seq_relationship.weight"]
+    assert set(names) <= set(state)
+    assert torch.equal(state["cls.predictions.decoder.weight"], state["bert.embeddings.word_embeddings.weight"])
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state.values())
+
+
+def test_a_run_without_a_launcher_continues_a_checkpoint(flags: Flags, tmp_path: Path) -> None:
+    """--load alone takes optimiser and schedule along: the rate goes on where it was."""
+    common = flags("--batchSize", "8", "--epochs", "2", "--report_step", "1")
+    first = launch("launch/pretrain.py", [*common, "--max_steps", "3"], launcher="python")
+    assert first.code == 0, first.stderr[-3000:]
+    second = launch(
+        "launch/pretrain.py",
+        [*common, "--from_scratch", "false", "--load", str(tmp_path / "run" / "Step000003"), "--max_steps", "1"]
+        + ["--output", str(tmp_path / "more")],
+        launcher="python",
+    )
+    assert second.code == 0, second.stderr[-3000:]
+    rates = [record["lr"] for record in read_metrics(tmp_path / "run") + read_metrics(tmp_path / "more")]
+    assert rates == sorted(set(rates))  # the warm-up rises at each of the four steps
+    assert len(rates) == 4
+
+
+def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: Path, tmp_path: Path) -> None:
+    images = sorted((damaged / "mscoco" / "train2014").glob("*.jpg"))
+    images[0].write_bytes(images[0].read_bytes()[:300])
+    images[1].write_bytes(b"")
+    images[2].write_text("no image")
+    run = launch("launch/pretrain.py", flags("--data_root", str(damaged), "--epochs", "1", "--max_unreadable_images", "20"))
+    assert run.code == 0, run.stderr[-3000:]
+    assert all(image.name in run.stdout + run.stderr for image in images[:3])
+    assert read_metrics(tmp_path / "run")[-1]["unreadable_images"] == 12  # three images, four sentences each
+
+
+def test_print_config_is_a_whole_recipe(tmp_path: Path) -> None:
+    run = launch("launch/pretrain.py", ["--recipe", "rn50_stage_one", "--fp16", "false", "--lr", "3e-5", "--print_config"])
+    assert run.code == 0, run.stderr[-3000:]
+    printed = run.stdout[run.stdout.index("output:") :]
+    values = yaml.safe_load("\n".join(line for line in printed.splitlines() if not line.startswith("[")))
+    assert (values["lr"], values["epochs"], values["stop_after_epoch"]) == (3e-5, 20, 9)
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_an_error_of_all_ranks_is_one_line(launcher: str) -> None:
+    run = launch("launch/pretrain.py", ["--bacthSize", "8"], launcher=launcher)
+    assert run.errors == ["pretrain.py: error: unknown flag --bacthSize; did you mean --batchSize?"]
+    # torchrun has an exit code of its own, and tells of the failed rank in its own words.
+    assert run.code == (2 if launcher == "deepspeed" else 1)
+    assert "pretrain.py\", line" not in run.stderr
+    assert run.seconds_after_error < 10
+    assert run.left == []
+
+
+def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) -> None:
+    for image in sorted((damaged / "mscoco" / "train2014").glob("*.jpg")):
+        image.write_bytes(image.read_bytes()[:400])
+    run = launch("launch/pretrain.py", flags("--data_root", str(damaged), "--max_unreadable_images", "3"))
+    assert run.code == 2
+    assert len(run.errors) == 1
+    assert "unreadable images, more than --max_unreadable_images 3" in run.errors[0]
+    assert "Traceback" not in run.stderr
+    assert run.seconds_after_error < 10
+    assert run.left == []
