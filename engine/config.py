@@ -117,15 +117,21 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         Raises:
             UserError: naming the flag to change.
         """
-        for name in ("batch_size", "gradient_accumulation_steps", "epochs", "report_step", "image_size_min", "sub_feat_num"):
+        for name in ("batch_size", "gradient_accumulation_steps", "epochs", "report_step", "image_size_min", "sub_feat_num", "pos_num"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
         for name in ("stop_after_epoch", "max_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: at least 1 is needed")
-        for name in ("num_workers", "max_unreadable_images", "aspect_ratio_group_factor"):
-            if getattr(self, name) < 0:
+        for name in ("num_workers", "max_unreadable_images", "aspect_ratio_group_factor", "seed", "weight_decay"):
+            if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 0 is needed")
+        for name in ("sgd_momentum", "sgd_weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: a number of 0 or more is needed")
+        for name in ("lr", "sgd_lr", "adam_epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: a number above 0 is needed")
         if self.max_seq_length < 3:
             raise UserError(f"--max_seq_length {self.max_seq_length}: at least 3, for [CLS], one word and [SEP]")
         if self.image_size_max < self.image_size_min:
@@ -162,9 +168,10 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
 
 
 def fp16_is_supported() -> bool:
+    """Some CPUs report fp16 too, but only a GPU gains from it."""
     from deepspeed.accelerator import get_accelerator
 
-    return bool(get_accelerator().is_fp16_supported())
+    return get_accelerator().device_name() != "cpu" and bool(get_accelerator().is_fp16_supported())
 
 
 # What the original's scripts pass and is always so here: flag -> (accepted values, reason for refusing others).
@@ -220,9 +227,12 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
         parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
 
     program = parser.parse_known_args(argv)[0] if "--help" not in argv and "-h" not in argv else argparse.Namespace(recipe=None)
-    if program.recipe:
-        parser.set_defaults(**read_recipe(program.recipe, recipes, config_class))
-    arguments = parser.parse_args(argv)
+    from_recipe = read_recipe(program.recipe, recipes, config_class) if program.recipe else []
+    try:
+        parser.parse_args(from_recipe)
+    except UserError as error:
+        raise UserError(f"recipe {program.recipe}: {error}") from None
+    arguments = parser.parse_args([*from_recipe, *argv])
     for name, (values, reason) in ORIGINAL_CONSTANTS.items():
         value = getattr(arguments, name)
         if value.lower() not in {v.lower() for v in values}:
@@ -235,21 +245,32 @@ def recipe_names(recipes: Path) -> list[str]:
     return sorted(path.stem for path in recipes.glob("*.yaml"))
 
 
-def read_recipe(name: str, recipes: Path, config_class: type) -> dict[str, Any]:
-    """A recipe's values by field name, as text where argparse has to convert and check them."""
+def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
+    """A recipe as flags, so that argparse converts and checks its values like those of the command line."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML; mend it") from None
-    known = {field.name for field in dataclasses.fields(config_class)}
-    if not isinstance(values, dict) or not values.keys() <= known:
-        wrong = sorted(set(values) - known) if isinstance(values, dict) else [type(values).__name__]
-        raise UserError(f"{path}: unknown setting {wrong[0]}; use the names that --print_config prints")
-    return {key: value if value is None or isinstance(value, bool) else str(value) for key, value in values.items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: settings, one `name: value` a line, were expected; see --print_config")
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    flags: list[str] = []
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{path}: unknown setting {key}; use the names that --print_config prints")
+        if isinstance(value, list | dict) or (isinstance(value, bool) and fields[key].type is not bool):
+            raise UserError(f"{path}: {key} can't be {value!r}; see --print_config for how it is written")
+        if value is None and fields[key].default is not None:
+            raise UserError(f"{path}: {key} has no value; give it one or remove the line")
+        if value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
 
 
 def to_yaml(config: Any) -> str:
@@ -269,6 +290,9 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
         raise UserError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    sections = [settings.get(name, {}) for name in ("fp16", "bf16", "zero_optimization")] if isinstance(settings, dict) else []
+    if not sections or not all(isinstance(section, dict) for section in sections):
+        raise UserError(f"{path} is no DeepSpeed configuration: an object with objects fp16, bf16, zero_optimization")
     ours = {
         "train_micro_batch_size_per_gpu": ("--batchSize", config.batch_size),
         "gradient_accumulation_steps": ("--gradient_accumulation_steps", config.gradient_accumulation_steps),
@@ -289,5 +313,5 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
         raise UserError(f"{path}: zero_optimization.stage has to be 2")
     for key in ("optimizer", "scheduler"):
         if key in settings:
-            raise UserError(f"{path} has an {key} section; both optimisers and schedules come from the recipe, remove it")
+            raise UserError(f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it")
     return settings

@@ -60,7 +60,7 @@ def grid_subsample(
         state: int64 (2,), seed and step, on the features' device. Not needed where nothing is drawn.
         num_samples: S, from 1 to H * W. H * W keeps every cell, in order.
         first_image: global number of the first image of this batch.
-        positions: (B, S) cell numbers to take instead of drawing, in any order.
+        positions: int32 or int64 (B, S), cell numbers from 0 to H * W - 1 to take instead of drawing, in any order.
         out_dtype: dtype of the tokens; the features' dtype if None.
 
     Returns:
@@ -69,7 +69,7 @@ def grid_subsample(
     Raises:
         ValueError: for any argument that doesn't fit, before anything is computed.
     """
-    _check(features, row_table, column_table, num_samples, positions)
+    _check(features, row_table, column_table, state, num_samples, positions)
     batch, channels, rows, columns = features.shape
     if positions is None:
         if num_samples == rows * columns:
@@ -89,7 +89,12 @@ def grid_subsample(
 
 
 def _check(
-    features: Tensor, row_table: Tensor | None, column_table: Tensor | None, num_samples: int, positions: Tensor | None
+    features: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    state: Tensor | None,
+    num_samples: int,
+    positions: Tensor | None,
 ) -> None:
     if features.dim() != 4:
         raise ValueError(f"features must be (B, C, H, W), not of shape {tuple(features.shape)}")
@@ -105,11 +110,16 @@ def _check(
     for name, table, needed in (("row_table", row_table, rows), ("column_table", column_table, columns)):
         if table is None:
             continue
-        if table.shape[1] != channels:
-            raise ValueError(f"{name} has {table.shape[1]} channels, the features have {channels}")
+        if table.dim() != 2 or table.shape[1] != channels:
+            raise ValueError(f"{name} has the shape {tuple(table.shape)}, the features have {channels} channels")
         if table.shape[0] < needed:
             raise ValueError(f"{name} has {table.shape[0]} entries, the grid of {rows} x {columns} needs {needed}")
         if table.device != features.device:
             raise ValueError(f"{name} is on {table.device}, the features are on {features.device}")
-    if positions is not None and positions.shape != (batch, num_samples):
-        raise ValueError(f"positions must be {(batch, num_samples)}, not {tuple(positions.shape)}")
+    if state is not None and (state.shape != (2,) or state.dtype != torch.int64):
+        raise ValueError(f"state must be int64 (2,), not {state.dtype} {tuple(state.shape)}")
+    if positions is not None:
+        if positions.shape != (batch, num_samples):
+            raise ValueError(f"positions must be {(batch, num_samples)}, not {tuple(positions.shape)}")
+        if positions.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"positions must be int32 or int64, not {positions.dtype}")

@@ -65,7 +65,7 @@ class AnswerTable:
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict) or not isinstance(entry.get("ans"), str):
                 raise UserError(f"{path}, item {number}: the field 'ans' is missing or no text")
-            if wanted is None or wanted & set(entry.get("dsets", ())):
+            if wanted is None or wanted & set(entry.get("dsets") or ()):
                 answers.append(entry["ans"])
         if not answers:
             raise UserError(f"{path} has no answer for the data sets {sorted(wanted or [])}; check --qaSets")
@@ -80,8 +80,8 @@ class AnswerTable:
     def label(self, scores: dict[str, float]) -> dict[int, float]:
         """Raw answers with scores to ids with scores; unknown answers are dropped.
 
-        Where two answers come to be the same, one that had to be normalised overwrites one that hadn't, and it goes
-        to the end of the order: both as in the original, where they decide which answer a draw picks.
+        As in the original, an answer that had to be normalised overwrites one that reads so already, and goes to the
+        end of the order if there is none: the order decides which answer a draw picks.
         """
         kept = dict(scores)
         for answer in scores:

@@ -71,7 +71,7 @@ def image_sizes(img_ids: Iterable[str], data_root: Path) -> dict[str, Size]:
         try:
             with Image.open(data_root / path) as image:
                 return img_id, image.size
-        except (OSError, UnidentifiedImageError):
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             return img_id, (1, 1)
 
     with ThreadPoolExecutor() as pool:

@@ -41,8 +41,8 @@ def mask_tokens(
 
 
 def sample_answer(label: dict[int, float] | None, is_matched: bool, generator: Generator) -> int:
-    """An answer id with probability proportional to its score; -1 where there is none or the pair was broken."""
-    if not label or not is_matched:
+    """An answer id with probability proportional to its score; -1 where no answer scores or the pair was broken."""
+    if not label or not is_matched or not any(label.values()):
         return IGNORE
     answers = list(label)
     if len(answers) == 1:

@@ -280,8 +280,8 @@ def test_wrong_value_names_the_flag(argv, parts):
         ("lr: 1\nepochs: [3\nschedule: 2\n", "{path}, line 3: not valid YAML; mend it"),
         ("epoch: 3\n", "{path}: unknown setting epoch; use the names that --print_config prints"),
         ("batchSize: 3\n", "{path}: unknown setting batchSize; use the names that --print_config prints"),
-        ("- epochs\n", "{path}: unknown setting list; use the names that --print_config prints"),
-        ("", "{path}: unknown setting NoneType; use the names that --print_config prints"),
+        ("- epochs\n", "{path}: settings, one `name: value` a line, were expected; see --print_config"),
+        ("", "{path}: settings, one `name: value` a line, were expected; see --print_config"),
     ],
     ids=["broken", "unknown", "alias", "list", "empty"],
 )
@@ -295,10 +295,14 @@ def test_broken_recipe_is_named(tmp_path, content, message):
     ("content", "part"),
     [
         ("epochs: many\n", "invalid int value: 'many'"),
-        ("lr: [1, 2]\n", r"invalid float value: '[1, 2]'"),
+        ("lr: [1, 2]\n", "can't be [1, 2]"),
         ("fp16: perhaps\n", "perhaps"),
+        ("clip_model_name: RN101\n", "invalid choice"),
+        ("epochs: null\n", "has no value"),
+        ("epochs: true\n", "can't be True"),
+        ("output: false\n", "can't be False"),
     ],
-    ids=["int", "float", "bool"],
+    ids=["int", "list", "bool", "choice", "null", "bool_for_int", "bool_for_text"],
 )
 def test_wrong_value_in_a_recipe_is_refused(tmp_path, content, part):
     path = tmp_path / "wrong.yaml"
@@ -515,9 +519,9 @@ CONTRADICTIONS = {
     "no_stage": ({"zero_optimization": None}, "zero_optimization.stage has to be 2"),
     "optimizer": (
         {"optimizer": {"type": "Adam"}},
-        "optimizer section; both optimisers and schedules come from the recipe",
+        "section 'optimizer'; both optimisers and schedules come from the recipe",
     ),
-    "scheduler": ({"scheduler": {}}, "scheduler section; both optimisers and schedules come from the recipe"),
+    "scheduler": ({"scheduler": {}}, "section 'scheduler'; both optimisers and schedules come from the recipe"),
 }
 
 

@@ -51,7 +51,5 @@ def imported_packages(path):
 def test_imports_go_from_launch_to_engine_to_kernels(package, forbidden):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    wrong = {
-        str(path.relative_to(ROOT)): found for path in files if (found := forbidden & set(imported_packages(path)))
-    }
-    assert wrong == {}
+    found = {str(path.relative_to(ROOT)): forbidden & set(imported_packages(path)) for path in files}
+    assert {path: packages for path, packages in found.items() if packages} == {}

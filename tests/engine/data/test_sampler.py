@@ -21,9 +21,7 @@ def test_ranks_deal_out_the_batches_of_one_rank(world_size):
     ranks = [list(training(rank=rank, world_size=world_size)) for rank in range(world_size)]
     whole = list(training())
     assert {len(batches) for batches in ranks} == {len(whole) // world_size}
-    dealt = [
-        ranks[number % world_size][number // world_size] for number in range(len(whole) // world_size * world_size)
-    ]
+    dealt = [batch for turn in zip(*ranks, strict=True) for batch in turn]
     assert dealt == whole[: len(dealt)]
 
 
@@ -136,9 +134,8 @@ def test_evaluation_positions_depend_on_neither_batch_size_nor_ranks(batch_size,
     positions = {}
     for rank in range(world_size):
         for batch in EvaluationSampler(GROUPS, batch_size, rank=rank, world_size=world_size):
-            assert [sample.position for sample in batch] == list(
-                range(batch[0].position, batch[0].position + len(batch))
-            )
+            first = batch[0].position
+            assert [sample.position for sample in batch] == list(range(first, first + len(batch)))
             positions.update({sample.index: (sample.position, sample.epoch) for sample in batch})
     by_group = np.argsort(GROUPS, kind="stable").tolist()
     assert positions == {index: (position, 0) for position, index in enumerate(by_group)}

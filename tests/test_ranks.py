@@ -1,0 +1,78 @@
+"""What must not depend on how a run is spread or on its precision."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.conftest import launch, read_metrics
+
+Flags = Callable[..., list[str]]
+# The tiny demo model with all three tasks. Batch norm by running statistics: batches per rank differ otherwise.
+ALL_TASKS = ["--task_matched", "true", "--taskQA", "--batchSize", "4", "--epochs", "1"]
+# One rank sums 4 micro-batches and two ranks 2 each, in another order: fp32 rounding of gradients of 1e-7 of their
+# size, through AdamW's normalised steps of at most lr = 5e-4 each, stays two orders below this.
+PARAMETERS = 5e-6
+# bf16-like rounding of fp16 (2^-11) in every activation, averaged over a batch: well below 1% of the loss.
+FP16_CURVE = 0.01
+
+
+def test_two_ranks_equal_one(flags: Flags, tmp_path: Path) -> None:
+    """The same ten steps of 16 samples: 2 ranks x 4 samples x accumulation 2, and 1 x 4 x 4."""
+    states, validations = [], []
+    for ranks in (1, 2):
+        output = tmp_path / f"{ranks}"
+        more = [*ALL_TASKS, "--global_batch_size", "16", "--freeze_batch_norm", "--lr", "5e-4", "--output", str(output)]
+        run = launch("launch/pretrain.py", flags(*more), ranks=ranks)
+        assert run.code == 0, run.stderr[-3000:]
+        assert read_metrics(output)[-1]["step"] == 10
+        states.append(torch.load(output / "Epoch01_LXRT.pth", weights_only=True))
+        validations.append(read_metrics(output, "valid")[0])
+    one, two = states
+    assert set(one) == set(two)
+    errors = {name: float((one[name].double() - two[name].double()).abs().max()) for name in one}
+    worst = max(errors, key=lambda name: errors[name])
+    assert errors[worst] <= PARAMETERS, (worst, errors[worst])
+    # Validation counts every sample once on any number of ranks, so only the parameters' rounding is left.
+    for name in ("mask_lm_loss", "matched_loss", "qa_loss"):
+        assert abs(validations[0][name] - validations[1][name]) < 1e-4
+    for name in ("mask_lm_accuracy", "matched_accuracy", "qa_accuracy"):
+        assert validations[0][name] == validations[1][name]
+
+
+def test_fp16_follows_fp32(flags: Flags, tmp_path: Path) -> None:
+    """Two ranks, ten steps with a falling loss."""
+    curves = {}
+    for precision in ("false", "true"):
+        output = tmp_path / precision
+        more = [*ALL_TASKS, "--fp16", precision, "--report_step", "1", "--max_steps", "10", "--output", str(output)]
+        run = launch("tests/workers/fp16_pretrain.py", flags(*more, "--lr", "2e-3"))
+        assert run.code == 0, run.stderr[-3000:]
+        records = read_metrics(output)
+        assert records[-1]["skipped_steps"] == 0
+        assert (records[0]["loss_scale"] > 1) == (precision == "true")
+        curves[precision] = [record["loss"] for record in records]
+    assert len(curves["true"]) == 10
+    assert min(curves["false"][5:]) < 0.95 * curves["false"][0]  # a flat curve would prove nothing
+    for half, full in zip(curves["true"], curves["false"], strict=True):
+        assert abs(half - full) <= FP16_CURVE * full
+
+
+def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, "--fp16", "true", "--lr", "2e-3")])
+    assert run.code == 0, run.stderr[-3000:]
+    records = json.loads(report.read_text())
+    for step, ranks in enumerate(records, start=1):
+        for record in ranks:
+            if step == 3:
+                assert record == {
+                    **{"backbone": 0, "weights": 0, "state": 0, "rates_moved": False},
+                    **{"scale_factor": 0.5, "skipped": 1},
+                }
+            else:
+                assert record["backbone"] > 0
+                assert record["state"] > 0
+                assert record["rates_moved"]
+                assert record["scale_factor"] == 1.0

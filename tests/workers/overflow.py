@@ -1,0 +1,82 @@
+"""Four fp16 steps on two ranks; in the third, one rank's gradient is infinite. What moved at each goes to a file.
+
+    overflow.py REPORT.json FLAGS OF launch/pretrain.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from engine.checkpoint import full_state, read_bert
+from engine.config import PretrainConfig, deepspeed_settings, parse
+from engine.data.pretraining import training_loader
+from engine.distributed import Ranks, join
+from engine.trainer import build_engine
+from launch.pretrain import RECIPES, build_model, read_data
+
+BAD_STEP = 3
+
+get_accelerator().is_fp16_supported = lambda: True
+engine.config.fp16_is_supported = lambda: True
+report = Path(sys.argv.pop(1))
+if report.name.startswith("--local_rank"):  # the launcher puts it first
+    report = Path(sys.argv.pop(1))
+config, _ = parse(PretrainConfig, sys.argv[1:], RECIPES)
+ranks = Ranks.from_environment()
+config.check(ranks.world_size)
+bert, tokenizer = read_bert(config.bert)
+data, _, answers = read_data(config, tokenizer, ranks)
+batches = training_loader(
+    data, config.batch_size, accumulation=1, num_workers=0, rank=ranks.rank, world_size=ranks.world_size, same_order=True
+)
+model = build_model(config, bert, len(answers), ranks)
+device = join(ranks)
+engine = build_engine(model, config, deepspeed_settings(config, ranks.world_size), len(batches))
+
+
+def snapshot() -> dict[str, torch.Tensor]:
+    """Weights by optimiser, and every tensor of both optimisers' states on this rank."""
+    state = {f"weights {key}": tensor for key, tensor in full_state(engine).items() if "running" not in key}
+    state = {key: tensor.clone() for key, tensor in state.items() if "num_batches" not in key}
+    for number, values in enumerate(engine.optimizer.optimizer.state.values()):
+        state |= {f"state {number} {k}": v.clone() for k, v in values.items() if isinstance(v, torch.Tensor)}
+    return state
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> int:
+    return sum(not torch.equal(before.get(key, torch.empty(0)), after[key]) for key in after if part in key)
+
+
+engine.train()
+records = []
+for step, batch in enumerate(batches, start=1):
+    before, rates, scale = snapshot(), engine.lr_scheduler.get_last_lr(), engine.optimizer.loss_scale
+    inputs = batch.to(device).inputs
+    output = engine(**inputs)
+    if step == BAD_STEP and ranks.rank == 1:
+        weight = engine.module.bert.encoder.visn_fc.visn_fc.weight
+        hook = weight.register_hook(lambda gradient: gradient.fill_(float("inf")))
+    engine.backward(output.loss)
+    engine.step()
+    if step == BAD_STEP and ranks.rank == 1:
+        hook.remove()
+    after = snapshot()
+    record = {
+        "backbone": moved(before, after, "visual_model"),
+        "weights": moved(before, after, "weights "),
+        "state": moved(before, after, "state "),
+        "rates_moved": rates != engine.lr_scheduler.get_last_lr(),
+        "scale_factor": engine.optimizer.loss_scale / scale,
+        "skipped": engine.skipped_steps,
+    }
+    everywhere: list[dict] = [{}] * ranks.world_size
+    dist.all_gather_object(everywhere, record)
+    records.append(everywhere)
+    if step == BAD_STEP + 1:
+        break
+if ranks.rank == 0:
+    report.write_text(json.dumps(records))
