@@ -28,5 +28,7 @@ setup(
         "tqdm>=4.66",
         "ninja>=1.11",
     ],
-    extras_require={"dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15", "types-PyYAML", "types-tqdm"]},
+    extras_require={
+        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15", "types-PyYAML", "types-tqdm"]
+    },
 )

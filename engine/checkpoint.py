@@ -47,7 +47,9 @@ class LoadReport:
         return ", ".join(lines)
 
 
-def load_state(model: nn.Module, state: State, source: str, prefix: str = "", may_miss: tuple[str, ...] = ()) -> LoadReport:
+def load_state(
+    model: nn.Module, state: State, source: str, prefix: str = "", may_miss: tuple[str, ...] = ()
+) -> LoadReport:
     """Copy a state dict into the part of the model whose keys start with `prefix`.
 
     Raises:
@@ -61,15 +63,17 @@ def load_state(model: nn.Module, state: State, source: str, prefix: str = "", ma
             report.unexpected.append(key)
         elif own[key].shape != tensor.shape:
             raise UserError(
-                f"{source}: {key} has shape {tuple(tensor.shape)}, the model's has {tuple(own[key].shape)}; the file is "
-                "of a model of another size, check --clip_model_name, --bert, --pos_num and the answer table"
+                f"{source}: {key} has shape {tuple(tensor.shape)}, the model's has {tuple(own[key].shape)}; the file "
+                "is of a model of another size, check --clip_model_name, --bert, --pos_num and the answer table"
             )
         else:
             own[key].copy_(tensor)
             report.matched.append(key)
     lost = [key for key in report.missing if not key.startswith(may_miss or ("\0",))]
     if lost:
-        raise UserError(f"{source} lacks {len(lost)} of the {len(own)} tensors that it should hold, the first is {lost[0]}")
+        raise UserError(
+            f"{source} lacks {len(lost)} of the {len(own)} tensors that it should hold, the first is {lost[0]}"
+        )
     return report
 
 
@@ -89,12 +93,14 @@ def read_tensors(path: Path) -> State:
 
 
 def load_original(model: nn.Module, state: State, source: str) -> LoadReport:
-    """Load the content of an `X_LXRT.pth`, ours or the original's, `module.` prefixes or not. The answer head may be new."""
+    """Load the content of an `X_LXRT.pth`, ours or the original's. The answer head may be new."""
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     decoder = state.pop(DECODER, None)
     if decoder is not None and WORDS in state and not torch.equal(decoder, state[WORDS]):
         raise UserError(f"{source}: {DECODER} differs from the word embeddings that it should be tied to")
-    state = {key: tensor for key, tensor in state.items() if "visual_pos." in key or not any(part in key for part in UNUSED)}
+    state = {
+        key: tensor for key, tensor in state.items() if "visual_pos." in key or not any(part in key for part in UNUSED)
+    }
     return load_state(model, state, source, may_miss=("answer_head.",))
 
 
@@ -106,7 +112,9 @@ def checkpoint_file(path: str) -> Path:
 def load_clip(model: nn.Module, path: Path) -> LoadReport:
     """Load the image tower of OpenAI's CLIP, a TorchScript archive or a state dict."""
     if not path.exists():
-        raise UserError(f"{path} is missing; download OpenAI's weights and name the file with --clip_weights, or use --fromScratch")
+        raise UserError(
+            f"{path} is missing; download OpenAI's weights and name the file with --clip_weights, or use --fromScratch"
+        )
     if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
         try:
             state = dict(torch.jit.load(str(path), map_location="cpu").state_dict())
@@ -207,7 +215,9 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, name: str, client_sta
             os.replace(unfinished, folder / f"{name}{SUFFIX}")
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the checkpoint {folder / name} can't be written ({reason}); free space or change --output") from None
+        raise UserError(
+            f"the checkpoint {folder / name} can't be written ({reason}); free space or change --output"
+        ) from None
 
 
 def load_training_state(engine: DeepSpeedEngine, path: str, *, optimizer: bool, scheduler: bool) -> None:

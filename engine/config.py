@@ -117,7 +117,15 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         Raises:
             UserError: naming the flag to change.
         """
-        for name in ("batch_size", "gradient_accumulation_steps", "epochs", "report_step", "image_size_min", "sub_feat_num", "pos_num"):
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "epochs",
+            "report_step",
+            "image_size_min",
+            "sub_feat_num",
+            "pos_num",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
         for name in ("stop_after_epoch", "max_steps"):
@@ -146,15 +154,21 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         try:
             milestones = self.milestones
         except ValueError:
-            raise UserError(f"--schedule {self.schedule!r}: epochs with commas between them are needed, as in 12,17") from None
+            raise UserError(
+                f"--schedule {self.schedule!r}: epochs with commas between them are needed, as in 12,17"
+            ) from None
         if milestones != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
             raise UserError(f"--schedule {self.schedule!r}: epochs of 1 or more, in ascending order, are needed")
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other; drop one (with a recipe: --fp16 false)")
         if self.fp16 and not fp16_is_supported():
-            raise UserError("--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32 (with a recipe: --fp16 false)")
+            raise UserError(
+                "--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32 (with a recipe: --fp16 false)"
+            )
         if self.load is None and (self.not_load_scheduler or self.not_load_adam_optimizer):
-            raise UserError("--not_load_scheduler and --not_load_adam_optimizer say what to leave out of --load; add --load PATH")
+            raise UserError(
+                "--not_load_scheduler and --not_load_adam_optimizer say what to leave out of --load; add --load PATH"
+            )
         if self.load is not None and self.from_scratch:
             raise UserError("--load and --fromScratch exclude each other; drop one")
         if self.global_batch_size is not None:
@@ -191,7 +205,10 @@ ORIGINAL_CONSTANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "llayers": (("12",), "the number of layers is that of the --bert configuration"),
     "xlayers": (("0",), "there are no cross-modality layers"),
     "rlayers": (("0",), "there are no object-relationship layers"),
-    "visualLosses": (("obj,attr,feat", "obj,attr", "obj", "attr", "feat", ""), "objects are not predicted, so none is used"),
+    "visualLosses": (
+        ("obj,attr,feat", "obj,attr", "obj", "attr", "feat", ""),
+        "objects are not predicted, so none is used",
+    ),
     "objMaskRate": (("0.0", "0", "0."), "objects are not masked"),
     "fp16_opt_level": (("O1",), "fp16 always keeps fp32 masters and batch norm, as O1 did"),
 }
@@ -226,7 +243,11 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
         aliases = [f"--{name}"] + ([f"--{SNAKE_CASE[name]}"] if name in SNAKE_CASE else [])
         parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
 
-    program = parser.parse_known_args(argv)[0] if "--help" not in argv and "-h" not in argv else argparse.Namespace(recipe=None)
+    program = (
+        parser.parse_known_args(argv)[0]
+        if "--help" not in argv and "-h" not in argv
+        else argparse.Namespace(recipe=None)
+    )
     from_recipe = read_recipe(program.recipe, recipes, config_class) if program.recipe else []
     try:
         parser.parse_args(from_recipe)
@@ -249,7 +270,9 @@ def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     """A recipe as flags, so that argparse converts and checks its values like those of the command line."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file")
+        raise UserError(
+            f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file"
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -290,7 +313,9 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
         raise UserError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    sections = [settings.get(name, {}) for name in ("fp16", "bf16", "zero_optimization")] if isinstance(settings, dict) else []
+    sections = (
+        [settings.get(name, {}) for name in ("fp16", "bf16", "zero_optimization")] if isinstance(settings, dict) else []
+    )
     if not sections or not all(isinstance(section, dict) for section in sections):
         raise UserError(f"{path} is no DeepSpeed configuration: an object with objects fp16, bf16, zero_optimization")
     ours = {
@@ -304,7 +329,9 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     }
     for key, (flag, value) in ours.items():
         if settings.get(key, "auto") not in ("auto", value):
-            raise UserError(f'{path} has {key} {settings[key]}, but {flag} is {value}; write "auto" there or change the flag')
+            raise UserError(
+                f'{path} has {key} {settings[key]}, but {flag} is {value}; write "auto" there or change the flag'
+            )
         settings[key] = value
     for precision in ("fp16", "bf16"):
         if bool(settings.get(precision, {}).get("enabled", False)) != (config.precision == precision):
@@ -313,5 +340,7 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
         raise UserError(f"{path}: zero_optimization.stage has to be 2")
     for key in ("optimizer", "scheduler"):
         if key in settings:
-            raise UserError(f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it")
+            raise UserError(
+                f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it"
+            )
     return settings

@@ -20,7 +20,11 @@ def first_non_finite(model: nn.Module, inputs: dict[str, Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return f"the first output that is not finite is that of {found[0]}" if found else "the outputs are finite, the gradients are not"
+    return (
+        f"the first output that is not finite is that of {found[0]}"
+        if found
+        else "the outputs are finite, the gradients are not"
+    )
 
 
 def _remember(name: str, found: list[str]) -> Any:

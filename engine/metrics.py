@@ -62,4 +62,6 @@ class MetricsFile:
                 with self.path.open("a") as file:
                     file.write(json.dumps(record) + "\n")
             except OSError as error:
-                raise UserError(f"{self.path} can't be written ({error.strerror}); free space or change --output") from None
+                raise UserError(
+                    f"{self.path} can't be written ({error.strerror}); free space or change --output"
+                ) from None

@@ -84,7 +84,7 @@ def train(
     """
     while state.epoch < config.last_epoch and state.step != config.max_steps:
         engine.train()
-        batches.batch_sampler.set_epoch(state.epoch)
+        batches.batch_sampler.set_epoch(state.epoch)  # type: ignore[union-attr]
         for batch in batches:
             batch = batch.to(engine.device)
             at_boundary = (state.micro_step + 1) % config.gradient_accumulation_steps == 0

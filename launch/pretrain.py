@@ -45,7 +45,9 @@ def read_data(
 ) -> tuple[PretrainingDataset, PretrainingDataset | None, AnswerTable]:
     """Training data, validation data where --valid names any, and the answers."""
     data_root = Path(config.data_root)
-    answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+    answers = AnswerTable.read(
+        data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None
+    )
     options = PretrainingOptions(
         task_mask_lm=config.task_mask_lm,
         task_matched=config.task_matched,
@@ -77,7 +79,10 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
         pos_num=config.pos_num,
         freeze_batch_norm=config.freeze_batch_norm,
     )
-    for height, width in ((config.image_size_min, config.image_size_max), (config.image_size_max, config.image_size_min)):
+    for height, width in (
+        (config.image_size_min, config.image_size_max),
+        (config.image_size_max, config.image_size_min),
+    ):
         check_grid(visual, height, width, STRIDE)
     if config.max_seq_length > bert.max_position_embeddings:
         raise UserError(
@@ -95,7 +100,7 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
         clip_model_name=config.clip_model_name,
     )
     if ranks.rank == 0:
-        print(*reports or ["random weights"], sep="\n", flush=True)
+        print(*(reports or ["random weights"]), sep="\n", flush=True)
     return model
 
 

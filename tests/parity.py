@@ -175,9 +175,7 @@ def _outputs(output: PretrainingOutput, recorded: dict[str, np.ndarray]) -> Iter
     yield Quantity("lm_scores_sum", largest_error(scores.sum(), recorded["lm_scores_sum"]), bound)
 
 
-def _gradients(
-    model: ClipVilForPretraining, recorded: dict[str, np.ndarray], names: list[str]
-) -> Iterator[Quantity]:
+def _gradients(model: ClipVilForPretraining, recorded: dict[str, np.ndarray], names: list[str]) -> Iterator[Quantity]:
     """Whole gradients where they are recorded, the norm of each one, and the norm of all together."""
     ours = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
     whole = {name.removeprefix("grad/"): value for name, value in recorded.items() if name.startswith("grad/")}
@@ -191,7 +189,9 @@ def _gradients(
     unit = max(theirs.values())
     error = max(min(largest_error(n, theirs[k], relative=True), abs(n - theirs[k]) / unit) for k, n in norms.items())
     yield Quantity("gradient norm of each parameter", float("inf") if absent else error, GRADIENT)
-    yield Quantity("gradient norm", largest_error(global_norm(model), recorded["grad_global_norm"], relative=True), GRADIENT)
+    yield Quantity(
+        "gradient norm", largest_error(global_norm(model), recorded["grad_global_norm"], relative=True), GRADIENT
+    )
 
 
 def _batch_norm(
@@ -227,7 +227,9 @@ def _missing_labels(
                 error = largest_error(output.losses[task].detach(), expected[f"{task}_loss"])
                 yield Quantity(f"{case} {task} loss", error, LOSS)
         if case == "all_ans_ignored":
-            gradients = [p.grad for n, p in model.named_parameters() if n.startswith("answer_head") and p.grad is not None]
+            gradients = [
+                p.grad for n, p in model.named_parameters() if n.startswith("answer_head") and p.grad is not None
+            ]
             yield Quantity(f"{case} answer head gradient", max(float(g.abs().max()) for g in gradients), 0.0)
 
 
@@ -407,7 +409,9 @@ def _check_grouping(data: dict[str, Any]) -> Iterator[Quantity]:
         else:
             # The original repeats items to fill batches; every item once is what evaluation wants (QUIRKS 26).
             batches = [batch.tolist() for batch in exhaustive_batches(groups, case["batch_size"])]
-            wrong["evaluation"] += differences(sorted(sum(batches, [])), list(range(len(groups))))
+            wrong["evaluation"] += differences(
+                sorted(index for batch in batches for index in batch), list(range(len(groups)))
+            )
             wrong["evaluation"] += sum(len(set(groups[batch])) != 1 for batch in batches)
     yield Quantity("grouped batches of training", wrong["training"], 0)
     yield Quantity("grouped batches of evaluation", wrong["evaluation"], 0)
@@ -531,7 +535,9 @@ def main() -> int:
             beyond = quantity.tolerance is not None and not quantity.error <= quantity.tolerance
             failures += beyond
             tolerance = "information" if quantity.tolerance is None else f"{quantity.tolerance:.1e}"
-            print(f"{quantity.name:<48} {quantity.error:<10.2e} {tolerance:<12}{'BEYOND' if beyond else ''}", flush=True)
+            print(
+                f"{quantity.name:<48} {quantity.error:<10.2e} {tolerance:<12}{'BEYOND' if beyond else ''}", flush=True
+            )
     print(f"{failures} quantities beyond their tolerance" if failures else "all within tolerance")
     return 1 if failures else 0
 

@@ -56,7 +56,7 @@ class AnswerTable:
 
     @classmethod
     def read(cls, path: Path, qa_sets: Iterable[str] | None = None) -> "AnswerTable":
-        """Read `all_ans.json`: [{"ans": str, "dsets": [str, ...]}, ...], if asked only the answers of some data sets."""
+        """Read `all_ans.json`: [{"ans": str, "dsets": [str, ...]}, ...], or the answers of some data sets in it."""
         entries = read_json(path)
         if not isinstance(entries, list):
             raise UserError(f"{path}: a list of answers was expected, found {type(entries).__name__}")

@@ -1,6 +1,6 @@
 """The pre-training data: sentences with images to batches.
 
-    annotations -> PretrainingDataset[Sample] -> collate -> dict of tensors, images still uint8
+annotations -> PretrainingDataset[Sample] -> collate -> dict of tensors, images still uint8
 """
 
 import random
@@ -55,10 +55,11 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
         names = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-        ids = [tokenizer.token_to_id(name) for name in names]
-        if None in ids:
-            raise UserError(f"the vocabulary lacks {names[ids.index(None)]}; give a BERT vocabulary with --bert")
-        self.pad_id, self.cls_id, self.sep_id, self.mask_id = ids
+        ids = {name: number for name in names if (number := tokenizer.token_to_id(name)) is not None}
+        lacking = [name for name in names if name not in ids]
+        if lacking:
+            raise UserError(f"the vocabulary lacks {lacking[0]}; give a BERT vocabulary with --bert")
+        self.pad_id, self.cls_id, self.sep_id, self.mask_id = ids.values()
 
     def __call__(self, text: str) -> list[int]:
         """WordPiece ids without special tokens."""
@@ -85,9 +86,7 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
     def groups(self) -> list[int]:
         """Aspect-ratio group of each sentence's image."""
         bins = aspect_ratio_bins(self.options.aspect_ratio_group_factor)
-        by_image = {
-            img_id: aspect_ratio_group(height / width, bins) for img_id, (width, height) in self.sizes.items()
-        }
+        by_image = {img_id: aspect_ratio_group(height / width, bins) for img_id, (width, height) in self.sizes.items()}
         return [by_image[sentence.img_id] for sentence in self.sentences]
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
@@ -216,8 +215,8 @@ def read_split(
         )
     if count.unknown and not count.known:
         raise UserError(
-            f"none of the {count.unknown} answered questions of {names} has an answer in {data_root}/lxmert/all_ans.json "
-            f"(the first answer is {count.example!r}); the table belongs to other data"
+            f"none of the {count.unknown} answered questions of {names} has an answer in "
+            f"{data_root}/lxmert/all_ans.json (the first answer is {count.example!r}); the table belongs to other data"
         )
     if missing:
         absent = set(missing)
@@ -275,7 +274,7 @@ def _loader(
     dataset: PretrainingDataset, sampler: TrainingSampler | EvaluationSampler, num_workers: int
 ) -> DataLoader[Batch]:
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # the collator makes Batches
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=Collator(dataset.options.seed),

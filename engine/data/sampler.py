@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 class Sample(NamedTuple):
     """What the data set is asked for. Every random draw for it follows from seed, epoch and position."""
 
-    index: int  # in the data set
+    index: int  # type: ignore[assignment]  # in the data set; hides tuple.index
     position: int  # in the epoch, over all ranks
     epoch: int
 

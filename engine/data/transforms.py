@@ -19,7 +19,7 @@ def resized_size(size: Size, min_size: int, max_size: int) -> Size:
     width, height = size
     short, long = min(size), max(size)
     if long / short * min_size > max_size:
-        min_size = int(round(max_size * short / long))
+        min_size = round(max_size * short / long)
     if width < height:
         return min_size, int(min_size * height / width)
     return int(min_size * width / height), min_size
@@ -36,7 +36,9 @@ def padding(size: Size, canvas: Size) -> tuple[int, int, int, int]:
     return spare_width - right, spare_height - bottom, right, bottom
 
 
-def resize_and_pad(image: Image.Image, min_size: int, max_size: int, *, orient_after_resize: bool = False) -> np.ndarray:
+def resize_and_pad(
+    image: Image.Image, min_size: int, max_size: int, *, orient_after_resize: bool = False
+) -> np.ndarray:
     """RGB image, resized (bilinear) and centred on black: uint8 (3, min, max), or (3, max, min) for a portrait.
 
     A square image is a portrait. `orient_after_resize` judges orientation by the rounded size, as the original did:

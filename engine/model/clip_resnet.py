@@ -48,7 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.weight.float(),
             self.bias.float(),
             training=self.training,
-            momentum=self.momentum,
+            momentum=self.momentum or 0.0,
             eps=self.eps,
         )
         return normalised.to(features.dtype)
@@ -115,6 +115,6 @@ class ClipResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return x

@@ -93,9 +93,11 @@ class Encoder(nn.Module):
         backbone = self.visual_model.visual
         return backbone(normalise_images(images).to(backbone.conv1.weight.dtype))
 
-    def visual_tokens(self, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None) -> Tensor:
+    def visual_tokens(
+        self, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None
+    ) -> Tensor:
         """Sampled cells of a grid (B, C, rows, columns), embedded by position and projected: (B, S, h)."""
-        tables = (None, None)
+        tables: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.visual.use_positional_embedding:
             tables = (self.visual_pos.x_position_embedding.weight, self.visual_pos.y_position_embedding.weight)
         num_samples = self.visual.sub_feat_num or grid.shape[2] * grid.shape[3]

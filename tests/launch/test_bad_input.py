@@ -21,10 +21,14 @@ Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
 
 def error_of(flags: list[str]) -> str:
     ranks = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
-    with pytest.raises(UserError) as caught:
+
+    def start() -> None:
         config, _ = parse(PretrainConfig, flags, RECIPES)
         config.check(ranks.world_size)
         run(config, ranks)
+
+    with pytest.raises(UserError) as caught:
+        start()
     return str(caught.value)
 
 

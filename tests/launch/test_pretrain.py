@@ -67,8 +67,10 @@ def test_a_run_without_a_launcher_continues_a_checkpoint(flags: Flags, tmp_path:
     assert first.code == 0, first.stderr[-3000:]
     second = launch(
         "launch/pretrain.py",
-        [*common, "--from_scratch", "false", "--load", str(tmp_path / "run" / "Step000003"), "--max_steps", "1"]
-        + ["--output", str(tmp_path / "more")],
+        [
+            *(*common, "--from_scratch", "false", "--load", str(tmp_path / "run" / "Step000003"), "--max_steps", "1"),
+            *("--output", str(tmp_path / "more")),
+        ],
         launcher="python",
     )
     assert second.code == 0, second.stderr[-3000:]
@@ -82,14 +84,18 @@ def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: 
     images[0].write_bytes(images[0].read_bytes()[:300])
     images[1].write_bytes(b"")
     images[2].write_text("no image")
-    run = launch("launch/pretrain.py", flags("--data_root", str(damaged), "--epochs", "1", "--max_unreadable_images", "20"))
+    run = launch(
+        "launch/pretrain.py", flags("--data_root", str(damaged), "--epochs", "1", "--max_unreadable_images", "20")
+    )
     assert run.code == 0, run.stderr[-3000:]
     assert all(image.name in run.stdout + run.stderr for image in images[:3])
     assert read_metrics(tmp_path / "run")[-1]["unreadable_images"] == 12  # three images, four sentences each
 
 
 def test_print_config_is_a_whole_recipe(tmp_path: Path) -> None:
-    run = launch("launch/pretrain.py", ["--recipe", "rn50_stage_one", "--fp16", "false", "--lr", "3e-5", "--print_config"])
+    run = launch(
+        "launch/pretrain.py", ["--recipe", "rn50_stage_one", "--fp16", "false", "--lr", "3e-5", "--print_config"]
+    )
     assert run.code == 0, run.stderr[-3000:]
     printed = run.stdout[run.stdout.index("output:") :]
     values = yaml.safe_load("\n".join(line for line in printed.splitlines() if not line.startswith("[")))
@@ -102,7 +108,7 @@ def test_an_error_of_all_ranks_is_one_line(launcher: str) -> None:
     assert run.errors == ["pretrain.py: error: unknown flag --bacthSize; did you mean --batchSize?"]
     # torchrun has an exit code of its own, and tells of the failed rank in its own words.
     assert run.code == (2 if launcher == "deepspeed" else 1)
-    assert "pretrain.py\", line" not in run.stderr
+    assert 'pretrain.py", line' not in run.stderr
     assert run.seconds_after_error < 10
     assert run.left == []
 

@@ -3,7 +3,6 @@
 from deepspeed.accelerator import get_accelerator
 
 import engine.config
-
 from launch.pretrain import main
 
 get_accelerator().is_fp16_supported = lambda: True

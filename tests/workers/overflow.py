@@ -1,6 +1,6 @@
 """Four fp16 steps on two ranks; in the third, one rank's gradient is infinite. What moved at each goes to a file.
 
-    overflow.py REPORT.json FLAGS OF launch/pretrain.py
+overflow.py REPORT.json FLAGS OF launch/pretrain.py
 """
 
 import json
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+import engine.config
 from engine.checkpoint import full_state, read_bert
 from engine.config import PretrainConfig, deepspeed_settings, parse
 from engine.data.pretraining import training_loader
@@ -31,7 +32,13 @@ config.check(ranks.world_size)
 bert, tokenizer = read_bert(config.bert)
 data, _, answers = read_data(config, tokenizer, ranks)
 batches = training_loader(
-    data, config.batch_size, accumulation=1, num_workers=0, rank=ranks.rank, world_size=ranks.world_size, same_order=True
+    data,
+    config.batch_size,
+    accumulation=1,
+    num_workers=0,
+    rank=ranks.rank,
+    world_size=ranks.world_size,
+    same_order=True,
 )
 model = build_model(config, bert, len(answers), ranks)
 device = join(ranks)
