@@ -100,7 +100,7 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
         clip_model_name=config.clip_model_name,
     )
     if ranks.rank == 0:
-        print(*(reports or ["random weights"]), sep="\n", flush=True)
+        print("\n".join(str(report) for report in reports) or "random weights", flush=True)
     return model
 
 

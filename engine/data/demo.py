@@ -24,11 +24,11 @@ COLORS = {
     "yellow": (235, 215, 50),
     "white": (245, 245, 245),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.22, "large": 0.40}  # half the extent, as a share of the short side
+SHAPES = ("ring", "square", "triangle", "cross")
+SIZES = {"small": 0.26, "large": 0.44}  # half the extent, as a share of the short side
 SIDES = {True: ("left", "right"), False: ("top", "bottom")}  # of a landscape, of a portrait
 RELATIONS = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
-ANSWERS = [*COLORS, *SHAPES, *SIZES, "left", "right", "top", "bottom", "yes", "no"]
+ANSWERS = [*COLORS, *SHAPES, "left", "right", "top", "bottom", "yes", "no"]
 VISUAL_WORDS = frozenset([*COLORS, *SHAPES])
 
 # The shape of the demo's BERT, in the words of transformers' BertConfig.
@@ -92,7 +92,6 @@ class Scene:
         asked = [
             (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
             (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
-            (f"which size has the {thing.color} {thing.shape} ?", thing.size),
             (f"where is the {thing} ?", thing.side),
             (f"is the {thing.color} {thing.shape} {RELATIONS[thing.side]} the {other.color} {other.shape} ?", "yes"),
             (f"is the {thing.color} {thing.shape} {RELATIONS[other.side]} the {other.color} {other.shape} ?", "no"),
@@ -123,15 +122,15 @@ class Scene:
 
 
 def _paint(canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, color: tuple[int, ...]) -> None:
-    if shape == "circle":
-        canvas.ellipse((x - r, y - r, x + r, y + r), fill=color)
+    if shape == "ring":
+        canvas.ellipse((x - r, y - r, x + r, y + r), outline=color, width=round(0.35 * r))
     elif shape == "square":
         canvas.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), fill=color)
     elif shape == "triangle":
         canvas.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=color)
     else:
-        canvas.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill=color)
-        canvas.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill=color)
+        canvas.rectangle((x - r, y - 0.2 * r, x + r, y + 0.2 * r), fill=color)
+        canvas.rectangle((x - 0.2 * r, y - r, x + 0.2 * r, y + r), fill=color)
 
 
 def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: int, progress: bool = False) -> None:
