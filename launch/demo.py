@@ -24,7 +24,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from engine.checkpoint import read_bert
+from engine.checkpoint import SUFFIX, read_bert
 from engine.config import PretrainConfig, parse
 from engine.data.demo import VISUAL_WORDS, write_demo
 from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
@@ -45,7 +45,7 @@ class DemoConfig:
     data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
     output: str = HfArg(default="snap/demo", help="folder for checkpoints and summary.json")
     train_scenes: int = HfArg(default=6000, help="scenes to train on")
-    valid_scenes: int = HfArg(default=250, help="held-out scenes")
+    valid_scenes: int = HfArg(default=500, help="held-out scenes")
     seed: int = HfArg(default=9595, help="seed of the scenes")
     stage_one: str = HfArg(default="", help="more flags for stage one, in one string")
     stage_two: str = HfArg(default="", help="more flags for stage two, in one string")
@@ -143,7 +143,8 @@ def main() -> None:
 
 
 def last_checkpoint(folder: str) -> str:
-    return str(max(path for path in Path(folder).glob("Epoch*") if path.is_dir()))
+    """The newest one: an earlier demo may have left others."""
+    return str(max(Path(folder).glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime))
 
 
 if __name__ == "__main__":

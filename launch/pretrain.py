@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine
 from tokenizers import Tokenizer
 from transformers import BertConfig, set_seed
 
@@ -62,10 +61,13 @@ def read_data(
     text = TextEncoder(tokenizer)
 
     def split(names: str) -> PretrainingDataset:
-        sentences, summary = read_split(names, data_root, answers, allow_missing_images=config.allow_missing_images)
-        if ranks.rank == 0:
+        first = ranks.rank == 0
+        sentences, summary = read_split(
+            names, data_root, answers, allow_missing_images=config.allow_missing_images, progress=first
+        )
+        if first:
             print(summary, flush=True)
-        return PretrainingDataset(sentences, data_root, text, options, names)
+        return PretrainingDataset(sentences, data_root, text, options, names, progress=first)
 
     return split(config.train), split(config.valid) if config.valid else None, answers
 
@@ -104,13 +106,6 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
     return model
 
 
-def load_state(engine: DeepSpeedEngine, config: PretrainConfig) -> None:
-    """With --load, the optimiser's and the schedules' state too, unless the flags leave them out."""
-    optimizer, scheduler = not config.not_load_adam_optimizer, not config.not_load_scheduler
-    if config.load is not None and (optimizer or scheduler):
-        load_training_state(engine, config.load, optimizer=optimizer, scheduler=scheduler)
-
-
 def run(config: PretrainConfig, ranks: Ranks) -> None:
     settings = deepspeed_settings(config, ranks.world_size)
     bert, tokenizer = read_bert(config.bert)
@@ -128,8 +123,13 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     prepare_output(config, ranks)
 
     device = join(ranks)
+    if ranks.rank == 0:
+        samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size}"
+        print(f"{ranks.world_size} ranks on {device.type}, {config.precision}, {samples} samples per step", flush=True)
     engine = build_engine(model, config, settings, len(batches))
-    load_state(engine, config)
+    optimizer, scheduler = not config.not_load_adam_optimizer, not config.not_load_scheduler
+    if config.load is not None and (optimizer or scheduler):
+        load_training_state(engine, config.load, optimizer=optimizer, scheduler=scheduler)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
     reporter = Reporter(engine, config, batches, validation_batches, metrics)

@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.conftest import launch, read_metrics
+from tests.conftest import ROOT, launch, read_metrics
 
 Flags = Callable[..., list[str]]
 # The tiny demo model with all three tasks. Batch norm by running statistics: batches per rank differ otherwise.
@@ -41,12 +42,23 @@ def test_two_ranks_equal_one(flags: Flags, tmp_path: Path) -> None:
         assert validations[0][name] == validations[1][name]
 
 
-def test_fp16_follows_fp32(flags: Flags, tmp_path: Path) -> None:
+@pytest.fixture
+def fp16_flags(tmp_path: Path) -> list[str]:
+    """fp16 with a loss scale that the small model bears from its first step: its random weights are drawn wide
+    (0.08), so its gradients are of the order of 1, and 2^16 times that is more than fp16 holds."""
+    settings = json.loads((ROOT / "ds_configs" / "zero2_fp16.json").read_text())
+    settings["fp16"]["initial_scale_power"] = 12
+    path = tmp_path / "zero2_fp16.json"
+    path.write_text(json.dumps(settings))
+    return ["--fp16", "true", "--deepspeed_config", str(path)]
+
+
+def test_fp16_follows_fp32(flags: Flags, fp16_flags: list[str], tmp_path: Path) -> None:
     """Two ranks, ten steps with a falling loss."""
     curves = {}
-    for precision in ("false", "true"):
+    for precision, precision_flags in (("false", []), ("true", fp16_flags)):
         output = tmp_path / precision
-        more = [*ALL_TASKS, "--fp16", precision, "--report_step", "1", "--max_steps", "10", "--output", str(output)]
+        more = [*ALL_TASKS, *precision_flags, "--report_step", "1", "--max_steps", "10", "--output", str(output)]
         run = launch("tests/workers/fp16_pretrain.py", flags(*more, "--lr", "2e-3"))
         assert run.code == 0, run.stderr[-3000:]
         records = read_metrics(output)
@@ -59,9 +71,9 @@ def test_fp16_follows_fp32(flags: Flags, tmp_path: Path) -> None:
         assert abs(half - full) <= FP16_CURVE * full
 
 
-def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, tmp_path: Path) -> None:
+def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, fp16_flags: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, "--fp16", "true", "--lr", "2e-3")])
+    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *fp16_flags, "--lr", "2e-3")])
     assert run.code == 0, run.stderr[-3000:]
     records = json.loads(report.read_text())
     for step, ranks in enumerate(records, start=1):

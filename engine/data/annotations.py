@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from engine.data.answers import AnswerTable, read_json
 from engine.errors import UserError
 
@@ -28,7 +30,7 @@ class LabelCount:
     example: str = ""
 
 
-def read_annotations(path: Path, answers: AnswerTable, count: LabelCount) -> list[Sentence]:
+def read_annotations(path: Path, answers: AnswerTable, count: LabelCount, *, progress: bool = False) -> list[Sentence]:
     """Read one file of [{"img_id": ..., "sentf": {category: [text]}, "labelf": {category: [{answer: score}]}}].
 
     Categories with labels are questions. Labels are added up in `count`.
@@ -37,7 +39,7 @@ def read_annotations(path: Path, answers: AnswerTable, count: LabelCount) -> lis
     if not isinstance(items, list):
         raise UserError(f"{path}: a list of items was expected, found {type(items).__name__}")
     sentences: list[Sentence] = []
-    for number, item in enumerate(items):
+    for number, item in enumerate(tqdm(items, desc=f"reading {path.stem}", unit="item", disable=not progress)):
         try:
             sentences.extend(_sentences_of(item, answers, count))
         except _FieldError as error:
@@ -45,9 +47,12 @@ def read_annotations(path: Path, answers: AnswerTable, count: LabelCount) -> lis
     return sentences
 
 
-def read_all(names: Iterable[str], folder: Path, answers: AnswerTable, count: LabelCount) -> list[Sentence]:
+def read_all(
+    names: Iterable[str], folder: Path, answers: AnswerTable, count: LabelCount, *, progress: bool = False
+) -> list[Sentence]:
     """The sentences of several files, in the order of their names."""
-    return [sentence for name in names for sentence in read_annotations(folder / f"{name}.json", answers, count)]
+    files = (read_annotations(folder / f"{name}.json", answers, count, progress=progress) for name in names)
+    return [sentence for sentences in files for sentence in sentences]
 
 
 class _FieldError(Exception):

@@ -87,14 +87,14 @@ class Scene:
         ]
 
     def questions(self, draw: random.Random) -> list[tuple[str, str]]:
-        """Questions with answers. Each takes something for granted, so that it tells which image it belongs to."""
+        """Two questions with answers. Each takes something for granted, so that it tells which image it belongs to."""
         thing, other = draw.sample(self.things, 2)
+        side, answer = draw.choice([(thing.side, "yes"), (other.side, "no")])
         asked = [
             (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
             (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
             (f"where is the {thing} ?", thing.side),
-            (f"is the {thing.color} {thing.shape} {RELATIONS[thing.side]} the {other.color} {other.shape} ?", "yes"),
-            (f"is the {thing.color} {thing.shape} {RELATIONS[other.side]} the {other.color} {other.shape} ?", "no"),
+            (f"is the {thing.color} {thing.shape} {RELATIONS[side]} the {other.color} {other.shape} ?", answer),
         ]
         return draw.sample(asked, 2)
 

@@ -1,12 +1,13 @@
 """Where the images lie, how large they are, and their pixels."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
 
 from engine.data.answers import read_json
 from engine.data.transforms import Size, resize_and_pad
@@ -47,7 +48,7 @@ def missing_images(img_ids: Iterable[str], data_root: Path) -> list[str]:
     return missing
 
 
-def image_sizes(img_ids: Iterable[str], data_root: Path) -> dict[str, Size]:
+def image_sizes(img_ids: Collection[str], data_root: Path, *, progress: bool = False) -> dict[str, Size]:
     """(width, height) of each image, from `width_heigths.json` where it lists the image, else from the file's header.
 
     The JSON's pairs are (height, width), whatever its name says. An unreadable file counts as square here; it is
@@ -75,7 +76,8 @@ def image_sizes(img_ids: Iterable[str], data_root: Path) -> dict[str, Size]:
             return img_id, (1, 1)
 
     with ThreadPoolExecutor() as pool:
-        return dict(pool.map(size, img_ids))
+        sizes = pool.map(size, img_ids)
+        return dict(tqdm(sizes, desc="image sizes", total=len(img_ids), unit="image", disable=not progress))
 
 
 def load_image(path: Path, min_size: int, max_size: int, *, orient_after_resize: bool = False) -> np.ndarray:

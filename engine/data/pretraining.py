@@ -70,14 +70,21 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
     """Sentences of one split. Ask with a Sample: the same Sample gives the same example, in any worker on any rank."""
 
     def __init__(
-        self, sentences: Sequence[Sentence], data_root: Path, text: TextEncoder, options: PretrainingOptions, split: str
+        self,
+        sentences: Sequence[Sentence],
+        data_root: Path,
+        text: TextEncoder,
+        options: PretrainingOptions,
+        split: str,
+        *,
+        progress: bool = False,
     ) -> None:
         self.sentences = sentences
         self.data_root = data_root
         self.text = text
         self.options = options
         self.split = split
-        self.sizes = image_sizes(dict.fromkeys(s.img_id for s in sentences), data_root)
+        self.sizes = image_sizes(dict.fromkeys(s.img_id for s in sentences), data_root, progress=progress)
         self.can_swap = len(self.sizes) > 1
 
     def __len__(self) -> int:
@@ -196,7 +203,7 @@ class Collator:
 
 
 def read_split(
-    names: str, data_root: Path, answers: AnswerTable, *, allow_missing_images: bool = False
+    names: str, data_root: Path, answers: AnswerTable, *, allow_missing_images: bool = False, progress: bool = False
 ) -> tuple[list[Sentence], str]:
     """The sentences of a comma-separated list of annotation files, and one line on what was found.
 
@@ -205,7 +212,8 @@ def read_split(
             table doesn't know at all.
     """
     count = LabelCount()
-    sentences = read_all([name for name in names.split(",") if name], data_root / "lxmert", answers, count)
+    files = [name for name in names.split(",") if name]
+    sentences = read_all(files, data_root / "lxmert", answers, count, progress=progress)
     img_ids = list(dict.fromkeys(sentence.img_id for sentence in sentences))
     missing = missing_images(img_ids, data_root)
     if missing and not allow_missing_images:

@@ -71,8 +71,11 @@ class HybridOptimizer(Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        placeholder = torch.zeros(1)
-        self.algorithms: dict[str, Optimizer] = {"adamw": AdamW([placeholder]), "sgd": SGD([placeholder], lr=0.0)}
+        placeholder = [torch.zeros(1)]
+        self.algorithms: dict[str, Optimizer] = {
+            "adamw": AdamW(placeholder, fused=True),
+            "sgd": SGD(placeholder, lr=0.0, fused=True),
+        }
         completed = [{**self.algorithms[group["algorithm"]].defaults, **group} for group in groups]
         super().__init__(completed, {})
 

@@ -180,8 +180,9 @@ def separate_optimizers(model):
         ],
         lr=0.01,
         eps=1e-6,
+        fused=True,
     )
-    return head, SGD(model.visual_model.parameters(), lr=0.03, momentum=0.9, weight_decay=0.02)
+    return head, SGD(model.visual_model.parameters(), lr=0.03, momentum=0.9, weight_decay=0.02, fused=True)
 
 
 def assert_equal_weights(model, other):
