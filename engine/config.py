@@ -258,8 +258,11 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
         value = getattr(arguments, name)
         if value.lower() not in {v.lower() for v in values}:
             raise UserError(f"--{name} {value} is not supported: {reason}; leave the flag out")
-    fields = [field.name for field in dataclasses.fields(config_class)]
-    return config_class(**{name: getattr(arguments, name) for name in fields}), arguments
+    config = config_class(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)})
+    for field in dataclasses.fields(config_class):
+        if field.default is None and getattr(config, field.name) == "":  # --load '' takes back the recipe's
+            setattr(config, field.name, None)
+    return config, arguments
 
 
 def recipe_names(recipes: Path) -> list[str]:

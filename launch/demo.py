@@ -44,7 +44,7 @@ class DemoConfig:
 
     data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
     output: str = HfArg(default="snap/demo", help="folder for checkpoints and summary.json")
-    train_scenes: int = HfArg(default=6000, help="scenes to train on")
+    train_scenes: int = HfArg(default=5000, help="scenes to train on")
     valid_scenes: int = HfArg(default=500, help="held-out scenes")
     seed: int = HfArg(default=9595, help="seed of the scenes")
     stage_one: str = HfArg(default="", help="more flags for stage one, in one string")

@@ -175,6 +175,12 @@ def test_recipe_overrides_defaults_and_flags_override_the_recipe(recipes):
     assert config == PretrainConfig(epochs=4, lr=0.5, task_qa=False)
 
 
+def test_an_empty_value_takes_back_the_recipes(recipes):
+    (recipes / "small.yaml").write_text("load: snap/x/Epoch09\nvalid: mscoco_minival\n")
+    assert read("--recipe", "small", recipes=recipes).load == "snap/x/Epoch09"
+    assert read("--recipe", "small", "--load", "", "--valid", "", recipes=recipes) == PretrainConfig(valid="")
+
+
 def test_recipe_may_be_a_file_anywhere(recipes):
     assert read("--recipe", str(recipes / "small.yaml")).epochs == 3
 
