@@ -207,13 +207,14 @@ def _saved_buffers(module: nn.Module) -> State:
 def save_checkpoint(engine: DeepSpeedEngine, folder: Path, name: str, client_state: dict[str, Any]) -> None:
     """Write `name` into `folder`; every rank has to call it."""
     state = full_state(engine)
+    unfinished = folder / f".{name}{SUFFIX}.unfinished"
     try:
         engine.save_checkpoint(str(folder), tag=name, client_state=client_state, save_latest=False)
         if engine.global_rank == 0:
-            unfinished = folder / f".{name}{SUFFIX}.unfinished"
             torch.save(state, unfinished)
             os.replace(unfinished, folder / f"{name}{SUFFIX}")
     except (OSError, RuntimeError) as error:
+        unfinished.unlink(missing_ok=True)
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the checkpoint {folder / name} can't be written ({reason}); free space or change --output"

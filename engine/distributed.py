@@ -1,6 +1,7 @@
 """Ranks: who this process is, how it joins the others, and how it leaves them."""
 
 import logging
+import multiprocessing
 import os
 import socket
 import sys
@@ -34,8 +35,28 @@ class Ranks:
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
 
 
-def join(ranks: Ranks) -> torch.device:
-    """Start torch.distributed and give this rank its device, with nothing of DeepSpeed's left in /dev/shm."""
+def pick_device(ranks: Ranks) -> torch.device:
+    """Give this rank its GPU, or its share of the CPU's cores. Loaders want to know it, so it comes first.
+
+    Raises:
+        UserError: if there are fewer GPUs than ranks.
+    """
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets 1 unasked
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+        return torch.device("cpu")
+    if ranks.local_rank >= accelerator.device_count():
+        raise UserError(
+            f"{ranks.local_world_size} ranks were started here, but there are {accelerator.device_count()} GPUs; "
+            "start as many ranks as GPUs"
+        )
+    accelerator.set_device(ranks.local_rank)
+    return torch.device(accelerator.device_name(ranks.local_rank))
+
+
+def join(ranks: Ranks) -> None:
+    """Start torch.distributed, with nothing of DeepSpeed's left in /dev/shm."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "MASTER_ADDR" not in os.environ:  # no launcher
@@ -43,16 +64,9 @@ def join(ranks: Ranks) -> torch.device:
             free.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
-        if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets 1 unasked
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
-    else:
-        accelerator.set_device(ranks.local_rank)
     deepspeed.init_distributed(verbose=False)
     dist.barrier()
     _unlink_shared_buffer()
-    return torch.device(accelerator.device_name(ranks.local_rank if accelerator.device_name() != "cpu" else None))
 
 
 def _unlink_shared_buffer() -> None:
@@ -71,4 +85,6 @@ def exit_with(error: UserError) -> NoReturn:
         time.sleep(3)
     print(f"\n{program}: error: {error}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    for worker in multiprocessing.active_children():
+        worker.terminate()
     os._exit(2)

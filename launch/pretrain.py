@@ -27,7 +27,7 @@ from engine.data.pretraining import (
     read_split,
     training_loader,
 )
-from engine.distributed import Ranks, exit_with, join
+from engine.distributed import Ranks, exit_with, join, pick_device
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.model.clip_resnet import SHAPES, STRIDE
@@ -108,6 +108,7 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
 
 def run(config: PretrainConfig, ranks: Ranks) -> None:
     settings = deepspeed_settings(config, ranks.world_size)
+    device = pick_device(ranks)
     bert, tokenizer = read_bert(config.bert)
     training, validation, answers = read_data(config, tokenizer, ranks)
     shares = {"num_workers": config.num_workers, "rank": ranks.rank, "world_size": ranks.world_size}
@@ -122,7 +123,7 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     model = build_model(config, bert, len(answers), ranks)
     prepare_output(config, ranks)
 
-    device = join(ranks)
+    join(ranks)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size}"
         print(f"{ranks.world_size} ranks on {device.type}, {config.precision}, {samples} samples per step", flush=True)

@@ -42,7 +42,7 @@ from engine.data.transforms import (
     resized_size,
     stack_images,
 )
-from engine.distributed import Ranks, join
+from engine.distributed import Ranks, join, pick_device
 from engine.model.clip_resnet import ResNetShape
 from engine.model.encoder import CLIP_STD, VisualShape, normalise_images
 from engine.model.pretraining import ClipVilForPretraining, PretrainingOutput
@@ -264,7 +264,9 @@ def check_trajectory(folder: Path) -> Iterator[Quantity]:
         "use_positional_embedding": True,
     }
     model = build_model(description["config"], variant, start)
-    join(Ranks.from_environment())
+    ranks = Ranks.from_environment()
+    pick_device(ranks)
+    join(ranks)
     engine = build_engine(model, config, deepspeed_settings(config, world_size=1), hyper["batches_per_epoch"])
 
     losses: list[list[float]] = []

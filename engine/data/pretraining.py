@@ -19,7 +19,7 @@ from engine.data.annotations import LabelCount, Sentence, read_all
 from engine.data.answers import AnswerTable
 from engine.data.images import UnreadableImage, image_path, image_sizes, load_image, missing_images
 from engine.data.masking import IGNORE, Generator, mask_tokens, sample_answer
-from engine.data.sampler import EvaluationSampler, Sample, TrainingSampler
+from engine.data.sampler import DealtSampler, EvaluationSampler, Sample, TrainingSampler
 from engine.data.transforms import MEAN_COLOR, aspect_ratio_bins, aspect_ratio_group, canvas_size, stack_images
 from engine.errors import UserError
 
@@ -278,14 +278,23 @@ def evaluation_loader(
     )
 
 
-def _loader(
-    dataset: PretrainingDataset, sampler: TrainingSampler | EvaluationSampler, num_workers: int
-) -> DataLoader[Batch]:
-    return DataLoader(
+def _loader(dataset: PretrainingDataset, sampler: DealtSampler, num_workers: int) -> DataLoader[Batch]:
+    """A loader whose workers run already, without work, and stay for all epochs.
+
+    They are forked here, while the process is young: in a child that is forked while a thread of autograd enters or
+    leaves Python, CPython can wait for ever for a lock that nobody holds any more.
+    """
+    loader: DataLoader[Batch] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the collator makes Batches
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=Collator(dataset.options.seed),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        multiprocessing_context="fork" if num_workers else None,  # Python 3.14 would copy the data to each worker
     )
+    if num_workers:
+        sampler.paused = True
+        iter(loader)
+        sampler.paused = False
+    return loader

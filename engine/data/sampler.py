@@ -53,7 +53,19 @@ def exhaustive_batches(groups: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return batches
 
 
-class TrainingSampler(Sampler[list[Sample]]):
+class DealtSampler(Sampler[list[Sample]]):
+    """This rank's share of all batches. While it is paused it has none, so that workers can start without work."""
+
+    paused = False
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(()) if self.paused else self.batches()
+
+    def batches(self) -> Iterator[list[Sample]]:
+        raise NotImplementedError
+
+
+class TrainingSampler(DealtSampler):
     """Grouped batches in a new order each epoch; every rank gets the same number of them."""
 
     def __init__(
@@ -79,7 +91,7 @@ class TrainingSampler(Sampler[list[Sample]]):
     def __len__(self) -> int:
         return len(self.groups) // self.batch_size // self.world_size
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def batches(self) -> Iterator[list[Sample]]:
         shuffle = np.random.default_rng([self.seed, 0 if self.same_order_each_epoch else self.epoch])
         batches = grouped_batches(shuffle.permutation(len(self.groups)), self.groups, self.batch_size)
         for number in range(self.rank, len(self) * self.world_size, self.world_size):
@@ -87,18 +99,18 @@ class TrainingSampler(Sampler[list[Sample]]):
             yield [Sample(int(i), first + slot, self.epoch) for slot, i in enumerate(batches[number])]
 
 
-class EvaluationSampler(Sampler[list[Sample]]):
+class EvaluationSampler(DealtSampler):
     """Every sample once over all ranks. Positions don't depend on batch size or ranks, so neither do the draws."""
 
     def __init__(self, groups: Sequence[int], batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.batches = exhaustive_batches(np.asarray(groups), batch_size)
-        self.firsts = np.cumsum([0] + [len(batch) for batch in self.batches])
-        self.mine = range(rank, len(self.batches), world_size)
+        self.all_batches = exhaustive_batches(np.asarray(groups), batch_size)
+        self.firsts = np.cumsum([0] + [len(batch) for batch in self.all_batches])
+        self.mine = range(rank, len(self.all_batches), world_size)
 
     def __len__(self) -> int:
         return len(self.mine)
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def batches(self) -> Iterator[list[Sample]]:
         for number in self.mine:
             first = int(self.firsts[number])
-            yield [Sample(int(i), first + slot, 0) for slot, i in enumerate(self.batches[number])]
+            yield [Sample(int(i), first + slot, 0) for slot, i in enumerate(self.all_batches[number])]

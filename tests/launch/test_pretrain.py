@@ -118,7 +118,8 @@ def test_an_error_of_all_ranks_is_one_line(launcher: str) -> None:
 def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) -> None:
     for image in sorted((damaged / "mscoco" / "train2014").glob("*.jpg")):
         image.write_bytes(image.read_bytes()[:400])
-    run = launch("launch/pretrain.py", flags("--data_root", str(damaged), "--max_unreadable_images", "3"))
+    few = ["--max_unreadable_images", "3", "--num_workers", "2"]
+    run = launch("launch/pretrain.py", flags("--data_root", str(damaged), *few))
     assert run.code == 2
     assert len(run.errors) == 1
     assert "unreadable images, more than --max_unreadable_images 3" in run.errors[0]

@@ -15,7 +15,7 @@ import engine.config
 from engine.checkpoint import full_state, read_bert
 from engine.config import PretrainConfig, deepspeed_settings, parse
 from engine.data.pretraining import training_loader
-from engine.distributed import Ranks, join
+from engine.distributed import Ranks, join, pick_device
 from engine.trainer import build_engine
 from launch.pretrain import RECIPES, build_model, read_data
 
@@ -28,6 +28,7 @@ if report.name.startswith("--local_rank"):  # the launcher puts it first
     report = Path(sys.argv.pop(1))
 config, _ = parse(PretrainConfig, sys.argv[1:], RECIPES)
 ranks = Ranks.from_environment()
+device = pick_device(ranks)
 config.check(ranks.world_size)
 bert, tokenizer = read_bert(config.bert)
 data, _, answers = read_data(config, tokenizer, ranks)
@@ -41,7 +42,7 @@ batches = training_loader(
     same_order=True,
 )
 model = build_model(config, bert, len(answers), ranks)
-device = join(ranks)
+join(ranks)
 engine = build_engine(model, config, deepspeed_settings(config, ranks.world_size), len(batches))
 
 

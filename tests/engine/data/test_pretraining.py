@@ -1,5 +1,6 @@
 import json
 import math
+import multiprocessing
 import random
 
 import numpy as np
@@ -235,6 +236,19 @@ def test_workers_give_bit_identical_batches_in_every_epoch(data_root):
         alone.batch_sampler.set_epoch(epoch)
         helped.batch_sampler.set_epoch(epoch)
         assert_equal_batches(list(alone), list(helped))
+
+
+def test_workers_start_with_the_loader_and_stay(data_root):
+    """They are forked before the process has other threads, so never later, and get no work before they are asked."""
+    before = set(multiprocessing.active_children())
+    dataset = make(data_root)
+    loaders = [loader(dataset, num_workers=2), evaluation_loader(dataset, 4, num_workers=1, rank=0, world_size=1)]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 3
+    for _ in range(2):
+        for batches in loaders:
+            assert len(list(batches)) == len(batches)
+    assert set(multiprocessing.active_children()) - before == workers
 
 
 def test_ranks_give_the_batches_of_one_rank(data_root):

@@ -1,0 +1,231 @@
+"""Weights from the files that a user has: OpenAI's CLIP, a BERT folder, checkpoints of the original and our own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForPreTraining
+
+from engine.checkpoint import (
+    BACKBONE,
+    DECODER,
+    WORDS,
+    initial_weights,
+    load_bert,
+    load_clip,
+    load_original,
+    read_bert,
+    read_tensors,
+)
+from engine.errors import UserError
+from engine.model.clip_resnet import ClipResNet, ResNetShape
+from engine.model.encoder import VisualShape
+from engine.model.pretraining import ClipVilForPretraining
+
+SHAPE = ResNetShape((1, 1, 1, 1), 2)
+CONFIG = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 8,
+}
+
+
+def make(seed=0, num_answers=None, shape=SHAPE):
+    torch.manual_seed(seed)
+    return ClipVilForPretraining(BertConfig(**CONFIG), VisualShape(shape, pos_num=3), num_answers)
+
+
+def original_state(model):
+    """As the original saves it: parts that we don't build, and the tied decoder twice."""
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state[DECODER] = state[WORDS]
+    state[BACKBONE + "visual.attnpool.q_proj.weight"] = torch.zeros(4, 4)
+    state[BACKBONE + "transformer.resblocks.0.attn.in_proj_weight"] = torch.zeros(4)
+    return state
+
+
+def assert_same_weights(model, other, prefix=""):
+    ours, theirs = model.state_dict(), other.state_dict()
+    for name in (name for name in theirs if name.startswith(prefix)):
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+class Clip(nn.Module):
+    """The image tower as OpenAI's file holds it, in fp16, beside a part that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.visual = ClipResNet(SHAPE)
+        self.visual.attnpool = nn.Linear(2, 2)
+        self.logit_scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return self.visual(images)
+
+
+@pytest.fixture
+def clip():
+    """Half precision parameters with values that show it: BatchNorm's statistics too have been trained."""
+    clip = Clip()
+    with torch.no_grad():
+        for tensor in clip.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn_like(tensor).half())
+    return clip
+
+
+# --- CLIP
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
+def test_clip_loads_from_each_of_openais_formats(clip, tmp_path, kind):
+    path = tmp_path / "RN50.pt"
+    if kind == "torchscript":
+        torch.jit.trace(clip.eval(), torch.zeros(1, 3, 32, 32)).save(path)
+    else:
+        torch.save({key: t.half() if t.is_floating_point() else t for key, t in clip.state_dict().items()}, path)
+    model = make()
+    report = load_clip(model, path)
+    assert (report.missing, report.unexpected) == ([], [])
+    wanted = {f"{BACKBONE}{k}": v for k, v in clip.state_dict().items() if k.startswith("visual.") and "attn" not in k}
+    own = model.state_dict()
+    assert set(report.matched) == set(wanted)
+    assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in own.values())
+
+
+def test_clip_of_another_size_is_refused_with_both_shapes(clip, tmp_path):
+    torch.save(clip.state_dict(), tmp_path / "RN50.pt")
+    with pytest.raises(
+        UserError, match=r"visual\.conv1\.weight has shape \(1, 3, 3, 3\), the model's has \(2, 3, 3, 3\)"
+    ):
+        load_clip(make(shape=ResNetShape((1, 1, 1, 1), 4)), tmp_path / "RN50.pt")
+
+
+def test_clip_without_an_image_tower_is_refused(tmp_path):
+    torch.save({"transformer.weight": torch.zeros(2)}, tmp_path / "RN50.pt")
+    with pytest.raises(UserError, match=r"no key that starts with 'visual\.'"):
+        load_clip(make(), tmp_path / "RN50.pt")
+
+
+def test_truncated_torchscript_archive_is_refused(clip, tmp_path):
+    path = tmp_path / "RN50.pt"
+    torch.jit.trace(clip.eval(), torch.zeros(1, 3, 32, 32)).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"RN50\.pt is .*damaged|RN50\.pt is no readable file"):
+        load_clip(make(), path)
+
+
+# --- BERT
+
+
+@pytest.fixture
+def bert(tmp_path):
+    torch.manual_seed(5)
+    bert = BertForPreTraining(BertConfig(**CONFIG, initializer_range=0.5))
+    bert.save_pretrained(tmp_path)
+    words = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "a", "dog"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    return bert
+
+
+def test_bert_loads_text_layers_and_heads(bert, tmp_path):
+    model = make()
+    report = load_bert(model, str(tmp_path))
+    theirs, ours = bert.state_dict(), model.state_dict()
+    assert torch.equal(ours[WORDS], theirs[WORDS])
+    for name in ("bert.encoder.layer.1.output.dense.weight", "bert.pooler.dense.bias", "cls.seq_relationship.weight"):
+        assert torch.equal(ours[name], theirs[name]), name
+    # What BERT has no part of, and nothing else, stays as it was built.
+    assert all(name.startswith(("bert.encoder.visual_", "bert.encoder.visn_fc.")) for name in report.missing)
+    fresh = make()
+    assert_same_weights(model, fresh, prefix=BACKBONE)
+    assert report.unexpected == []
+
+
+def test_bert_without_heads_leaves_them_new(bert, tmp_path):
+    """bert-base-uncased has all heads, a plain BertModel none; its keys lack the prefix, too."""
+    bert.bert.save_pretrained(tmp_path / "plain")
+    model = make()
+    report = load_bert(model, str(tmp_path / "plain"))
+    assert torch.equal(model.state_dict()[WORDS], bert.state_dict()[WORDS])
+    assert "cls.seq_relationship.weight" in report.missing
+    assert_same_weights(model, make(), prefix="cls.predictions.transform")
+
+
+@pytest.mark.parametrize("lost", ["config.json", "vocab.txt"])
+def test_bert_folder_that_lacks_a_file_is_refused(bert, tmp_path, lost):
+    (tmp_path / lost).unlink()
+    with pytest.raises(UserError, match=f"no BERT at .*{lost}"):
+        read_bert(str(tmp_path))
+
+
+def test_vocabulary_larger_than_the_embedding_is_refused(bert, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(f"word{number}" for number in range(40)))
+    with pytest.raises(UserError, match=r"vocabulary has .* entries, config.json says 30"):
+        read_bert(str(tmp_path))
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoint_of_the_original_loads_whole(tmp_path, prefix):
+    source, model = make(1, num_answers=4), make(2, num_answers=4)
+    torch.save({prefix + key: tensor for key, tensor in original_state(source).items()}, tmp_path / "Epoch09_LXRT.pth")
+    for given in ("Epoch09", "Epoch09_LXRT.pth"):
+        [report] = initial_weights(
+            model, load=str(tmp_path / given), from_scratch=False, bert="", clip_weights=None, clip_model_name="RN50"
+        )
+        assert (report.missing, report.unexpected) == ([], [])
+        assert_same_weights(model, source)
+
+
+def test_answer_head_may_be_new_and_may_be_left_over():
+    model = make(2, num_answers=4)
+    report = load_original(model, original_state(make(1)), "file")
+    assert set(report.missing) == {name for name in model.state_dict() if name.startswith("answer_head.")}
+    report = load_original(make(2), original_state(make(1, num_answers=4)), "file")
+    assert set(report.unexpected) == set(make(num_answers=4).state_dict()) - set(make().state_dict())
+
+
+def test_missing_part_of_the_trunk_is_an_error():
+    state = original_state(make(1))
+    del state["bert.pooler.dense.weight"]
+    with pytest.raises(UserError, match=r"lacks 1 of the \d+ tensors .* bert\.pooler\.dense\.weight"):
+        load_original(make(2), state, "file")
+
+
+def test_untied_decoder_is_an_error():
+    state = original_state(make(1))
+    state[DECODER] = state[DECODER] + 1
+    with pytest.raises(UserError, match="differs from the word embeddings"):
+        load_original(make(2), state, "file")
+
+
+class Hostile:
+    """A pickle that would write a file if it were executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path):
+    torch.save({"bert.pooler.dense.weight": Hostile(tmp_path / "harm")}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth is no readable file of tensors"):
+        read_tensors(tmp_path / "x.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_file_of_something_else_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds no state dict of tensors"):
+        read_tensors(tmp_path / "x.pth")
