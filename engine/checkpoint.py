@@ -6,6 +6,7 @@ A checkpoint `Epoch09` is two things: `Epoch09_LXRT.pth`, the fp32 weights under
 
 import os
 import pickle
+import shutil
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,7 +216,8 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, name: str, client_sta
             os.replace(unfinished, folder / f"{name}{SUFFIX}")
     except (OSError, RuntimeError) as error:
         unfinished.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0]
+        # torch tells of a full disk in words about file positions.
+        reason = "the disk is full" if shutil.disk_usage(folder).free < 2**20 else str(error).splitlines()[0]
         raise UserError(
             f"the checkpoint {folder / name} can't be written ({reason}); free space or change --output"
         ) from None

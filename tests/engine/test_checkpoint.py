@@ -1,6 +1,8 @@
 """Weights from the files that a user has: OpenAI's CLIP, a BERT folder, checkpoints of the original and our own."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from engine.checkpoint import (
     load_original,
     read_bert,
     read_tensors,
+    save_checkpoint,
 )
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
@@ -206,6 +209,36 @@ def test_untied_decoder_is_an_error():
     state[DECODER] = state[DECODER] + 1
     with pytest.raises(UserError, match="differs from the word embeddings"):
         load_original(make(2), state, "file")
+
+
+class Engine:
+    """As much of DeepSpeed's engine as saving asks for."""
+
+    global_rank = 0
+
+    def __init__(self):
+        self.module = make(1)
+
+    def save_checkpoint(self, *args, **kwargs):
+        pass
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):
+    save_checkpoint(Engine(), tmp_path, "Epoch01", {})
+    before = (tmp_path / "Epoch01_LXRT.pth").read_bytes()
+
+    def save(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(
+        UserError, match=r"Epoch01 can't be written \(the disk is full\); free space or change --output"
+    ):
+        save_checkpoint(Engine(), tmp_path, "Epoch01", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["Epoch01_LXRT.pth"]
+    assert (tmp_path / "Epoch01_LXRT.pth").read_bytes() == before
 
 
 class Hostile:
