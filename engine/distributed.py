@@ -46,10 +46,10 @@ def pick_device(ranks: Ranks) -> torch.device:
         if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets 1 unasked
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
         return torch.device("cpu")
-    if ranks.local_rank >= accelerator.device_count():
+    count = accelerator.device_count()
+    if ranks.local_rank >= count:
         raise UserError(
-            f"{ranks.local_world_size} ranks were started here, but there are {accelerator.device_count()} GPUs; "
-            "start as many ranks as GPUs"
+            f"{ranks.local_world_size} ranks were started on this machine, which has {count} GPUs; start one a GPU"
         )
     accelerator.set_device(ranks.local_rank)
     return torch.device(accelerator.device_name(ranks.local_rank))

@@ -119,8 +119,8 @@ class Reporter:
         self.window = Progress(time.monotonic())
 
     def _validate(self, state: TrainState) -> None:
-        assert self.validation is not None
-        means = evaluate(self.engine.module, self.validation, on_batch=self._count_unreadable)
+        batches = tqdm(self.validation, desc="validation", leave=False, disable=self.engine.global_rank != 0)
+        means = evaluate(self.engine.module, batches, on_batch=self._count_unreadable)
         record = {"kind": "valid", "epoch": state.epoch, "step": state.step, **_with_total_loss(means)}
         self.file.write(record)
         self._say(_line(record))
