@@ -79,12 +79,9 @@ class Scene:
         return cls(img_id, *((long, short) if landscape else (short, long)), (first, second))
 
     def captions(self, draw: random.Random) -> list[str]:
-        """Each thing named in full, in both orders."""
-        first, second = self.things
-        return [
-            f"a {first} {RELATIONS[first.side]} a {second}",
-            draw.choice([f"a {second} {RELATIONS[second.side]} a {first}", f"there is a {second} and a {first}"]),
-        ]
+        """Each thing named in full, in both orders, with the place of the first."""
+        first, second = draw.sample(self.things, 2)
+        return [f"a {first} {RELATIONS[first.side]} a {second}", f"a {second} at the {second.side} and a {first}"]
 
     def questions(self, draw: random.Random) -> list[tuple[str, str]]:
         """Two questions with answers. Each takes something for granted, so that it tells which image it belongs to."""
