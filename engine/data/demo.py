@@ -25,7 +25,7 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("ring", "square", "triangle", "cross")
-SIZES = {"small": 0.26, "large": 0.44}  # half the extent, as a share of the short side
+SIZES = {"small": 0.32, "large": 0.47}  # half the extent, as a share of the short side
 SIDES = {True: ("left", "right"), False: ("top", "bottom")}  # of a landscape, of a portrait
 RELATIONS = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
 ANSWERS = [*COLORS, *SHAPES, "left", "right", "top", "bottom", "yes", "no"]
