@@ -42,6 +42,23 @@ def test_two_ranks_equal_one(flags: Flags, tmp_path: Path) -> None:
         assert validations[0][name] == validations[1][name]
 
 
+def test_the_same_command_gives_the_same_run(flags: Flags, tmp_path: Path) -> None:
+    """Bit for bit, with two ranks and two loading workers each."""
+    runs = []
+    for name in ("first", "second"):
+        output = tmp_path / name
+        more = [*ALL_TASKS, "--report_step", "1", "--max_steps", "5", "--num_workers", "2", "--output", str(output)]
+        run = launch("launch/pretrain.py", flags(*more))
+        assert run.code == 0, run.stderr[-3000:]
+        losses = [(record["loss"], record["grad_norm"]) for record in read_metrics(output)]
+        runs.append((losses, torch.load(output / "Step000005_LXRT.pth", weights_only=True)))
+    (one_losses, one), (two_losses, two) = runs
+    assert len(one_losses) == 5
+    assert one_losses == two_losses
+    assert set(one) == set(two)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.fixture
 def fp16_flags(tmp_path: Path) -> list[str]:
     """fp16 with a loss scale that the small model bears from its first step: its random weights are drawn wide
