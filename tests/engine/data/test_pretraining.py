@@ -239,7 +239,7 @@ def test_workers_give_bit_identical_batches_in_every_epoch(data_root):
 
 
 def test_workers_start_with_the_loader_and_stay(data_root):
-    """They are forked before the process has other threads, so never later, and get no work before they are asked."""
+    """They are forked before autograd has threads, so never later, and get no work before they are asked."""
     before = set(multiprocessing.active_children())
     dataset = make(data_root)
     loaders = [loader(dataset, num_workers=2), evaluation_loader(dataset, 4, num_workers=1, rank=0, world_size=1)]
