@@ -3,10 +3,14 @@
 import logging
 import multiprocessing
 import os
+import select
+import signal
 import socket
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +19,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from engine.errors import UserError
 
@@ -56,7 +61,10 @@ def pick_device(ranks: Ranks) -> torch.device:
 
 
 def join(ranks: Ranks) -> None:
-    """Start torch.distributed, with nothing of DeepSpeed's left in /dev/shm."""
+    """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm.
+
+    DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "MASTER_ADDR" not in os.environ:  # no launcher
@@ -64,15 +72,62 @@ def join(ranks: Ranks) -> None:
             free.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(verbose=False)
     dist.barrier()
-    _unlink_shared_buffer()
 
 
-def _unlink_shared_buffer() -> None:
-    """Remove the name of DeepSpeed's buffer for CPU ranks: all of them have mapped it, so none needs the name."""
-    prefix = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_"
-    Path("/dev/shm", prefix + os.environ["RANK"]).unlink(missing_ok=True)
+def end_with_launcher() -> None:
+    """End this process when a launcher above it is gone, however it went: nobody else would notice.
+
+    Raises SIGTERM in this process, which is what launchers send, too; at once, if one went while we started.
+    """
+    family = [os.getpid(), *_launchers()]
+    launchers = [os.pidfd_open(pid) for pid in family[1:]]
+    if _some_went(family):
+        os.kill(os.getpid(), signal.SIGTERM)
+    if not launchers:
+        return
+
+    def watch() -> None:
+        select.select(launchers, [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def _launchers() -> Iterator[int]:
+    """The processes right above this one that are deepspeed's or torchrun's; shells and others don't count."""
+    pid = os.getppid()
+    while pid > 1:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        programs = {Path(argument).name for argument in arguments[:2]} | set(arguments)
+        if not programs & {"deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run"}:
+            return
+        yield pid
+        pid = _parent(pid)
+
+
+def _some_went(family: list[int]) -> bool:
+    """Whether deepspeed has started this rank and its launch module, or what started that, is gone already.
+
+    Who isn't the first of a session has its parent in the same one; an orphan has its new parent in another. Of the
+    launchers only the last may be an orphan: the one that a person started, perhaps with nohup.
+    """
+    if "CROSS_RANK" not in os.environ:  # which deepspeed's launch module sets
+        return False
+    started_by_launchers = [
+        pid for pid in family if pid == os.getpid() or b"deepspeed.launcher.launch" in _command(pid)
+    ]
+    return any(os.getsid(pid) != pid and os.getsid(_parent(pid)) != os.getsid(pid) for pid in started_by_launchers)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def exit_with(error: UserError) -> NoReturn:

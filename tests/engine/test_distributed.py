@@ -1,3 +1,8 @@
+import os
+import select
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +11,7 @@ import torch
 import engine.distributed
 from engine.distributed import Ranks, pick_device
 from engine.errors import UserError
+from tests.conftest import ROOT, session_members
 
 
 @pytest.fixture
@@ -48,3 +54,142 @@ def test_ranks_are_read_from_each_launchers_environment(monkeypatch, launcher, e
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     assert Ranks.from_environment() == expected
+
+
+# --- ranks whose launcher dies
+
+# Starts what follows it on the command line, as launchers do, and waits.
+PARENT = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+RANK = """
+import os, sys, time
+from engine.distributed import end_with_launcher
+if "DELAY" in os.environ:
+    print(os.getpid(), flush=True)
+    time.sleep(float(os.environ["DELAY"]))
+end_with_launcher()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+class Family:
+    """A rank below some scripts, the first of them on top, in a session of their own."""
+
+    def __init__(self, folder, *names, delay=None):
+        commands = []
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(PARENT)
+            commands += [sys.executable, str(folder / name)]
+        self.top = subprocess.Popen(
+            [*commands, sys.executable, "-c", RANK],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **({} if delay is None else {"DELAY": str(delay)})},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.rank = int(self.top.stdout.readline())
+        self.rank_end = os.pidfd_open(self.rank)
+
+    def rank_ends_within(self, seconds):
+        return bool(select.select([self.rank_end], [], [], seconds)[0])
+
+    def close(self):
+        for pid in session_members(self.top.pid):
+            os.kill(pid, signal.SIGKILL)
+        self.top.wait()
+        self.top.stdout.close()
+        os.close(self.rank_end)
+
+
+@pytest.fixture
+def family(tmp_path):
+    """Starts one Family, and ends it."""
+    started = []
+
+    def start(*names, delay=None):
+        started.append(Family(tmp_path, *names, delay=delay))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("deepspeed",), ("torchrun",), ("deepspeed", "other/torchrun")],
+    ids=["deepspeed", "torchrun", "launcher_of_the_launcher"],
+)
+def test_a_rank_ends_with_its_launcher(family, names):
+    """However that ends: SIGKILL leaves it no time to tell anyone. The one on top is killed, those between live on."""
+    started = family(*names)
+    assert not started.rank_ends_within(0.5)
+    started.top.send_signal(signal.SIGKILL)
+    assert started.rank_ends_within(5)
+
+
+def test_a_rank_outlives_parents_that_are_no_launchers(family):
+    """Such as a shell whose user logs out: nohup has to work."""
+    started = family("something")
+    started.top.send_signal(signal.SIGKILL)
+    started.top.wait()
+    assert not started.rank_ends_within(1.5)
+
+
+def test_a_launcher_above_another_program_is_not_the_ranks(family):
+    """A launcher may itself start a program that starts a run of its own."""
+    started = family("deepspeed", "something")
+    started.top.send_signal(signal.SIGKILL)
+    started.top.wait()
+    assert not started.rank_ends_within(1.5)
+
+
+def test_a_rank_whose_launcher_died_before_it_could_watch_ends_at_once(family, monkeypatch):
+    """Importing torch and DeepSpeed takes seconds; who is killed meanwhile has left an orphan."""
+    monkeypatch.setenv("CROSS_RANK", "0")
+    started = family("deepspeed", delay=1.0)
+    started.top.send_signal(signal.SIGKILL)
+    assert started.rank_ends_within(5)
+
+
+def test_a_launcher_that_a_person_left_alone_keeps_its_ranks(tmp_path, monkeypatch):
+    """As with `nohup deepspeed ... &` when its shell has gone: an orphan, and nobody has to end."""
+    monkeypatch.setenv("CROSS_RANK", "0")
+    (tmp_path / "deepspeed").write_text(PARENT)
+    shell = subprocess.Popen(
+        ["sh", "-c", '"$@" & exit', "sh", sys.executable, str(tmp_path / "deepspeed"), sys.executable, "-c", RANK],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "DELAY": "0.5"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    rank = int(shell.stdout.readline())
+    shell.wait()
+    with open(os.pidfd_open(rank)) as end:
+        assert not select.select([end], [], [], 2)[0]
+    for pid in session_members(shell.pid):
+        os.kill(pid, signal.SIGKILL)
+    shell.stdout.close()
+
+
+def test_the_end_with_the_launcher_is_a_sigterm(tmp_path):
+    """So the launcher's own, still living, part sees a rank that was ended, not one that finished."""
+    (tmp_path / "deepspeed").write_text(PARENT)
+    # The rank's own parent lives and reports how it ended; it is called a launcher, too, and has one above it.
+    between = tmp_path / "torchrun"
+    between.write_text("import subprocess, sys; print(subprocess.run(sys.argv[1:]).returncode, flush=True)")
+    top = subprocess.Popen(
+        [*(sys.executable, str(tmp_path / "deepspeed")), *(sys.executable, str(between)), sys.executable, "-c", RANK],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(top.stdout.readline()) > 0
+    top.kill()
+    assert int(top.stdout.readline()) == -signal.SIGTERM
+    top.wait()
+    top.stdout.close()

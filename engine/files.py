@@ -1,0 +1,70 @@
+"""Files: written whole or not at all, by one process at a time, with progress and with errors that help."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from engine.errors import UserError
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write a JSON file, on the disk before it takes the place of an older one.
+
+    Raises:
+        UserError: if it can't be written; an older file is as it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w") as file:
+            json.dump(value, file, indent=indent)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} can't be written ({error.strerror}); free space or choose another folder") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError if a file can't be written; makes an empty one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}); choose another place") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """One line for what the disk has against it, kept apart from what the network has."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full; what is there is kept: free some space"
+        else:
+            reason = f"can't be written ({error.strerror}); mend that"
+        raise UserError(f"{path}: {reason} and run the same command again") from None
+
+
+def only_here(file: IO[bytes], path: Path) -> None:
+    """Only one process at a time; the lock goes with the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path} is in use by another process; wait for it, or stop it") from None
+    except OSError:
+        pass  # Some network file systems know no locks.
+
+
+def byte_bar(name: str, total: int | None, have: int, progress: bool) -> "tqdm[Any]":
+    return tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=not progress)
