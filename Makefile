@@ -14,15 +14,13 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 setup: $(READY)
 
-# torch comes first and alone, so that nothing else decides which build of it is taken. The line before the last
-# compiles DeepSpeed's CPU communication, here where a minute of waiting is expected; without it the first run does.
+# torch comes first and alone, so that nothing else decides which build of it is taken.
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	-$(BIN)/python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as builder; builder().load(verbose=False)" > /dev/null
 	touch $@
 
 demo: $(READY)

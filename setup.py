@@ -12,6 +12,7 @@ setup(
     packages=[
         "engine",
         "engine.data",
+        "engine.data.benchmark",
         "engine.model",
         "engine.optim",
         "kernels",
@@ -24,11 +25,19 @@ setup(
         "tokenizers>=0.22",
         "numpy>=1.26",
         "pillow>=11.0",
+        "lmdb>=1.5",
+        "lz4>=4.3",
+        "msgpack>=1.0",
+        "msgpack-numpy>=0.4.8",
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "ninja>=1.11",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15", "types-PyYAML", "types-tqdm"]
+        "simplejpeg": ["simplejpeg>=1.7"],  # --image_decoder simplejpeg
+        "dev": [
+            *("pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15"),
+            *("simplejpeg>=1.7", "types-PyYAML", "types-tqdm"),
+        ],
     },
 )

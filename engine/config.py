@@ -37,6 +37,14 @@ class DataConfig:
     max_seq_length: int = HfArg(default=20, help="tokens per sentence, [CLS] and [SEP] included")
     word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
     num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="data loading processes per rank")
+    worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
+        default="fork", help="how loading processes start; fork is much the quickest"
+    )
+    image_store: str | None = HfArg(default=None, help="LMDB that prepare.py images wrote, instead of the folders")
+    image_decoder: Literal["pillow", "simplejpeg"] = HfArg(
+        default="pillow", help="simplejpeg is faster, and up to 2 grey levels off the original"
+    )
+    cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
     allow_missing_images: bool = HfArg(default=False, help="leave out sentences whose image has no file")
     max_unreadable_images: int = HfArg(default=10, help="damaged images to skip, over all ranks, before giving up")
 
@@ -181,6 +189,96 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             self.gradient_accumulation_steps = self.global_batch_size // one_pass
 
 
+@dataclass
+class PrepareConfig:
+    """What every command of launch/prepare.py takes."""
+
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/ and lxmert/")
+    json: str | None = HfArg(default=None, help="also write the summary to this file")
+
+
+@dataclass
+class AnnotationFilesConfig(PrepareConfig):
+    """Commands that read annotation files."""
+
+    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    valid: str = HfArg(default="mscoco_minival", help="those of the validation; '' for none")
+
+    @property
+    def splits(self) -> list[str]:
+        return [names for names in (self.train, self.valid) if names]
+
+
+@dataclass
+class PrepareAnnotations(AnnotationFilesConfig):
+    """Build the annotation stores that a training with the same flags opens."""
+
+    bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
+    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
+    with_text: bool = HfArg(default=False, help="a second store that keeps the sentences themselves, too")
+
+
+@dataclass
+class PrepareImages(AnnotationFilesConfig):
+    """Write the annotations' images to one LMDB, or complete it."""
+
+    image_store: str | None = HfArg(default=None, help="folder of the LMDB; DATA_ROOT/images.lmdb if not given")
+    resize: str | None = HfArg(
+        default=None, help="short and long side, as in 384x640; the files as they are if not given"
+    )
+    quality: int = HfArg(default=95, help="JPEG quality of resized images")
+    workers: int | None = HfArg(default=None, help="processes that encode; one a core if not given")
+
+
+@dataclass
+class PrepareSizes(PrepareConfig):
+    """Write mscoco/width_heigths.json, or complete it, for all images in the folders."""
+
+
+@dataclass
+class PrepareAnswers(AnnotationFilesConfig):
+    """Make an answer table of the answers that the annotations give often enough."""
+
+    min_count: int = HfArg(default=9, help="questions that an answer has to occur with")
+    output: str | None = HfArg(default=None, help="file to write; DATA_ROOT/lxmert/all_ans.json if not given")
+    force: bool = HfArg(default=False, help="replace a table that is there")
+
+
+@dataclass
+class PrepareVerify(PrepareAnnotations):
+    """Check the whole data set, and estimate what a training on it takes."""
+
+    image_store: str | None = HfArg(default=None, help="LMDB to check instead of the image folders")
+    image_decoder: Literal["pillow", "simplejpeg"] = HfArg(default="pillow", help="as in training")
+    image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
+    image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
+    batch_size: int = HfArg(aliases=["--batchSize"], default=32, help="samples per GPU and pass, for the estimates")
+    num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="loading processes per rank, for the estimates")
+    ranks: int = HfArg(default=8, help="ranks on this machine, for the estimates")
+    decode: bool = HfArg(default=True, help="decode every image; what was decoded before and is unchanged is skipped")
+
+
+@dataclass
+class PrepareDemo(PrepareConfig):
+    """Draw the demo's small data set."""
+
+    data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
+    train_scenes: int = HfArg(default=5000, help="scenes to train on")
+    valid_scenes: int = HfArg(default=500, help="held-out scenes")
+    seed: int = HfArg(default=9595, help="seed of the scenes")
+
+
+@dataclass
+class PrepareDownload(PrepareConfig):
+    """Fetch the original's data, verify and unpack them; whatever interrupted it, the same command goes on."""
+
+    dry_run: bool = HfArg(default=False, help="only list addresses, sizes and what is there already")
+    only: str = HfArg(default="", help="these of the listed names, with commas between them")
+    unpack: bool = HfArg(default=True, help="unpack the images")
+    remove_zip: bool = HfArg(default=False, help="remove an archive once it is unpacked")
+
+
 def fp16_is_supported() -> bool:
     """Some CPUs report fp16 too, but only a GPU gains from it."""
     from deepspeed.accelerator import get_accelerator
@@ -199,7 +297,7 @@ ORIGINAL_CONSTANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "distributed": (("true",), "DeepSpeed always runs the ranks; start one with --num_gpus 1"),
     "multiGPU": (("true",), "DeepSpeed always runs the ranks"),
     "tqdm": (("true",), "progress is always shown"),
-    "compress_data": (("true",), "annotations are always held compactly"),
+    "compress_data": (("true",), "annotations are always in the shared store"),
     "use_separate_optimizer_for_visual": (("true",), "SGD always trains the backbone"),
     "optim": (("bert",), "AdamW always trains the transformer"),
     "llayers": (("12",), "the number of layers is that of the --bert configuration"),
@@ -263,6 +361,19 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
         if field.default is None and getattr(config, field.name) == "":  # --load '' takes back the recipe's
             setattr(config, field.name, None)
     return config, arguments
+
+
+Command = TypeVar("Command")
+
+
+def parse_command(config_class: type[Command], program: str, argv: list[str]) -> Command:
+    """Flags of a program without recipes.
+
+    Raises:
+        UserError: for an unknown flag or value.
+    """
+    parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
+    return config_class(**vars(parser.parse_args(argv)))
 
 
 def recipe_names(recipes: Path) -> list[str]:

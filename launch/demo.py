@@ -14,18 +14,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from engine.checkpoint import SUFFIX, read_bert
-from engine.config import PretrainConfig, parse
+from engine.config import PretrainConfig, parse, parse_command
 from engine.data.demo import VISUAL_WORDS, write_demo
 from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
 from engine.data.sampler import Sample
@@ -73,13 +72,16 @@ def run_stage(recipe: str, flags: list[str]) -> None:
 class MaskedWords(PretrainingDataset):
     """Sentences in which one word for a color or a shape is masked."""
 
-    def __getitem__(self, sample: Sample) -> dict[str, Any]:
-        example = super().__getitem__(sample)
-        ids, labels = example["input_ids"], example["masked_lm_labels"]
-        visual = {self.text.tokenizer.token_to_id(word) for word in VISUAL_WORDS}
-        place = random.Random(sample.position).choice([i for i, token in enumerate(ids) if token in visual])
-        labels[place], ids[place] = ids[place], self.text.mask_id
-        return example
+    visual_words: frozenset[int | None] = frozenset()
+
+    def __getitems__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        examples = super().__getitems__(samples)
+        for example in examples:
+            ids, labels = example["input_ids"], example["masked_lm_labels"]
+            visual = [place for place, token in enumerate(ids) if token in self.visual_words]
+            place = random.Random(example["position"]).choice(visual)
+            labels[place], ids[place] = ids[place], self.vocabulary.mask_id
+        return examples
 
 
 def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -96,14 +98,16 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     assert held_out is not None
     model = build_model(config, bert, len(answers), alone).to(get_accelerator().device_name())
 
-    captions = [sentence for sentence in held_out.sentences if sentence.label is None]
+    images, words, split = held_out.images, held_out.vocabulary, held_out.split
+    captions = replace(split, sentences=split.sentences.select(~split.sentences.questions))
     whole = replace(held_out.options, task_mask_lm=False)
     own_image = replace(whole, task_matched=False)
-    data_root, text, split = held_out.data_root, held_out.text, held_out.split
+    masked_words = MaskedWords(captions, images, words, own_image)
+    masked_words.visual_words = frozenset(tokenizer.token_to_id(word) for word in VISUAL_WORDS)
     tasks = {
-        "mask_lm_accuracy": MaskedWords(captions, data_root, text, own_image, split),
-        "matched_accuracy": PretrainingDataset(held_out.sentences, data_root, text, whole, split),
-        "qa_accuracy": PretrainingDataset(held_out.sentences, data_root, text, own_image, split),
+        "mask_lm_accuracy": masked_words,
+        "matched_accuracy": PretrainingDataset(split, images, words, whole),
+        "qa_accuracy": PretrainingDataset(split, images, words, own_image),
     }
     summary = {}
     for metric, dataset in tasks.items():
@@ -116,9 +120,9 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
 
 def main() -> None:
     started = time.monotonic()
-    (config,) = HfArgumentParser(DemoConfig).parse_args_into_dataclasses()
-    folders = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
     try:
+        config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
+        folders = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
         write_demo(
             Path(config.data_root),
             train_scenes=config.train_scenes,

@@ -11,6 +11,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from tokenizers import Tokenizer
@@ -19,21 +20,25 @@ from transformers import BertConfig, set_seed
 from engine.checkpoint import initial_weights, load_training_state, read_bert
 from engine.config import PretrainConfig, deepspeed_settings, parse, to_yaml
 from engine.data.answers import AnswerTable
+from engine.data.images import ImageShape
 from engine.data.pretraining import (
     PretrainingDataset,
     PretrainingOptions,
-    TextEncoder,
+    check_shared_memory,
     evaluation_loader,
+    open_images,
     read_split,
     training_loader,
 )
-from engine.distributed import Ranks, exit_with, join, pick_device
+from engine.data.text import TextEncoder
+from engine.distributed import Ranks, end_with_launcher, exit_with, join, pick_device
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.encoder import VisualShape, check_grid
 from engine.model.pretraining import ClipVilForPretraining
 from engine.reporter import Reporter
+from engine.sharing import share_on_node
 from engine.trainer import TrainState, build_engine, train
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -55,19 +60,31 @@ def read_data(
         image_size_min=config.image_size_min,
         image_size_max=config.image_size_max,
         aspect_ratio_group_factor=config.aspect_ratio_group_factor,
-        orient_after_resize=config.orient_after_resize,
         seed=config.seed,
     )
-    text = TextEncoder(tokenizer)
+    shape = ImageShape(config.image_size_min, config.image_size_max, config.orient_after_resize)
+    images = open_images(data_root, config.image_store, shape, config.image_decoder)
+    encoder = TextEncoder(tokenizer)
 
     def split(names: str) -> PretrainingDataset:
         first = ranks.rank == 0
-        sentences, summary = read_split(
-            names, data_root, answers, allow_missing_images=config.allow_missing_images, progress=first
+        found = share_on_node(
+            ranks,
+            names,
+            lambda: read_split(
+                names,
+                data_root,
+                encoder,
+                answers,
+                images,
+                Path(config.cache_dir or data_root / "cache"),
+                allow_missing_images=config.allow_missing_images,
+                progress=first,
+            ),
         )
         if first:
-            print(summary, flush=True)
-        return PretrainingDataset(sentences, data_root, text, options, names, progress=first)
+            print(found.summary, flush=True)
+        return PretrainingDataset(found, images, encoder.vocabulary, options)
 
     return split(config.train), split(config.valid) if config.valid else None, answers
 
@@ -107,11 +124,23 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
 
 
 def run(config: PretrainConfig, ranks: Ranks) -> None:
+    end_with_launcher()
     settings = deepspeed_settings(config, ranks.world_size)
     device = pick_device(ranks)
     bert, tokenizer = read_bert(config.bert)
     training, validation, answers = read_data(config, tokenizer, ranks)
-    shares = {"num_workers": config.num_workers, "rank": ranks.rank, "world_size": ranks.world_size}
+    check_shared_memory(
+        training.options,
+        config.batch_size,
+        num_workers=config.num_workers,
+        local_world_size=ranks.local_world_size,
+    )
+    shares: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "start_method": config.worker_start_method,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
     batches = training_loader(
         training,
         config.batch_size,

@@ -1,5 +1,6 @@
 """Shared by the tests: a small drawn data set, and programs started as a user starts them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,29 +45,44 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(script: str, flags: list[str], *, ranks: int = 2, launcher: str = "deepspeed", timeout: float = 240) -> Run:
-    """Start a script under a launcher, in a process group of its own, and wait for it."""
+def start(
+    script: str, flags: list[str], *, ranks: int = 2, launcher: str = "deepspeed", port: str | None = None
+) -> "subprocess.Popen[str]":
+    """Start a script under a launcher, in a session of its own."""
+    port = port or free_port()
     programs = {
         "deepspeed": [
             str(Path(sys.executable).with_name("deepspeed")),
-            *("--num_gpus", str(ranks), "--master_port", free_port()),
+            *("--num_gpus", str(ranks), "--master_port", port),
         ],
         "torchrun": [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
-            *("--master-port", free_port()),
+            *("--master-port", port),
         ],
         "python": [sys.executable],
     }
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*programs[launcher], str(ROOT / script), *flags],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def launch(
+    script: str,
+    flags: list[str],
+    *,
+    ranks: int = 2,
+    launcher: str = "deepspeed",
+    port: str | None = None,
+    timeout: float = 240,
+) -> Run:
+    """Start a script and wait for its end."""
+    process = start(script, flags, ranks=ranks, launcher=launcher, port=port)
     assert process.stdout is not None
     assert process.stderr is not None
     output: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -142,3 +158,16 @@ def flags(scenes: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def damaged(scenes: Path, tmp_path: Path) -> Path:
     """A copy of the small scenes that a test may change."""
     return Path(shutil.copytree(scenes, tmp_path / "damaged"))
+
+
+@contextlib.contextmanager
+def small_tmpfs(folder: Path, size: str, *options: str) -> Iterator[None]:
+    """A small file system at a folder, for full disks and ones that can't be written; only root can have it."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no right to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -28,11 +28,15 @@ from transformers import BertConfig, BertTokenizer
 
 from engine.checkpoint import full_state, load_original
 from engine.config import OptimizationConfig, deepspeed_settings
+from engine.data.annotation_source import AnnotationSource
 from engine.data.answers import AnswerTable, normalise_answer
-from engine.data.images import SIZES_FILE, image_path
+from engine.data.image_store import ImageStore
+from engine.data.image_writer import write_image_store
+from engine.data.images import SIZES_FILE, ImageFolder, ImageShape, image_path
 from engine.data.masking import mask_tokens
-from engine.data.pretraining import Collator, PretrainingDataset, PretrainingOptions, TextEncoder, read_split
+from engine.data.pretraining import Collator, PretrainingDataset, PretrainingOptions, read_split
 from engine.data.sampler import exhaustive_batches, grouped_batches
+from engine.data.text import TextEncoder
 from engine.data.transforms import (
     aspect_ratio_bins,
     aspect_ratio_group,
@@ -368,11 +372,12 @@ def _check_text(folder: Path, data: dict[str, Any], answers_file: Path) -> Itera
         yield Quantity(f"answer table {names}", differences(table.answers, answers), 0)
 
     text = _text_encoder(folder)
+    words = text.vocabulary
     ids = []
     for case in data["tokenize"]:
         length = case["max_seq_length"]
-        tokens = [text.cls_id, *text(case["text"])[: length - 2], text.sep_id]
-        ids.append(tokens + [text.pad_id] * (length - len(tokens)))
+        tokens = [words.cls_id, *text(case["text"])[: length - 2], words.sep_id]
+        ids.append(tokens + [words.pad_id] * (length - len(tokens)))
     yield Quantity("tokens", differences(ids, [case["input_ids"] for case in data["tokenize"]]), 0)
 
     def ids_of(token: str) -> int:
@@ -383,9 +388,7 @@ def _check_text(folder: Path, data: dict[str, Any], answers_file: Path) -> Itera
     for case in data["random_word"]:
         tokens = [ids_of(token) for token in case["tokens"]]
         replay = Replay(case["uniforms"], case["choice_indices"])
-        masked, labels = mask_tokens(
-            tokens, replay, rate=case["rate"], mask_id=text.mask_id, vocab_size=text.vocab_size
-        )
+        masked, labels = mask_tokens(tokens, replay, rate=case["rate"], mask_id=words.mask_id, vocab_size=words.size)
         wrong += differences(masked, [ids_of(token) for token in case["masked"]])
         wrong += differences(labels, case["labels"]) + replay.left_over()
     yield Quantity("masked words", wrong, 0)
@@ -404,10 +407,10 @@ def _check_grouping(data: dict[str, Any]) -> Iterator[Quantity]:
         groups = np.array(case["group_ids"])
         order = np.array(case["order"], dtype=np.int64)
         if not case["exhaustive"]:
-            batches = grouped_batches(order, groups, case["batch_size"]).tolist()
+            batches = [batch.tolist() for batch in grouped_batches(order, groups, case["batch_size"])]
             wrong["training"] += differences(batches, case["batches"])
         else:
-            # The original repeats items to fill batches; every item once is what evaluation wants (QUIRKS 26).
+            # The original repeats items to fill batches; every item once is what evaluation wants.
             batches = [batch.tolist() for batch in exhaustive_batches(groups, case["batch_size"])]
             wrong["evaluation"] += differences(
                 sorted(index for batch in batches for index in batch), list(range(len(groups)))
@@ -458,7 +461,14 @@ def _check_batches(
     recorded = data["dataset"]
     _lay_out(folder, scratch, data, arrays, answers_file)
     answers = AnswerTable.read(scratch / "lxmert" / "all_ans.json")
-    sentences, _ = read_split("tiny_train", scratch, answers, allow_missing_images=True)
+    shape = arrays["batch_0_visual_feats"].shape[2:]
+    images = ImageFolder(scratch, ImageShape(min(shape), max(shape), orient_after_resize=True))
+    text = _text_encoder(folder)
+    split = read_split("tiny_train", scratch, text, answers, images, scratch / "cache", allow_missing_images=True)
+    # The store of training holds no texts; the one with them holds the sentences without an image, too.
+    files = (scratch / "lxmert" / "tiny_train.json",)
+    with_text = AnnotationSource(files, text, answers, with_text=True).open(scratch / "cache")
+    missing = images.missing(with_text.image_ids)
     ours = [
         {
             "uid": s.uid,
@@ -466,19 +476,22 @@ def _check_batches(
             "sent": s.text,
             "label": None if s.label is None else {answers.answers[number]: score for number, score in s.label.items()},
         }
-        for s in sentences
+        for s in with_text
+        if s.img_id not in missing
     ]
     yield Quantity("annotations", differences(ours, recorded["flat"]), 0)
 
-    shape = arrays["batch_0_visual_feats"].shape[2:]
+    present = [img_id for img_id in split.sentences.image_ids if img_id not in missing]
+    write_image_store(scratch / "lmdb", present, scratch, resize=None, quality=95, workers=0, progress=False)
+    stored = ImageStore(scratch / "lmdb", scratch, images.shape)
+    wrong = sum(not np.array_equal(images.load(img_id), stored.load(img_id)) for img_id in present)
+    yield Quantity("images that differ in an LMDB", wrong, 0)
+
     options = PretrainingOptions(
-        max_seq_length=arrays["batch_0_input_ids"].shape[1],
-        image_size_min=min(shape),
-        image_size_max=max(shape),
-        orient_after_resize=True,
+        max_seq_length=arrays["batch_0_input_ids"].shape[1], image_size_min=min(shape), image_size_max=max(shape)
     )
-    dataset = PretrainingDataset(sentences, scratch, _text_encoder(folder), options, "tiny_train")
-    yield Quantity("aspect ratio groups of sentences", differences(dataset.groups(), recorded["groups_k5"]), 0)
+    dataset = PretrainingDataset(split, images, text.vocabulary, options)
+    yield Quantity("aspect ratio groups of sentences", differences(dataset.groups().tolist(), recorded["groups_k5"]), 0)
 
     number = 0
     while f"batch_{number}" in recorded:
@@ -486,9 +499,11 @@ def _check_batches(
         picks = [entry["picked"] for entry in case["multinomial"]]
         replay = Replay(case["uniforms"], case["randints"] + case["mask_choice_indices"], picks)
         pairs = [dataset.pair(index, replay) for index in case["indices"]]
-        examples = [{**dataset.features(pair, replay), "epoch": 0, "position": 0} for pair in pairs]
+        examples = dataset.features(pairs, [replay] * len(pairs))
+        for pair, example in zip(pairs, examples, strict=True):
+            example.update(number=pair.number, epoch=0, position=0)
         batch = Collator(seed=0)(examples)
-        wrong = differences(batch.uids, case["uid"]) + replay.left_over()
+        wrong = differences([split.sentences[n].uid for n in batch.numbers], case["uid"]) + replay.left_over()
         for name in ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans"):
             wrong += float((batch.inputs[name].numpy() != arrays[f"batch_{number}_{name}"]).sum())
         yield Quantity(f"batch {number} tokens and labels", wrong, 0)

@@ -34,15 +34,20 @@ def read_json(path: Path) -> object:
     """A JSON file's content, or one line that says where it is broken."""
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; see 'Real data' in README.md for where to get it") from None
     except json.JSONDecodeError as error:
         reason = f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
         raise UserError(f"{reason}; download the file again or mend that line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, byte {error.start}: not UTF-8; download the file again") from None
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+        raise no_such_file(path, error) from None
+
+
+def no_such_file(path: Path, error: OSError) -> UserError:
+    """What to say of a data file that can't be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} is missing; see 'Real data' in README.md for where to get it")
+    return UserError(f"{path} can't be read: {error.strerror}")
 
 
 class AnswerTable:

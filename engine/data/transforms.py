@@ -36,22 +36,55 @@ def padding(size: Size, canvas: Size) -> tuple[int, int, int, int]:
     return spare_width - right, spare_height - bottom, right, bottom
 
 
-def resize_and_pad(
-    image: Image.Image, min_size: int, max_size: int, *, orient_after_resize: bool = False
-) -> np.ndarray:
-    """RGB image, resized (bilinear) and centred on black: uint8 (3, min, max), or (3, max, min) for a portrait.
+def placement(size: Size, min_size: int, max_size: int, *, orient_after_resize: bool = False) -> tuple[Size, Size]:
+    """The size that an image of `size` is resized to, and the canvas that it is centred on.
 
     A square image is a portrait. `orient_after_resize` judges orientation by the rounded size, as the original did:
     an image of 1001 x 1000 becomes a portrait although its aspect-ratio group holds landscapes.
+
+    Raises:
+        ValueError: if the image is so narrow that nothing of it would be left.
     """
-    size = resized_size(image.size, min_size, max_size)
-    oriented = size if orient_after_resize else image.size
-    canvas = canvas_size(oriented[0] > oriented[1], min_size, max_size)
-    left, top, _, _ = padding(size, canvas)
-    resized = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    padded = Image.new("RGB", canvas)
-    padded.paste(resized, (left, top))
-    return np.ascontiguousarray(np.asarray(padded).transpose(2, 0, 1))
+    resized = resized_size(size, min_size, max_size)
+    if min(resized) < 1:
+        raise ValueError(f"{size[0]} x {size[1]} pixels are too narrow for {min_size} x {max_size}")
+    width, height = resized if orient_after_resize else size
+    return resized, canvas_size(width > height, min_size, max_size)
+
+
+def resize_rgb(image: Image.Image, size: Size) -> Image.Image:
+    """RGB, resized (bilinear); an image that has the size keeps its pixels."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy one that is RGB
+    return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BILINEAR)
+
+
+def centre(pixels: np.ndarray, canvas: Size) -> np.ndarray:
+    """uint8 (H, W, 3) in the middle of a black canvas, cropped where it is too large: uint8 (3, canvas H, canvas W)."""
+    height, width = pixels.shape[:2]
+    left, top, _, _ = padding((width, height), canvas)
+    part = pixels[max(-top, 0) : canvas[1] - top, max(-left, 0) : canvas[0] - left]
+    row, column = max(top, 0), max(left, 0)
+    centred = np.zeros((3, canvas[1], canvas[0]), dtype=np.uint8)
+    for channel in range(3):  # a third quicker than part.transpose(2, 0, 1) at once
+        centred[channel, row : row + part.shape[0], column : column + part.shape[1]] = part[..., channel]
+    return centred
+
+
+def resize_and_pad(
+    image: Image.Image,
+    min_size: int,
+    max_size: int,
+    *,
+    orient_after_resize: bool = False,
+    original: Size | None = None,
+) -> np.ndarray:
+    """RGB image, resized and centred on black: uint8 (3, min, max), or (3, max, min) for a portrait.
+
+    Of an image that was resized before, `original` is the size until then: an almost square landscape of 1001 x 1000
+    is square by now, yet goes on the canvas of a landscape.
+    """
+    size, canvas = placement(original or image.size, min_size, max_size, orient_after_resize=orient_after_resize)
+    return centre(np.asarray(resize_rgb(image, size)), canvas)
 
 
 def stack_images(images: Sequence[np.ndarray], fill: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:

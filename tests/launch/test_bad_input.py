@@ -20,7 +20,8 @@ Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
 
 
 def error_of(flags: list[str]) -> str:
-    ranks = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
+    # Its other rank is on another machine: one on this would be waited for, to share the data with.
+    ranks = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=1)
 
     def start() -> None:
         config, _ = parse(PretrainConfig, flags, RECIPES)
@@ -105,7 +106,15 @@ CASES: list[tuple[Damage, list[str]]] = [
     (truncated_json, ["mscoco_train.json, line 1, column 44", "download the file again"]),
     (lacking_field, ["mscoco_train.json, item 3", "'img_id' is missing"]),
     (no_image_folder, ["train2014", "--data_root"]),
-    (no_image_file, ["1 of 40 images", "COCO_train2014_000000000007.jpg", "--allow_missing_images"]),
+    (
+        no_image_file,
+        [
+            "1 of 40 images of mscoco_train",
+            "not in the image folders of",
+            "first is COCO_train2014_000000000007;",
+            "--allow_missing_images",
+        ],
+    ),
     (no_answer_table, ["all_ans.json is missing"]),
     (foreign_answers, ["none of the", "all_ans.json"]),
     (other_checkpoint, ["bert.pooler.dense.bias", "(7,)", "(32,)", "another size"]),
@@ -117,6 +126,8 @@ CASES: list[tuple[Damage, list[str]]] = [
     (lambda root: ["--bert", str(root / "lxmert")], ["no BERT at", "config.json"]),
     (lambda root: ["--from_scratch", "false", "--clip_weights", "no.pt"], ["no.pt is missing", "--fromScratch"]),
     (lambda root: ["--valid", "nothing"], ["nothing.json is missing"]),
+    (lambda root: ["--image_store", str(root / "none")], ["image store", "/none can't be read", "prepare.py images"]),
+    (lambda root: ["--cache_dir", str(annotations(root))], ["mscoco_train.json can't be used", "--cache_dir"]),
 ]
 
 

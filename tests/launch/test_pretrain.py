@@ -1,5 +1,9 @@
 """launch/pretrain.py as a user runs it: real launchers, two ranks, a tiny model."""
 
+import os
+import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import launch, read_metrics
+from engine.data.image_writer import write_image_store
+from tests.conftest import free_port, launch, read_metrics, session_members, start
 
 Flags = Callable[..., list[str]]
 
@@ -126,3 +131,67 @@ def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) 
     assert "Traceback" not in run.stderr
     assert run.seconds_after_error < 10
     assert run.left == []
+
+
+def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes: Path, tmp_path: Path) -> None:
+    img_ids = [path.stem for path in (scenes / "mscoco").glob("*/*.jpg")]
+    assert len(img_ids) == 55
+    write_image_store(tmp_path / "lmdb", img_ids, scenes, resize=None, quality=95, workers=0, progress=False)
+    common = ["--num_workers", "1", "--batchSize", "8", "--max_steps", "3", "--report_step", "1"]
+    other = ["--image_store", str(tmp_path / "lmdb"), "--worker_start_method", "spawn"]
+    records = []
+    for name, more in (("plain", []), ("other", other)):
+        run = launch(
+            "launch/pretrain.py", flags(*common, *more, "--output", str(tmp_path / name)), launcher="python", ranks=1
+        )
+        assert run.code == 0, run.stderr[-3000:]
+        assert run.left == []
+        assert f"image_store: {other[1] if more else 'null'}" in (tmp_path / name / "config.yaml").read_text()
+        records.append(
+            [
+                {key: record[key] for key in record if key not in ("images_per_second", "seconds_left")}
+                for record in read_metrics(tmp_path / name)
+            ]
+        )
+    assert [record["step"] for record in records[0]] == [1, 2, 3]
+    assert {"loss", "mask_lm_accuracy", "grad_norm"} <= set(records[0][0])
+    assert records[1] == records[0]
+
+
+def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotations(
+    flags: Flags, scenes: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, which gives it no time to end its ranks; the next training has the same port and cache."""
+    root = Path(shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("cache")))
+    in_shared_memory, port, output = set(os.listdir("/dev/shm")), free_port(), tmp_path / "run"
+    common = flags("--data_root", str(root), "--num_workers", "1", "--batchSize", "8", "--report_step", "1")
+
+    process = start("launch/pretrain.py", [*common, "--epochs", "10000"], port=port)
+    try:
+        deadline = time.monotonic() + 90
+        while not (output / "metrics.jsonl").exists() or not read_metrics(output):
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(session_members(process.pid)) >= 2 + 2 + 4  # launchers, ranks, workers of two loaders each
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 15
+        while left := session_members(process.pid):
+            assert time.monotonic() < deadline, f"{left} outlive their launcher"
+            time.sleep(0.1)
+    finally:
+        for member in session_members(process.pid):
+            os.kill(member, signal.SIGKILL)
+        process.communicate()
+    assert set(os.listdir("/dev/shm")) <= in_shared_memory
+    stores = {path.name: path.stat().st_mtime_ns for path in (root / "cache").iterdir()}
+    assert len(stores) == 2  # for training and for validation
+    assert all(name.endswith(".store") for name in stores)
+
+    run = launch("launch/pretrain.py", [*common, "--max_steps", "3"], port=port)
+    assert run.code == 0, run.stderr[-3000:]
+    assert run.left == []
+    assert [record["step"] for record in read_metrics(output)][-3:] == [1, 2, 3]
+    assert set(os.listdir("/dev/shm")) <= in_shared_memory
+    assert {path.name: path.stat().st_mtime_ns for path in (root / "cache").iterdir()} == stores

@@ -1,16 +1,19 @@
+"""The stream of annotation files: what json.loads would give, in little memory, with the place of every error."""
+
+import hashlib
 import json
+import tracemalloc
 
 import pytest
 
-from engine.data.annotations import LabelCount, Sentence, read_all, read_annotations
-from engine.data.answers import AnswerTable
+from engine.data import annotations
+from engine.data.annotations import AnnotationFile, Texts
 from engine.errors import UserError
 
-TABLE = AnswerTable(["yes", "man"])
 ITEM = {
     "img_id": "COCO_train2014_000000000009",
-    "sentf": {"mscoco": ["a man", "two men"], "vqa": ["is it a man ?", "who ?", "where ?"]},
-    "labelf": {"vqa": [{"yes": 1.0}, {"the man": 0.3, "yes": 0.6, "tree": 0.3}, {"here": 1.0}]},
+    "sentf": {"mscoco": ["a man", "two men"], "vqa": ["is it a man ?", "who ?"]},
+    "labelf": {"vqa": [{"yes": 1.0}, {"the man": 0.3, "yes": 0.6}]},
 }
 
 
@@ -20,46 +23,114 @@ def write(folder, name, content):
     return path
 
 
-def test_sentences_of_an_item_with_uids_and_labels(tmp_path):
-    sentences = read_annotations(write(tmp_path, "train", [ITEM]), TABLE, LabelCount())
-    img_id = ITEM["img_id"]
-    assert sentences == [
-        Sentence(f"{img_id}_mscoco_000", img_id, "a man", None),
-        Sentence(f"{img_id}_mscoco_001", img_id, "two men", None),
-        Sentence(f"{img_id}_vqa_000", img_id, "is it a man ?", {0: 1.0}),
-        Sentence(f"{img_id}_vqa_001", img_id, "who ?", {1: 0.3, 0: 0.6}),
-        Sentence(f"{img_id}_vqa_002", img_id, "where ?", {}),
+def read(path):
+    return list(AnnotationFile(path).texts())
+
+
+def test_texts_of_an_item_by_category(tmp_path):
+    assert read(write(tmp_path, "train", [ITEM])) == [
+        Texts(ITEM["img_id"], "mscoco", ["a man", "two men"], None),
+        Texts(ITEM["img_id"], "vqa", ["is it a man ?", "who ?"], [{"yes": 1.0}, {"the man": 0.3, "yes": 0.6}]),
     ]
 
 
-def test_uid_numbers_past_999_keep_all_digits(tmp_path):
-    path = write(tmp_path, "train", [{"img_id": "1", "sentf": {"vg": ["x"] * 1001}}])
-    uids = [sentence.uid for sentence in read_annotations(path, TABLE, LabelCount())]
-    assert uids[7] == "1_vg_007"
-    assert uids[-1] == "1_vg_1000"
-    assert len(set(uids)) == 1001
+ITEMS = [
+    {
+        "img_id": f"image {number}",
+        "text": 'ä😀 \\u00e9 "]},[{' * (number % 7),
+        "scores": [0.3, -1e-7, 12345678901234567890, None, True],
+    }
+    for number in range(60)
+]
 
 
-def test_known_answers_and_questions_without_any_are_counted_over_files(tmp_path):
-    count = LabelCount()
-    path = write(tmp_path, "train", [ITEM])
-    read_annotations(path, TABLE, count)
-    assert count == LabelCount(known=3, unknown=1, example="here")
-    read_annotations(path, TABLE, count)
-    assert count == LabelCount(known=6, unknown=2, example="here")
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
+@pytest.mark.parametrize(
+    "dump",
+    [
+        json.dumps,
+        lambda items: json.dumps(items, ensure_ascii=False),
+        lambda items: json.dumps(items, indent=2).replace("\n", "\r\n\t "),
+        lambda items: "\ufeff \n" + json.dumps(items, separators=(",", ":")) + "\n\n",
+    ],
+    ids=["plain", "utf8", "spaces", "byte_order_mark"],
+)
+def test_items_are_those_of_json_whatever_the_buffer(tmp_path, monkeypatch, dump, chunk):
+    """A buffer may end in the middle of a number, an escape, a multi-byte character, a literal."""
+    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    path = tmp_path / "items.json"
+    path.write_bytes(dump(ITEMS).encode())
+    file = AnnotationFile(path)
+    assert list(file.items()) == ITEMS
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_question_without_any_answer_is_not_counted_as_unknown(tmp_path):
-    count = LabelCount()
-    item = {"img_id": "1", "sentf": {"vqa": ["who ?"]}, "labelf": {"vqa": [{}]}}
-    assert read_annotations(write(tmp_path, "train", [item]), TABLE, count)[0].label == {}
-    assert count == LabelCount()
+def test_an_empty_list_has_no_items(tmp_path):
+    assert read(write(tmp_path, "empty", [])) == []
 
 
-def test_files_are_read_in_the_order_of_their_names(tmp_path):
-    for name in ("a", "b"):
-        write(tmp_path, name, [{"img_id": name, "sentf": {"mscoco": [name]}}])
-    assert [s.text for s in read_all(["b", "a", "b"], tmp_path, TABLE, LabelCount())] == ["b", "a", "b"]
+def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotations, "CHUNK", 1 << 14)
+    path = write(tmp_path, "large", [ITEM] * 20_000)  # 4 MB
+    tracemalloc.start()
+    for _ in AnnotationFile(path).items():
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * (1 << 14)  # a few buffers of text, each up to 4 bytes a character
+
+
+WHOLE = json.dumps([ITEM, ITEM], indent=1)
+DAMAGED = {
+    "empty": ("", 1, 1),
+    "only_spaces": ("  \n ", 2, 2),
+    "truncated": (WHOLE[:200], None, None),
+    "no_end": (WHOLE[:-1], None, None),
+    "missing_comma": (WHOLE.replace('"yes": 1.0\n', '"yes": 1.0 "no": 2\n', 1), None, None),
+    "between_items": (WHOLE.replace("},\n {", "}\n {", 1), None, None),
+    "trailing_comma": ("[{}, ]", 1, 6),
+    "more_after_the_list": (WHOLE + "\n[]", None, None),
+    "wrong_literal": ('[{"img_id": nil}]', 1, 13),
+    "bad_escape": ('[{"img_id": "\\x"}]', 1, 14),
+    "control_character": ('[{"img_id": "a\nb"}]', 1, 15),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 1 << 20])
+@pytest.mark.parametrize(("text", "line", "column"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_the_place_of_broken_json_is_told(tmp_path, monkeypatch, text, line, column, chunk):
+    """The line and column that json.loads names, whatever the buffer; given here where an own error differs."""
+    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    if line is None:
+        with pytest.raises(json.JSONDecodeError) as expected:
+            json.loads(text)
+        line, column = expected.value.lineno, expected.value.colno
+    with pytest.raises(UserError) as error:
+        list(AnnotationFile(path).items())
+    assert str(error.value).startswith(f"{path}, line {line}, column {column}: not valid JSON (")
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_item_at_the_start_of_a_large_file_is_found_without_reading_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotations, "CHUNK", 1 << 10)
+    path = tmp_path / "broken.json"
+    path.write_text('[{"img_id": oops}, ' + json.dumps([ITEM] * 20_000)[1:])
+    read_bytes = []
+    bar = type("Bar", (), {"update": lambda self, count: read_bytes.append(count)})()
+    with pytest.raises(UserError, match="line 1, column 13"):
+        list(AnnotationFile(path).items(bar))
+    assert sum(read_bytes) < 1 << 14
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_the_byte_that_is_not_utf8_is_told(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    path = tmp_path / "latin.json"
+    path.write_bytes(b'[{"img_id": "caf\xe9"}]')
+    with pytest.raises(UserError, match=r"latin\.json, byte 16: not UTF-8"):
+        list(AnnotationFile(path).items())
 
 
 BROKEN = {
@@ -100,16 +171,28 @@ BROKEN = {
 def test_broken_item_is_refused_with_its_number(tmp_path, item, message):
     path = write(tmp_path, "train", [ITEM, item])
     with pytest.raises(UserError) as error:
-        read_annotations(path, TABLE, LabelCount())
+        read(path)
     assert str(error.value) == f"{path}, item 1: {message}; mend or remove the item"
+
+
+def test_nesting_without_end_is_told(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        list(AnnotationFile(path).items())
 
 
 def test_file_that_is_no_list_is_refused(tmp_path):
     path = write(tmp_path, "train", ITEM)
     with pytest.raises(UserError, match=r"train\.json: a list of items was expected, found dict"):
-        read_annotations(path, TABLE, LabelCount())
+        read(path)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json is missing"):
-        read_all(["nowhere"], tmp_path, TABLE, LabelCount())
+        read(tmp_path / "nowhere.json")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UserError, match="can't be read: Is a directory"):
+        read(tmp_path)

@@ -3,9 +3,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import engine.data.sampler
 from engine.data.sampler import EvaluationSampler, TrainingSampler, exhaustive_batches, grouped_batches
 
-GROUPS = np.random.default_rng(0).choice(4, size=103, p=[0.5, 0.3, 0.19, 0.01]).tolist()
+GROUPS = np.random.default_rng(0).choice(4, size=103, p=[0.5, 0.3, 0.19, 0.01])
 
 
 def training(**options):
@@ -14,6 +15,28 @@ def training(**options):
 
 def indices(batches):
     return [[sample.index for sample in batch] for batch in batches]
+
+
+def grouped(order, groups, batch_size):
+    return [batch.tolist() for batch in grouped_batches(np.asarray(order), np.asarray(groups), batch_size)]
+
+
+def one_by_one(order, groups, batch_size):
+    """What `grouped_batches` gives, sample by sample."""
+    batches, waiting, seen = [], {}, {}
+    for place, index in enumerate(order):
+        group = groups[index]
+        waiting.setdefault(group, []).append(place)
+        seen.setdefault(group, []).append(index)
+        if len(waiting[group]) == batch_size:
+            batches.append([order[place] for place in waiting.pop(group)])
+    for group in sorted(waiting, key=lambda group: (-len(waiting[group]), waiting[group][0])):
+        if len(batches) < len(order) // batch_size:
+            batch = [order[place] for place in waiting[group]]
+            while len(batch) < batch_size:
+                batch += seen[group][: batch_size - len(batch)]
+            batches.append(batch)
+    return batches
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
@@ -61,7 +84,7 @@ def test_epoch_takes_no_sample_twice_but_to_fill_up_last_batches():
 
 
 def test_groups_that_batches_divide_are_seen_exactly_once():
-    sampler = TrainingSampler([0, 1] * 12, 4, seed=1)
+    sampler = TrainingSampler(np.array([0, 1] * 12), 4, seed=1)
     assert sorted(index for batch in indices(sampler) for index in batch) == list(range(24))
 
 
@@ -100,23 +123,57 @@ def test_another_seed_gives_another_order():
 def test_batches_come_when_their_group_is_full():
     order = np.array([0, 1, 2, 3, 4, 5])
     groups = np.array([0, 1, 1, 0, 0, 1])
-    assert grouped_batches(order, groups, 2).tolist() == [[1, 2], [0, 3], [4, 0]]
+    assert grouped(order, groups, 2) == [[1, 2], [0, 3], [4, 0]]
 
 
 def test_fullest_left_over_fills_up_first():
     order = np.arange(8)
     groups = np.array([0, 0, 0, 0, 1, 2, 2, 2])
     # One batch of group 0; of the left-overs 5 6 7 (group 2) comes before 4 (group 1), filled with the group's first.
-    assert grouped_batches(order, groups, 4).tolist() == [[0, 1, 2, 3], [5, 6, 7, 5]]
+    assert grouped(order, groups, 4) == [[0, 1, 2, 3], [5, 6, 7, 5]]
 
 
 def test_group_smaller_than_a_batch_repeats_as_often_as_needed():
-    assert grouped_batches(np.arange(5), np.array([0, 1, 2, 3, 4]), 5).tolist() == [[0] * 5]
+    assert grouped(range(5), range(5), 5) == [[0] * 5]
+
+
+def test_batches_are_those_of_a_plain_walk_however_long_the_chunks_are(monkeypatch):
+    """Random groups, some of one sample, up to batches that no group fills."""
+    draw = np.random.default_rng(7)
+    filled_up = 0
+    for _ in range(150):
+        count, kinds, batch_size = draw.integers(0, 60), draw.integers(1, 9), int(draw.integers(1, 8))
+        groups = draw.choice(kinds, size=count, p=draw.dirichlet(np.full(kinds, 0.7)))
+        order = draw.permutation(count)
+        expected = one_by_one(order.tolist(), groups.tolist(), batch_size)
+        assert len(expected) == count // batch_size
+        filled_up += any(len(set(batch)) < batch_size for batch in expected)
+        for chunk in (1, 3, 7, 1 << 16):
+            monkeypatch.setattr(engine.data.sampler, "CHUNK", chunk)
+            assert grouped(order, groups, batch_size) == expected
+    assert filled_up > 50  # so the ends were tried, too
+
+
+def test_first_batches_come_before_the_whole_order_is_walked(monkeypatch):
+    """An epoch of millions starts at once: groups behind the first chunk are not looked at yet."""
+    monkeypatch.setattr(engine.data.sampler, "CHUNK", 6)
+    looked_at = []
+
+    class Groups(np.ndarray):
+        def __getitem__(self, which):
+            looked_at.append(len(which))
+            return np.asarray(self)[which]
+
+    batches = grouped_batches(np.arange(60), np.zeros(60, int).view(Groups), 4)
+    assert next(batches).tolist() == [0, 1, 2, 3]
+    assert looked_at == [6]
+    assert len(list(batches)) == 14
+    assert sum(looked_at) == 60
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (3, 4)], ids=["no_samples", "less_than_a_batch"])
 def test_too_few_samples_make_no_batch(count, batch_size):
-    sampler = TrainingSampler([0] * count, batch_size, seed=1)
+    sampler = TrainingSampler(np.zeros(count, int), batch_size, seed=1)
     assert len(sampler) == 0
     assert list(sampler) == []
 

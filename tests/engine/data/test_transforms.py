@@ -8,7 +8,9 @@ from engine.data.transforms import (
     aspect_ratio_bins,
     aspect_ratio_group,
     canvas_size,
+    centre,
     padding,
+    placement,
     resize_and_pad,
     resized_size,
     stack_images,
@@ -119,6 +121,34 @@ def test_too_long_a_side_is_cropped_in_the_middle():
     size = resized_size((1407, 107), 384, 640)
     assert size[0] > 640
     assert resize_and_pad(white(1407, 107), 384, 640).shape == (3, 384, 640)
+
+
+@pytest.mark.parametrize("orient_after_resize", [False, True])
+@pytest.mark.parametrize("size", [(1001, 1000), (640, 480), (480, 640), (1407, 107), (30, 30)], ids=str)
+def test_image_resized_before_is_placed_as_the_original_and_not_resized_again(size, orient_after_resize):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    resized = image.resize(resized_size(size, 12, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(
+        resize_and_pad(resized, 12, 20, orient_after_resize=orient_after_resize, original=size),
+        resize_and_pad(image, 12, 20, orient_after_resize=orient_after_resize),
+    )
+
+
+def test_image_of_which_nothing_would_be_left_is_refused():
+    with pytest.raises(ValueError, match="2000 x 1 pixels are too narrow for 12 x 20"):
+        placement((2000, 1), 12, 20)
+
+
+@pytest.mark.parametrize("size", [(5, 3), (4, 2), (9, 2), (2, 7), (9, 7), (8, 8)], ids=str)
+def test_centring_is_what_pasting_does(size):
+    pixels = np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), dtype=np.uint8)
+    left, top, _, _ = padding(size, (5, 3))
+    pasted = Image.new("RGB", (5, 3))
+    pasted.paste(Image.fromarray(pixels), (left, top))
+    centred = centre(pixels, (5, 3))
+    assert np.array_equal(centred, np.asarray(pasted).transpose(2, 0, 1))
+    assert centred.flags.c_contiguous
 
 
 def test_stack_crops_and_fills_to_the_first_image():
