@@ -1,0 +1,1 @@
+"""What annotations and images cost, beside the original's scheme: `python -m engine.data.benchmark`."""
