@@ -7,6 +7,7 @@ import time
 import pytest
 
 from engine.data.annotation_store import AnnotationStore
+from engine.data.benchmark.__main__ import report
 from engine.data.benchmark.twin import Twin, check_same, read_items
 from engine.data.synthetic import annotation_source, write_data_set
 from tests.conftest import ROOT
@@ -58,6 +59,21 @@ def test_what_does_not_depend_on_the_machine_is_within_the_limits(finished):
         assert numbers[f"worker_anonymous_mb{start_method}"] <= 2
     assert numbers["attach_ms"] <= 50  # the limit is 5, on a machine that does nothing else
     assert numbers["bytes_per_image_float"] == 4 * numbers["bytes_per_image_uint8"]
+
+
+@pytest.mark.parametrize(
+    ("results", "missed"),
+    [
+        ({"items": 500_000, "access_ratio_single": 9.9}, True),
+        ({"items": 500_000, "access_ratio_single": 10.0}, False),
+        ({"items": 3000, "access_ratio_single": 9.9}, False),
+        ({"items": 3000, "attach_ms": 5.1}, True),
+        ({"items": 3000, "attach_ms": 4.9}, False),
+        ({"items": 3000, "workers_ratio": 1.9, "workers": 2}, True),
+    ],
+)
+def test_a_missed_limit_is_marked_where_it_counts(results, missed):
+    assert ("MISSED" in report(results)) == missed
 
 
 def test_folder_is_empty_afterwards(finished):
