@@ -157,7 +157,7 @@ def print_plan(rows: Sequence[Row], data_root: Path, *, unpack: bool = True) -> 
             part = f"{row.have:,} bytes" if resource.size is None else f"{100 * row.have / resource.size:.1f}%"
             state = f"partial, {part}"
         into = f", unpacked into {data_root / resource.folder}" if resource.folder and unpack else ""
-        print(f"{resource.name:<18}{size:<38}{state}")
+        print(f"{resource.name:<18}{size:<40}{state}")
         print(f"    {resource.url}", *resource.mirrors, sep="\n    or ")
         print(f"    to {data_root / resource.target}{into}")
         print(f"    sha256 {resource.sha256 or 'none published'}")
