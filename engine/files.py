@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file, on the disk before it takes the place of an older one.
@@ -49,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE:
             reason = "the disk is full; what is there is kept: free some space"
         else:
             reason = f"can't be written ({error.strerror}); mend that"

@@ -29,7 +29,15 @@ from engine.data.annotations import AnnotationFile, Texts
 from engine.data.answers import AnswerTable, normalise_answer
 from engine.data.demo import write_demo
 from engine.data.image_writer import write_image_store
-from engine.data.images import COCO_SPLITS, GENOME_FOLDER, SIZES_FILE, ImageFolder, ImageShape, image_path
+from engine.data.images import (
+    COCO_SPLITS,
+    GENOME_FOLDER,
+    SIZES_FILE,
+    UNREADABLE_SIZE,
+    ImageFolder,
+    ImageShape,
+    image_path,
+)
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 
@@ -147,14 +155,13 @@ def prepare_sizes(config: PrepareSizes) -> Summary:
     if not img_ids:
         raise UserError(f"there is no image in {', '.join(map(str, folders))}; point --data_root at the data")
     sizes = ImageFolder(data_root, ImageShape(1, 1)).sizes(img_ids, progress=True).tolist()
-    problems = [
-        f"{data_root / image_path(i)} is unreadable" for i, size in zip(img_ids, sizes, strict=True) if size == [1, 1]
-    ]
-    entries = {
-        f"data/{image_path(img_id).as_posix()}": [height, width]
-        for img_id, (width, height) in zip(img_ids, sizes, strict=True)
-        if [width, height] != [1, 1]
-    }
+    problems, entries = [], {}
+    for img_id, (width, height) in zip(img_ids, sizes, strict=True):
+        path = image_path(img_id)
+        if (width, height) == UNREADABLE_SIZE:
+            problems.append(f"{data_root / path} is unreadable")
+        else:
+            entries[f"data/{path.as_posix()}"] = [height, width]
     write_json(data_root / SIZES_FILE, entries)
     print(f"{data_root / SIZES_FILE}: {len(entries):,} images")
     print_problems(problems)
@@ -224,7 +231,10 @@ def prepare_download(config: PrepareDownload) -> Summary:
 def prepare_verify(config: PrepareVerify) -> Summary:
     from engine.data.verification import verify
 
-    return verify(config, annotation_sources(config), cache_folder(config))
+    found = verify(config, annotation_sources(config), cache_folder(config))
+    print_problems(found["problems"])
+    print(f"{len(found['problems']):,} problems" if found["problems"] else "no problems")
+    return found
 
 
 def print_problems(problems: Iterable[str], most: int = 10) -> None:

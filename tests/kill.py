@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.data.demo import write_demo
+from engine.distributed import _parent
 from tests.conftest import TINY_BERT, free_port, session_members, start
 
 TARGETS = ("one rank", "all ranks", "a worker", "deepspeed", "its launch module", "everything")
@@ -48,7 +49,7 @@ def victims(leader: int, target: str, draw: random.Random) -> list[int]:
     members = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in session_members(leader)}
     launch = [pid for pid, line in members.items() if "deepspeed.launcher.launch" in line]
     programs = [pid for pid, line in members.items() if "pretrain.py\0--local_rank" in line]
-    ranks = [pid for pid in programs if parent(pid) in launch]
+    ranks = [pid for pid in programs if _parent(pid) in launch]
     found = {
         "one rank": draw.sample(ranks, min(1, len(ranks))),
         "all ranks": ranks,
@@ -58,10 +59,6 @@ def victims(leader: int, target: str, draw: random.Random) -> list[int]:
         "everything": list(members),
     }
     return found[target] or list(members)
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def in_shared_memory() -> set[str]:

@@ -30,13 +30,13 @@ from engine.data.answers import AnswerTable, no_such_file
 from engine.data.columns import ColumnWriter, DamagedFile, SharedColumns, new_memory
 from engine.data.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
+from engine.files import NO_SPACE
 
 FORMAT = 1  # of the columns; see annotation_store.py
 LIMIT = 1 << 16  # of categories, of sentences of one category of one image, of different scores
 LARGEST_START = (1 << 30) - 1  # its place in bytes fits in 32 bits
 FLUSH = 1 << 16  # numbers in `rows` between two writes
 CANT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from engine.data.images import Decoder, ImageFolder, ImageShape, ImageSource, Un
 from engine.data.masking import IGNORE, Generator, mask_tokens, sample_answer
 from engine.data.sampler import DealtSampler, EvaluationSampler, Sample, TrainingSampler
 from engine.data.text import TextEncoder, Vocabulary
-from engine.data.transforms import MEAN_COLOR, aspect_ratio_bins, canvas_size, stack_images
+from engine.data.transforms import MEAN_COLOR, aspect_ratio_bins, aspect_ratio_group, canvas_size, stack_images
 from engine.errors import UserError
 
 PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
@@ -137,7 +137,7 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
     def groups(self) -> np.ndarray:
         """Aspect-ratio group of each sentence's image, shape (len,)."""
         bins = aspect_ratio_bins(self.options.aspect_ratio_group_factor)
-        by_image = np.searchsorted(bins, self.split.sizes["height"] / self.split.sizes["width"], side="right")
+        by_image = aspect_ratio_group(self.split.sizes["height"] / self.split.sizes["width"], bins)
         return by_image.astype(np.min_scalar_type(len(bins)))[self.sentences.images]
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:

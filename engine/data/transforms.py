@@ -1,9 +1,10 @@
 """Image geometry: resize, pad, group by aspect ratio. Sizes are (width, height) in pixels."""
 
-import bisect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 Size = tuple[int, int]
@@ -103,6 +104,6 @@ def aspect_ratio_bins(factor: int) -> list[float]:
     return (2.0 ** np.linspace(-1, 1, 2 * factor + 1)).tolist() if factor > 0 else [1.0]
 
 
-def aspect_ratio_group(height_over_width: float, bins: Sequence[float]) -> int:
-    """Number of the group; a value on an edge goes to the upper one."""
-    return bisect.bisect_right(bins, height_over_width)
+def aspect_ratio_group(height_over_width: ArrayLike, bins: Sequence[float]) -> Any:
+    """Number of the group, or an array of numbers; a value on an edge goes to the upper one."""
+    return np.searchsorted(bins, height_over_width, side="right")

@@ -76,9 +76,6 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     problems += estimates.pop("problems")
     for name, value in estimates.items():
         print(f"{name.replace('_', ' ')}: {value:,}")
-    for problem in problems[:10]:
-        print(f"problem: {problem}")
-    print(f"{len(problems):,} problems" if problems else "no problems")
     return {"splits": splits, "images": checked, "estimates": estimates, "problems": problems}
 
 

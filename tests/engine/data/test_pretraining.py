@@ -526,7 +526,7 @@ def test_table_of_other_data_is_refused(data_root):
 
 
 def check(folder, num_workers, local_world_size=2, batch_size=1):
-    check_shared_memory(
+    return check_shared_memory(
         PretrainingOptions(), batch_size, num_workers=num_workers, local_world_size=local_world_size, folder=folder
     )
 
@@ -556,4 +556,4 @@ def test_small_shared_memory_is_told_with_what_fits(tmp_path):
 
 
 def test_a_machine_without_that_folder_is_no_error(tmp_path):
-    check(tmp_path / "none", 1000)
+    assert check(tmp_path / "none", 1000) is None
