@@ -107,6 +107,10 @@ def launch(
         pytest.fail(f"{script} was still running after {timeout} s:\n" + "".join(output["stderr"])[-4000:])
     ended = time.monotonic()
     left = session_members(process.pid)
+    # Python's tracker of spawned workers' semaphores ends when it sees that their owner has, some milliseconds later.
+    while any(map(is_resource_tracker, left)) and time.monotonic() < ended + 5:
+        time.sleep(0.01)
+        left = session_members(process.pid)
     for member in left:
         os.kill(member, signal.SIGKILL)
     for reader in readers:
@@ -126,6 +130,13 @@ def session_members(leader: int) -> list[int]:
         if int(fields[3]) == leader and fields[0] != "Z":
             members.append(int(stat.parent.name))
     return members
+
+
+def is_resource_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:

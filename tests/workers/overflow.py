@@ -88,3 +88,4 @@ for step, batch in enumerate(batches, start=1):
         break
 if ranks.rank == 0:
     report.write_text(json.dumps(records))
+dist.destroy_process_group()
