@@ -8,19 +8,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
+TRITON := $(shell grep '^triton==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup demo test lint clean
 
 setup: $(READY)
 
-# torch comes first and alone, so that nothing else decides which build of it is taken.
+# torch comes first and alone, so that nothing else decides which build of it is taken. A build for GPUs brings the
+# triton that it was made for, which stays; a build for CPUs brings none.
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install --quiet $(TRITON)
+	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: $(READY)

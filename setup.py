@@ -20,6 +20,7 @@ setup(
     ],
     install_requires=[
         "torch>=2.8",
+        "triton>=3.6; platform_system == 'Linux'",
         "deepspeed>=0.18",
         "transformers>=5.0",
         "tokenizers>=0.22",
@@ -35,9 +36,10 @@ setup(
     ],
     extras_require={
         "simplejpeg": ["simplejpeg>=1.7"],  # --image_decoder simplejpeg
+        "benchmark": ["matplotlib>=3.8"],  # plots of kernels.benchmark
         "dev": [
             *("pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15"),
-            *("simplejpeg>=1.7", "types-PyYAML", "types-tqdm"),
+            *("simplejpeg>=1.7", "matplotlib>=3.8", "types-PyYAML", "types-tqdm"),
         ],
     },
 )

@@ -1,43 +1,18 @@
-"""Sub-sampling of grid features, fused with their 2-D position embedding.
+"""Sub-sampling of grid features, fused with their 2-D position embedding and the change of layout.
 
-    tokens[b, s] = features[b, :, row, column] + row_table[row] + column_table[column]
-    with (row, column) = divmod(positions[b, s], W)
+    tokens[b, s] = features[b, :, h, w] + row_table[h] + column_table[w]      (h, w) = divmod(positions[b, s], W)
 
-    B images    C channels    H x W grid cells    S sampled cells per image
-
-The cells are drawn uniformly without replacement: each cell gets a random key, Philox word 0 of the
-counter (cell, image, step, 0) under the run's seed, and the S smallest keys win. A draw depends on the
-seed, the step and the image's global number only, so N ranks draw what one rank would draw.
-
-This file holds the PyTorch path: gather the sampled cells first, then add the tables to them alone.
+kernels/sampling.py draws the positions and kernels/gather.py makes the tokens; each has kernels in Triton and a twin in
+PyTorch that gives the same numbers. This file checks the arguments and puts the two together.
 """
 
 import torch
 from torch import Tensor
 
-from kernels.philox import philox
+from kernels.gather import all_cells, gather_cells
+from kernels.sampling import MAX_CELLS, link_slots, sample_cells
 
-MAX_CELLS = 1024
-INDEX_BITS = 10  # a sort key is (random word << INDEX_BITS) | cell: ties fall to the lower cell
-
-
-def sample_positions(state: Tensor, num_images: int, num_cells: int, num_samples: int, first_image: int = 0) -> Tensor:
-    """Draw `num_samples` of `num_cells` cells for each image, uniformly and without replacement.
-
-    Args:
-        state: int64 (2,), the seed and the step, on the device that draws.
-        first_image: global number of the first image.
-
-    Returns:
-        Cell numbers, int32 (num_images, num_samples), ascending in each row.
-    """
-    cells = torch.arange(num_cells, device=state.device)
-    images = torch.arange(first_image, first_image + num_images, device=state.device)[:, None]
-    zero = torch.zeros_like(cells)
-    words = philox(state[0], (cells, images, state[1], zero))[0]
-    keys, _ = ((words << INDEX_BITS) | cells).sort(dim=1)
-    chosen = keys[:, :num_samples] & (MAX_CELLS - 1)
-    return chosen.sort(dim=1).values.int()
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # fp64 on the PyTorch path only
 
 
 def grid_subsample(
@@ -68,24 +43,27 @@ def grid_subsample(
 
     Raises:
         ValueError: for any argument that doesn't fit, before anything is computed.
+        RuntimeError: KERNELS_BACKEND=triton, and Triton doesn't work (kernels/backend.py).
     """
-    _check(features, row_table, column_table, state, num_samples, positions)
-    batch, channels, rows, columns = features.shape
-    if positions is None:
-        if num_samples == rows * columns:
-            positions = torch.arange(num_samples, dtype=torch.int32, device=features.device).repeat(batch, 1)
-        else:
-            if state is None:
-                raise ValueError(f"{num_samples} of {rows * columns} cells have to be drawn, but state is None")
-            positions = sample_positions(state, batch, rows * columns, num_samples, first_image)
-    index = positions.long()
-
-    # Gathering before transposing copies S cells per image instead of all of them.
-    tokens = features.flatten(2).gather(2, index[:, None].expand(batch, channels, num_samples)).transpose(1, 2)
+    _check(features, row_table, column_table, state, num_samples, positions, out_dtype)
+    batch, _, rows, columns = features.shape
+    maps: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    if positions is not None:
+        positions = positions.int().contiguous()
+        maps = (positions, *link_slots(positions, rows * columns))
+    elif num_samples == rows * columns:
+        positions = all_cells(batch, num_samples, features.device)
+    elif state is not None:
+        positions, slots = sample_cells(state, batch, rows * columns, num_samples, first_image)
+        maps = (positions, slots, None)
+    else:
+        raise ValueError(f"{num_samples} of {rows * columns} cells have to be drawn, but state is None")
+    if not features.is_contiguous(memory_format=torch.channels_last):
+        features = features.contiguous()
     if row_table is not None and column_table is not None:
-        wide = torch.promote_types(features.dtype, torch.float32)  # add in fp32, round once
-        tokens = tokens.to(wide) + (row_table[index // columns].to(wide) + column_table[index % columns].to(wide))
-    return tokens.to(out_dtype or features.dtype).contiguous(), positions.int()
+        row_table, column_table = row_table.contiguous(), column_table.contiguous()
+    tokens = gather_cells(features, row_table, column_table, *maps, num_samples, out_dtype or features.dtype)
+    return tokens, positions
 
 
 def _check(
@@ -95,11 +73,10 @@ def _check(
     state: Tensor | None,
     num_samples: int,
     positions: Tensor | None,
+    out_dtype: torch.dtype | None,
 ) -> None:
     if features.dim() != 4:
         raise ValueError(f"features must be (B, C, H, W), not of shape {tuple(features.shape)}")
-    if features.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"features must be floating point, not {features.dtype}")
     batch, channels, rows, columns = features.shape
     if rows * columns > MAX_CELLS:
         raise ValueError(f"a grid of {rows} x {columns} cells has more than {MAX_CELLS}")
@@ -114,8 +91,6 @@ def _check(
             raise ValueError(f"{name} has the shape {tuple(table.shape)}, the features have {channels} channels")
         if table.shape[0] < needed:
             raise ValueError(f"{name} has {table.shape[0]} entries, the grid of {rows} x {columns} needs {needed}")
-        if table.device != features.device:
-            raise ValueError(f"{name} is on {table.device}, the features are on {features.device}")
     if state is not None and (state.shape != (2,) or state.dtype != torch.int64):
         raise ValueError(f"state must be int64 (2,), not {state.dtype} {tuple(state.shape)}")
     if positions is not None:
@@ -123,3 +98,15 @@ def _check(
             raise ValueError(f"positions must be {(batch, num_samples)}, not {tuple(positions.shape)}")
         if positions.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"positions must be int32 or int64, not {positions.dtype}")
+    out_dtype = out_dtype or features.dtype
+    tables = {"row_table": row_table, "column_table": column_table}
+    for name, dtype in {
+        "features": features.dtype,
+        "out_dtype": out_dtype,
+        **{name: table.dtype for name, table in tables.items() if table is not None},
+    }.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{name} must be fp16, bf16 or fp32, not {dtype}")
+    for name, tensor in {**tables, "state": state, "positions": positions}.items():
+        if tensor is not None and tensor.device != features.device:
+            raise ValueError(f"{name} is on {tensor.device}, the features are on {features.device}")

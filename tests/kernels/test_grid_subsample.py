@@ -4,13 +4,14 @@ import re
 import pytest
 import torch
 
-from kernels.grid_subsample import grid_subsample, sample_positions
+from kernels.grid_subsample import grid_subsample
+from kernels.sampling import sample_cells
 
 STATE = torch.tensor([9595, 3])
 
 
 def draw(state=STATE, num_images=8, num_cells=20, num_samples=7, first_image=0):
-    return sample_positions(state, num_images, num_cells, num_samples, first_image)
+    return sample_cells(state, num_images, num_cells, num_samples, first_image)[0]
 
 
 def inputs(batch=2, channels=3, rows=3, columns=4, dtype=torch.float32, table_rows=None):
@@ -125,7 +126,7 @@ def test_forward_equals_the_written_out_loop(case):
 def test_cells_are_those_that_sample_positions_draws():
     features, row_table, column_table = inputs()
     _, positions = grid_subsample(features, row_table, column_table, STATE, 5, first_image=6)
-    assert torch.equal(positions, sample_positions(STATE, 2, 12, 5, first_image=6))
+    assert torch.equal(positions, sample_cells(STATE, 2, 12, 5, 6)[0])
 
 
 def test_all_cells_come_in_order_and_need_no_state():
@@ -196,7 +197,7 @@ ERRORS = {
         {"features": torch.zeros(3, 3, 4)},
         "features must be (B, C, H, W), not of shape (3, 3, 4)",
     ),
-    "integers": ({"features": torch.zeros(2, 3, 3, 4).long()}, "features must be floating point, not torch.int64"),
+    "integers": ({"features": torch.zeros(2, 3, 3, 4).long()}, "features must be fp16, bf16 or fp32, not torch.int64"),
     "too_large_a_grid": ({"features": torch.zeros(1, 1, 33, 32)}, "a grid of 33 x 32 cells has more than 1024"),
     "no_sample": ({"num_samples": 0}, "0 samples asked of a grid of 3 x 4 = 12 cells"),
     "too_many_samples": ({"num_samples": 13}, "13 samples asked of a grid of 3 x 4 = 12 cells"),

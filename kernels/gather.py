@@ -1,0 +1,453 @@
+"""Tokens of sampled grid cells: gather, 2-D position embedding and the change of layout, in one pass.
+
+    tokens[b, s]    = features[b, :, h, w] + row_table[h] + column_table[w]      (h, w) = divmod(positions[b, s], W)
+    d_features[b, :, h, w] = sum of d_tokens[b, s] over the slots s of this cell; 0 where there is none
+    d_row_table[h]  = sum of d_tokens[b, s] over all b and all s in row h;       d_column_table likewise
+
+    B images    C channels    H x W grid cells, N = H * W at most 1024    S slots: the sampled cells of an image
+
+Features are fp16, bf16 or fp32, NCHW or channels_last; other strides are made contiguous first. The tables and the
+tokens may have other dtypes. Sums are fp32 and rounded once. The backward pass needs the maps of cells to slots and no
+features. It uses no atomics: same inputs, same bits. There is no second derivative.
+
+How the kernels go about it:
+
+    forward_rows    channels_last: a cell's channels lie together, so a program gathers a few cells by `positions`
+    forward_planes  NCHW: any few neighbouring cells hold a sampled one, so a program reads a tile of the plane whole,
+                    turns it around in shared memory, and stores what `slots` says was sampled
+    backward        a program owns a tile of cells and channels. For each image it reads their gradient, where `slots`
+                    says there is one, and writes it, zeros included; on the way it sums over images for the tables
+    table_gradients adds those sums up per row and per column, in a fixed order
+
+Positions that are given may come in any order and repeat a cell: `slots` then holds the cell's first slot, and
+`next_slots` chains the others to it. Sampling all cells needs no maps: `positions` and `slots` are None.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import tl, triton, use_triton
+
+
+def gather_cells_twin(
+    features: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    positions: Tensor,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The specification, differentiable by torch: add the tables to all cells, then take those at `positions`."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    grid = features.to(wide).permute(0, 2, 3, 1)  # (B, H, W, C)
+    _, rows, columns, channels = grid.shape
+    if row_table is not None and column_table is not None:
+        grid = grid + (row_table[:rows, None].to(wide) + column_table[:columns].to(wide))
+    index = positions.long()[:, :, None].expand(-1, -1, channels)
+    return grid.flatten(1, 2).gather(1, index).to(out_dtype or features.dtype)
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _embedding(row_table, column_table, cell, channel, mask, width, channels):
+    """row_table[h] + column_table[w] for a tile of cells and channels, fp32."""
+    row = (cell // width)[:, None] * channels + channel[None, :]
+    column = (cell % width)[:, None] * channels + channel[None, :]
+    of_rows = tl.load(row_table + row, mask=mask, other=0.0).to(tl.float32)
+    of_columns = tl.load(column_table + column, mask=mask, other=0.0).to(tl.float32)
+    return of_rows + of_columns
+
+
+@triton.jit
+def _first_slots(slots, image, cell, num_cells):
+    """The first slot of each cell of an image, -1 where there is none."""
+    if slots is None:
+        return tl.where(cell < num_cells, cell, -1)
+    else:
+        return tl.load(slots + image * num_cells + cell, mask=cell < num_cells, other=-1).to(tl.int32)
+
+
+@triton.jit
+def _following_slots(next_slots, image, slot, num_samples):
+    """The next slots of the same cells, -1 after the last."""
+    return tl.load(next_slots + image * num_samples + slot, mask=slot >= 0, other=-1).to(tl.int32)
+
+
+@triton.jit
+def _token_tile(tokens, image, slot, channel, num_samples, channels):
+    """Pointers (slots, channels) into tokens (B, S, C), and which of them exist."""
+    pointers = tokens + image * num_samples * channels + slot[:, None] * channels + channel[None, :]
+    return pointers, (slot >= 0)[:, None] & (channel < channels)[None, :]
+
+
+@triton.jit
+def forward_rows_kernel(
+    features,  # (B, N, C)
+    row_table,  # (>= H, C) or None
+    column_table,  # (>= W, C) or None
+    positions,  # (B, S) int32 or None
+    tokens,  # (B, S, C)
+    num_tokens,  # B * S
+    num_samples,
+    num_cells,
+    width,
+    channels,
+    TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    mask = (token < num_tokens)[:, None] & (channel < channels)[None, :]
+    image = token // num_samples
+    cell = token % num_samples if positions is None else tl.load(positions + token, mask=token < num_tokens, other=0)
+
+    source = (image.to(tl.int64) * num_cells + cell)[:, None] * channels + channel[None, :]
+    value = tl.load(features + source, mask=mask, other=0.0).to(tl.float32)
+    if row_table is not None:
+        value += _embedding(row_table, column_table, cell, channel, mask, width, channels)
+    target = token.to(tl.int64)[:, None] * channels + channel[None, :]
+    tl.store(tokens + target, value.to(tokens.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def forward_planes_kernel(
+    features,  # (B, C, N)
+    row_table,  # (>= H, C) or None
+    column_table,  # (>= W, C) or None
+    slots,  # (B, N) int16 or None
+    next_slots,  # (B, S) int16 or None
+    tokens,  # (B, S, C)
+    num_samples,
+    num_cells,
+    width,
+    channels,
+    CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    image = tl.program_id(2).to(tl.int64)
+    slot = _first_slots(slots, image, cell, num_cells)
+    source = (image * channels + channel)[:, None] * num_cells + cell[None, :]
+    inside = (channel < channels)[:, None] & (cell < num_cells)[None, :]
+    value = tl.trans(tl.load(features + source, mask=inside, other=0.0)).to(tl.float32)  # (CELLS, CHANNELS)
+    target, mask = _token_tile(tokens, image, slot, channel, num_samples, channels)
+    if row_table is not None:
+        value += _embedding(row_table, column_table, cell, channel, mask, width, channels)
+    value = value.to(tokens.dtype.element_ty)
+    if next_slots is None:
+        tl.store(target, value, mask=mask)
+    else:
+        while tl.max(slot, axis=0) >= 0:
+            tl.store(target, value, mask=mask)
+            slot = _following_slots(next_slots, image, slot, num_samples)
+            target, mask = _token_tile(tokens, image, slot, channel, num_samples, channels)
+
+
+@triton.jit
+def backward_kernel(
+    d_tokens,  # (B, S, C)
+    slots,  # (B, N) int16 or None
+    next_slots,  # (B, S) int16 or None
+    d_features,  # (B, N, C) or (B, C, N), as the strides say; None if not needed
+    d_cells,  # (SPLITS, N, C) fp32: sums over every SPLITS-th image; None if not needed
+    batch,
+    num_samples,
+    num_cells,
+    channels,
+    cell_stride,
+    channel_stride,
+    CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    split = tl.program_id(2)
+    inside = (cell < num_cells)[:, None] & (channel < channels)[None, :]
+    total = tl.zeros((CELLS, CHANNELS), tl.float32)
+    for number in range(split, batch, tl.num_programs(2)):
+        image = tl.full((), number, tl.int64)
+        slot = _first_slots(slots, image, cell, num_cells)
+        if next_slots is None:
+            source, mask = _token_tile(d_tokens, image, slot, channel, num_samples, channels)
+            gradient = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+        else:
+            gradient = tl.zeros((CELLS, CHANNELS), tl.float32)
+            while tl.max(slot, axis=0) >= 0:
+                source, mask = _token_tile(d_tokens, image, slot, channel, num_samples, channels)
+                gradient += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+                slot = _following_slots(next_slots, image, slot, num_samples)
+        if d_features is not None:
+            target = d_features + image * num_cells * channels
+            target += cell[:, None] * cell_stride + channel[None, :] * channel_stride
+            tl.store(target, gradient.to(d_features.dtype.element_ty), mask=inside)
+        total += gradient
+    if d_cells is not None:
+        target = d_cells + split * num_cells * channels + cell[:, None] * channels + channel[None, :]
+        tl.store(target, total, mask=inside)
+
+
+@triton.jit
+def table_gradients_kernel(
+    d_cells,  # (SPLITS, N, C) fp32
+    d_row_table,  # (row_entries, C)
+    d_column_table,  # (column_entries, C)
+    row_entries,
+    height,
+    width,
+    channels,
+    SPLITS: tl.constexpr,
+    CELLS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    entry = tl.program_id(0)  # of the row table, then of the column table
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    of_rows = entry < row_entries
+    if of_rows:
+        first, stride, length = entry * width, 1, width
+        used = entry < height
+    else:
+        entry -= row_entries
+        first, stride, length = entry, width, height
+        used = entry < width
+    length = tl.where(used, length, 0)  # an entry that the grid doesn't reach has no gradient
+
+    total = tl.zeros((CELLS, CHANNELS), tl.float32)
+    for split in range(SPLITS):
+        for start in range(0, length, CELLS):
+            step = start + tl.arange(0, CELLS)
+            cell = split * height * width + first + step * stride
+            mask = (step < length)[:, None] & (channel < channels)[None, :]
+            total += tl.load(d_cells + cell[:, None] * channels + channel[None, :], mask=mask, other=0.0)
+    gradient = tl.sum(total, axis=0)
+    if of_rows:
+        target = d_row_table + entry * channels + channel
+        tl.store(target, gradient.to(d_row_table.dtype.element_ty), mask=channel < channels)
+    else:
+        target = d_column_table + entry * channels + channel
+        tl.store(target, gradient.to(d_column_table.dtype.element_ty), mask=channel < channels)
+
+
+# ------------------------------------------------------------------- host functions: Triton's, then PyTorch's
+
+TILE_OF_ROWS = (16, 128)  # cells or tokens x channels of a program, where channels lie together
+TILE_OF_PLANES = (32, 64)  # and where cells lie together
+SPLITS = 4  # programs that share the images of one tile in the backward pass
+
+
+def _forward_triton(
+    features: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    next_slots: Tensor | None,
+    tokens: Tensor,
+) -> None:
+    batch, channels, rows, columns = features.shape
+    num_samples, num_cells = tokens.shape[1], rows * columns
+    if features.is_contiguous(memory_format=torch.channels_last):
+        block, channel_block = TILE_OF_ROWS
+        forward_rows_kernel[(triton.cdiv(batch * num_samples, block), triton.cdiv(channels, channel_block))](
+            *(features, row_table, column_table, positions, tokens),
+            *(batch * num_samples, num_samples, num_cells, columns, channels),
+            TOKENS=block,
+            CHANNELS=channel_block,
+        )
+    else:
+        block, channel_block = TILE_OF_PLANES
+        forward_planes_kernel[(triton.cdiv(num_cells, block), triton.cdiv(channels, channel_block), batch)](
+            *(features, row_table, column_table, slots, next_slots, tokens),
+            *(num_samples, num_cells, columns, channels),
+            CELLS=block,
+            CHANNELS=channel_block,
+        )
+
+
+def _backward_triton(
+    d_tokens: Tensor,
+    slots: Tensor | None,
+    next_slots: Tensor | None,
+    d_features: Tensor | None,
+    d_row_table: Tensor | None,
+    d_column_table: Tensor | None,
+    shape: list[int],
+    channels_last: bool,
+) -> None:
+    batch, channels, rows, columns = shape
+    num_samples, num_cells = d_tokens.shape[1], rows * columns
+    block, channel_block = TILE_OF_ROWS if channels_last else TILE_OF_PLANES
+    tiles = (triton.cdiv(num_cells, block), triton.cdiv(channels, channel_block))
+    splits = max(1, min(SPLITS, batch))
+    d_cells = None
+    if d_row_table is not None:
+        d_cells = d_tokens.new_empty((splits, num_cells, channels), dtype=torch.float32)
+    backward_kernel[(*tiles, splits)](
+        *(d_tokens, slots, next_slots, d_features, d_cells),
+        *(batch, num_samples, num_cells, channels),
+        *((channels, 1) if channels_last else (1, num_cells)),
+        CELLS=block,
+        CHANNELS=channel_block,
+    )
+    if d_row_table is not None and d_column_table is not None:
+        entries = d_row_table.shape[0] + d_column_table.shape[0]
+        table_gradients_kernel[(entries, tiles[1])](
+            *(d_cells, d_row_table, d_column_table),
+            *(d_row_table.shape[0], rows, columns, channels),
+            SPLITS=splits,
+            CELLS=16,
+            CHANNELS=channel_block,
+        )
+
+
+def _forward_torch(
+    features: Tensor, row_table: Tensor | None, column_table: Tensor | None, positions: Tensor, tokens: Tensor
+) -> None:
+    """The twin made efficient: gather first, then add; image by image, so that what is in flight stays in the cache."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    _, _, rows, columns = features.shape
+    table = None
+    if row_table is not None and column_table is not None:
+        table = (row_table[:rows, None].to(wide) + column_table[:columns].to(wide)).flatten(0, 1)  # (N, C)
+    for image, cells, out in zip(features, positions.long(), tokens, strict=True):
+        sampled = image.flatten(1).T.index_select(0, cells)  # (S, C)
+        if table is None:
+            out.copy_(sampled)
+        else:
+            torch.add(sampled.to(wide), table.index_select(0, cells), out=out)
+
+
+def _backward_torch(
+    d_tokens: Tensor,
+    positions: Tensor,
+    d_features: Tensor | None,
+    d_row_table: Tensor | None,
+    d_column_table: Tensor | None,
+    shape: list[int],
+) -> None:
+    _, channels, rows, columns = shape
+    index = positions.long()
+    if d_features is not None:
+        d_features.zero_()
+        for image, cells, gradient in zip(d_features, index, d_tokens, strict=True):
+            image.flatten(1).T.index_add_(0, cells, gradient.to(image.dtype))
+    if d_row_table is not None and d_column_table is not None:
+        wide = torch.promote_types(d_tokens.dtype, torch.float32)
+        d_cells = d_tokens.new_zeros((rows * columns, channels), dtype=wide)
+        d_cells.index_add_(0, index.flatten(), d_tokens.flatten(0, 1).to(wide))
+        d_row_table.zero_()[:rows] = d_cells.view(rows, columns, channels).sum(1)
+        d_column_table.zero_()[:columns] = d_cells.view(rows, columns, channels).sum(0)
+
+
+# ------------------------------------------------------------------------------------------ operators
+
+
+def all_cells(batch: int, num_cells: int, device: torch.device) -> Tensor:
+    return torch.arange(num_cells, dtype=torch.int32, device=device).expand(batch, num_cells)
+
+
+@torch.library.custom_op("clipvil::gather_cells", mutates_args=())
+def gather_cells(
+    features: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    next_slots: Tensor | None,
+    num_samples: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """Tokens (B, S, C) of dense features; maps as in the head of this file."""
+    batch, channels, rows, columns = features.shape
+    tokens = features.new_empty((batch, num_samples, channels), dtype=out_dtype)
+    if use_triton(features.device.type) and features.dtype != torch.float64:
+        _forward_triton(features, row_table, column_table, positions, slots, next_slots, tokens)
+    else:
+        if positions is None:
+            positions = all_cells(batch, rows * columns, features.device)
+        _forward_torch(features, row_table, column_table, positions, tokens)
+    return tokens
+
+
+@gather_cells.register_fake
+def _(features, row_table, column_table, positions, slots, next_slots, num_samples, out_dtype):
+    return features.new_empty((features.shape[0], num_samples, features.shape[1]), dtype=out_dtype)
+
+
+@torch.library.custom_op("clipvil::gather_cells_backward", mutates_args=())
+def gather_cells_backward(
+    d_tokens: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    positions: Tensor | None,
+    slots: Tensor | None,
+    next_slots: Tensor | None,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of features and tables. Those of tables that are None, or not needed, are empty tensors."""
+    gradients = _empty_gradients(d_tokens, row_table, column_table, shape, dtype, channels_last, needs_features)
+    d_features = gradients[0] if needs_features else None
+    d_row_table, d_column_table = gradients[1:] if row_table is not None else (None, None)
+    d_tokens = d_tokens.contiguous()
+    if use_triton(d_tokens.device.type) and dtype != torch.float64:
+        _backward_triton(d_tokens, slots, next_slots, d_features, d_row_table, d_column_table, shape, channels_last)
+    else:
+        if positions is None:
+            positions = all_cells(shape[0], shape[2] * shape[3], d_tokens.device)
+        _backward_torch(d_tokens, positions, d_features, d_row_table, d_column_table, shape)
+    return gradients
+
+
+def _empty_gradients(
+    d_tokens: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    shape: list[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+    needs_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_features = d_tokens.new_empty(0)
+    if needs_features:
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        d_features = torch.empty(shape, dtype=dtype, device=d_tokens.device, memory_format=memory_format)
+    d_row_table, d_column_table = (
+        d_tokens.new_empty(0) if table is None else torch.empty_like(table) for table in (row_table, column_table)
+    )
+    return d_features, d_row_table, d_column_table
+
+
+@gather_cells_backward.register_fake
+def _(d_tokens, row_table, column_table, positions, slots, next_slots, shape, dtype, channels_last, needs_features):
+    return _empty_gradients(d_tokens, row_table, column_table, shape, dtype, channels_last, needs_features)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    features, row_table, column_table, *maps, _, _ = inputs
+    ctx.save_for_backward(row_table, column_table, *maps)
+    ctx.shape, ctx.dtype = list(features.shape), features.dtype
+    ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _differentiate(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
+    row_table, column_table, *maps = ctx.saved_tensors
+    of_features, of_rows, of_columns, *_ = ctx.needs_input_grad
+    tables = (row_table, column_table) if of_rows or of_columns else (None, None)
+    d_features, d_row_table, d_column_table = gather_cells_backward(
+        d_tokens, *tables, *maps, ctx.shape, ctx.dtype, ctx.channels_last, of_features
+    )
+    gradients = (
+        d_features if of_features else None,
+        d_row_table if of_rows else None,
+        d_column_table if of_columns else None,
+    )
+    return *gradients, None, None, None, None, None
+
+
+gather_cells.register_autograd(_differentiate, setup_context=_save)
