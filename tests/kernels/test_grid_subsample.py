@@ -1,182 +1,327 @@
-import math
 import re
 
 import pytest
 import torch
 
+from kernels.gather import gather_cells, gather_cells_twin
 from kernels.grid_subsample import grid_subsample
 from kernels.sampling import sample_cells
+from tests.kernels.conftest import INTERPRETED
 
-STATE = torch.tensor([9595, 3])
-
-
-def draw(state=STATE, num_images=8, num_cells=20, num_samples=7, first_image=0):
-    return sample_cells(state, num_images, num_cells, num_samples, first_image)[0]
+SEED_AND_STEP = (9595, 3)
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def inputs(batch=2, channels=3, rows=3, columns=4, dtype=torch.float32, table_rows=None):
+def inputs(
+    batch=2, channels=3, rows=3, columns=4, dtype=torch.float32, table_dtype=None, table_rows=None, device="cpu"
+):
     """Features and both tables, filled with noise."""
     noise = torch.Generator().manual_seed(0)
-    features = torch.randn(batch, channels, rows, columns, generator=noise).to(dtype)
-    row_table = torch.randn(table_rows or rows, channels, generator=noise).to(dtype)
-    column_table = torch.randn(table_rows or columns, channels, generator=noise).to(dtype)
+    features = torch.randn(batch, channels, rows, columns, generator=noise).to(device, dtype)
+    row_table = torch.randn(table_rows or rows, channels, generator=noise).to(device, table_dtype or dtype)
+    column_table = torch.randn(table_rows or columns, channels, generator=noise).to(device, table_dtype or dtype)
     return features, row_table, column_table
 
 
-def written_out(features, row_table, column_table, positions, out_dtype):
-    """The formula of the file, one number at a time: sums in fp32 or wider, rounded once."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    batch, channels, _, columns = features.shape
-    tokens = torch.full((batch, positions.shape[1], channels), float("nan"), dtype=out_dtype)
-    for b in range(batch):
+def noise_like(tensor, seed=1):
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed))
+    return noise.to(tensor.device, tensor.dtype)
+
+
+def rounded(values, dtype):
+    """fp32 values as the kernels round them: to nearest, but Triton's interpreter drops the bits that bf16 lacks."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        values = (values.contiguous().view(torch.int32) & -65536).view(torch.float32)
+    return values.to(dtype)
+
+
+def unit(dtype):
+    """Largest relative error of one rounding: half the distance between neighbours, all of it if bits are dropped."""
+    return torch.finfo(dtype).eps / (1 if INTERPRETED and dtype == torch.bfloat16 else 2)
+
+
+def test_twin_is_the_written_out_loop():
+    features, row_table, column_table = inputs()
+    positions = torch.tensor([[11, 0, 5, 5], [3, 7, 2, 1]])
+    tokens = gather_cells_twin(features, row_table, column_table, positions)
+    for b in range(2):
         for s, cell in enumerate(positions[b].tolist()):
-            row, column = divmod(cell, columns)
-            for c in range(channels):
-                table = row_table[row, c].to(wide) + column_table[column, c].to(wide)
-                tokens[b, s, c] = (features[b, c, row, column].to(wide) + table).to(out_dtype)
-    return tokens
-
-
-@pytest.mark.parametrize(
-    ("num_cells", "num_samples"),
-    [(20, 7), (1, 1), (20, 20), (240, 100), (1024, 1)],
-    ids=["some", "single_cell", "all_cells", "real_grid", "largest_grid"],
-)
-def test_drawn_cells_are_ascending_distinct_and_in_range(num_cells, num_samples):
-    positions = draw(num_cells=num_cells, num_samples=num_samples)
-    assert positions.shape == (8, num_samples)
-    assert positions.dtype == torch.int32
-    assert (positions.diff(dim=1) > 0).all()  # ascending and distinct
-    assert positions.min() >= 0
-    assert positions.max() < num_cells
-
-
-def test_two_halves_of_a_batch_draw_the_cells_of_the_whole():
-    halves = [draw(num_images=4, first_image=first) for first in (0, 4)]
-    assert torch.equal(torch.cat(halves), draw(num_images=8))
-
-
-def test_same_state_draws_the_same_cells():
-    assert torch.equal(draw(), draw(STATE.clone()))
-
-
-@pytest.mark.parametrize("state", [[9595, 4], [9596, 3]], ids=["another_step", "another_seed"])
-def test_other_states_draw_other_cells(state):
-    # Two draws of 7 of 20 agree by chance with 1 / C(20, 7) = 1e-5 per image; here all images have to differ.
-    assert (draw(torch.tensor(state)) != draw()).any(dim=1).all()
-
-
-def test_images_of_a_batch_draw_different_cells():
-    assert len({tuple(row) for row in draw().tolist()}) == 8
-
-
-def test_each_cell_is_equally_likely():
-    images, cells, samples = 4000, 20, 7
-    counts = torch.bincount(draw(num_images=images, num_cells=cells, num_samples=samples).flatten(), minlength=cells)
-    # A cell is in a draw with p = 7/20, images are independent: binomial. |z| > 4.5 for one of 20 cells: 1.4e-4.
-    share = samples / cells
-    z = (counts - images * share) / math.sqrt(images * share * (1 - share))
-    assert z.abs().max() < 4.5
-
-
-def test_each_pair_of_cells_is_equally_likely():
-    images, cells, samples = 4000, 8, 3
-    chosen = torch.zeros(images, cells).scatter_(1, draw(STATE, images, cells, samples).long(), 1.0)
-    together = (chosen.T @ chosen)[torch.triu(torch.ones(cells, cells), diagonal=1).bool()]
-    # p = (3 x 2) / (8 x 7); |z| > 4.5 for one of 28 pairs: 1.9e-4.
-    share = samples * (samples - 1) / (cells * (cells - 1))
-    z = (together - images * share) / math.sqrt(images * share * (1 - share))
-    assert z.abs().max() < 4.5
+            row, column = divmod(cell, 4)
+            for c in range(3):
+                expected = features[b, c, row, column] + (row_table[row, c] + column_table[column, c])
+                assert tokens[b, s, c] == expected
 
 
 CASES = {
-    "square": {},
+    "plain": {},
     "one_cell_grid": {"rows": 1, "columns": 1, "samples": 1},
     "one_row": {"rows": 1, "columns": 5, "samples": 2},
     "one_column": {"rows": 5, "columns": 1, "samples": 2},
     "wide_so_divmod_by_columns": {"rows": 2, "columns": 7, "samples": 5},
     "tall_so_divmod_by_columns": {"rows": 7, "columns": 2, "samples": 5},
-    "all_cells_kept": {"rows": 3, "columns": 4, "samples": 12},
+    "all_cells_kept": {"samples": 12},
+    "all_cells_of_more_than_a_tile": {"rows": 5, "columns": 8, "samples": 40},
     "one_sample": {"samples": 1},
     "one_image_one_channel": {"batch": 1, "channels": 1},
+    "more_images_than_splits_and_odd": {"batch": 7},
+    "odd_channels_so_no_aligned_rows": {"channels": 33},
+    "channels_of_more_than_a_tile": {"channels": 144},
+    "tokens_of_more_than_a_tile": {"rows": 6, "columns": 7, "samples": 21},
+    "largest_grid": {"rows": 32, "columns": 32, "samples": 40, "batch": 1},
     "tables_longer_than_grid": {"table_rows": 25},
-    "channels_last": {"memory_format": torch.channels_last},
+    "no_tables": {"tables": False},
+    "no_tables_all_cells": {"tables": False, "samples": 12},
+    "given_in_any_order": {"given": [[11, 0, 5], [3, 7, 2]]},
+    "given_and_repeated": {"given": [[4, 4, 1, 4, 0, 4], [0, 1, 1, 2, 2, 2]]},
+    "given_int64": {"given": [[2, 9], [9, 2]], "given_dtype": torch.int64},
+    "strided": {"strided": True},
     "bf16": {"dtype": torch.bfloat16},
     "fp16": {"dtype": torch.float16},
+    "bf16_all_cells": {"dtype": torch.bfloat16, "samples": 12},
+    "fp16_features_fp32_tables": {"dtype": torch.float16, "table_dtype": torch.float32},
+    "bf16_features_fp32_tables": {"dtype": torch.bfloat16, "table_dtype": torch.float32},
+    "fp32_features_fp16_tables": {"table_dtype": torch.float16},
+    "fp16_features_bf16_tables": {"dtype": torch.float16, "table_dtype": torch.bfloat16},
+    "fp16_in_fp32_out": {"dtype": torch.float16, "out_dtype": torch.float32},
     "bf16_in_fp32_out": {"dtype": torch.bfloat16, "out_dtype": torch.float32},
     "fp32_in_fp16_out": {"out_dtype": torch.float16},
+    "fp32_in_bf16_out": {"out_dtype": torch.bfloat16},
+    "fp16_in_bf16_out": {"dtype": torch.float16, "out_dtype": torch.bfloat16},
+    "bf16_in_fp16_out": {"dtype": torch.bfloat16, "out_dtype": torch.float16},
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_forward_equals_the_written_out_loop(case):
-    case = {"rows": 3, "columns": 4, "samples": 5, "batch": 2, "channels": 3, **case}
-    samples, out_dtype = case.pop("samples"), case.pop("out_dtype", None)
-    memory_format = case.pop("memory_format", torch.contiguous_format)
-    features, row_table, column_table = inputs(**case)
-    features = features.contiguous(memory_format=memory_format)
-    tokens, positions = grid_subsample(features, row_table, column_table, STATE, samples, out_dtype=out_dtype)
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    return {"samples": 5, "out_dtype": None, "given": None, "given_dtype": torch.int32, "tables": True} | request.param
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, device):
+    samples, out_dtype, given, given_dtype, tables, strided = (
+        case.pop(name, None) for name in ("samples", "out_dtype", "given", "given_dtype", "tables", "strided")
+    )
+    features, *both = inputs(**case, device=device)
+    features = features.contiguous(memory_format=layout)
+    if strided:
+        features = features.repeat_interleave(2, dim=3)[..., ::2]
+    leaves = [tensor.requires_grad_() for tensor in (features, *(both if tables else []))]
+    row_table, column_table = both if tables else (None, None)
+    if given is not None:
+        given = torch.tensor(given, dtype=given_dtype, device=device)
+        samples = given.shape[1]
+    tokens, positions = grid_subsample(
+        *(features, row_table, column_table, torch.tensor(SEED_AND_STEP, device=device), samples),
+        positions=given,
+        out_dtype=out_dtype,
+    )
     assert tokens.is_contiguous()
     assert tokens.dtype == (out_dtype or features.dtype)
     assert positions.dtype == torch.int32
-    # Exactly: each number is two fp32 additions in the same order and one rounding.
-    assert torch.equal(tokens, written_out(features, row_table, column_table, positions, tokens.dtype))
+    if given is not None:
+        assert torch.equal(positions, given.int())
+
+    # Exactly: a token is two fp32 additions in a given order and one rounding.
+    expected = gather_cells_twin(features, row_table, column_table, positions, torch.float32)
+    assert torch.equal(tokens, rounded(expected, tokens.dtype))
+
+    d_tokens = noise_like(tokens)
+    gradients = torch.autograd.grad(tokens, leaves, d_tokens)
+    assert gradients[0].is_contiguous(memory_format=torch.contiguous_format if strided else layout)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    tokens = gather_cells_twin(*wide, *([] if tables else [None, None]), positions)
+    exact = torch.autograd.grad(tokens, wide, d_tokens.double(), retain_graph=True)
+    sizes = torch.autograd.grad(tokens, wide, d_tokens.abs().double())
+    # A gradient is a sum of n terms: 1 for a cell that was drawn, at most B * S for an entry of a table. In fp32 (unit
+    # u = 2^-24) and in any order it errs by at most (n - 1) u times the sum of their sizes, and once more by rounding.
+    # The PyTorch path adds a repeated cell's terms in the features' dtype, so there u is that dtype's.
+    terms = [samples if given is not None else 1] + [features.shape[0] * samples] * 2
+    for gradient, leaf, truth, size, n in zip(gradients, leaves, exact, sizes, terms, strict=False):
+        u = unit(leaf.dtype) if backend == "torch" and leaf is features else 2**-24
+        bound = (n - 1) * u * size + unit(leaf.dtype) * (truth.abs() + (n - 1) * u * size)
+        assert gradient.dtype == leaf.dtype
+        assert ((gradient.double() - truth).abs() <= bound).all()
 
 
-def test_cells_are_those_that_sample_positions_draws():
-    features, row_table, column_table = inputs()
-    _, positions = grid_subsample(features, row_table, column_table, STATE, 5, first_image=6)
-    assert torch.equal(positions, sample_cells(STATE, 2, 12, 5, 6)[0])
+def test_cells_are_those_that_sample_cells_draws(backend, device):
+    features, row_table, column_table = inputs(device=device)
+    state = torch.tensor(SEED_AND_STEP, device=device)
+    _, positions = grid_subsample(features, row_table, column_table, state, 5, first_image=6)
+    assert torch.equal(positions, sample_cells(state, 2, 12, 5, 6)[0])
 
 
-def test_all_cells_come_in_order_and_need_no_state():
-    features, *_ = inputs()
+def test_all_cells_come_in_order_and_need_no_state(backend, device):
+    features, *_ = inputs(device=device)
     tokens, positions = grid_subsample(features, None, None, None, 12)
     assert positions.tolist() == [list(range(12))] * 2
     assert torch.equal(tokens, features.flatten(2).transpose(1, 2))
 
 
-def test_without_tables_the_features_pass_unchanged():
-    features, *_ = inputs(dtype=torch.float16)
-    tokens, positions = grid_subsample(features, None, None, STATE, 5)
-    for b in range(2):
-        assert torch.equal(tokens[b], features[b].flatten(1)[:, positions[b].long()].T)
-
-
-def test_given_positions_are_taken_in_their_order():
-    features, row_table, column_table = inputs()
-    positions = torch.tensor([[11, 0, 5], [3, 7, 2]])
-    tokens, returned = grid_subsample(features, row_table, column_table, None, 3, positions=positions)
-    assert returned.tolist() == positions.tolist()
-    assert returned.dtype == torch.int32
-    assert torch.equal(tokens, written_out(features, row_table, column_table, positions, torch.float32))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_gradients_of_features_and_both_tables(memory_format):
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_gradients_of_features_and_both_tables_in_fp64(layout):
     features, row_table, column_table = inputs(dtype=torch.float64, table_rows=6)
-    features = features.contiguous(memory_format=memory_format)
+    features = features.contiguous(memory_format=layout)
     leaves = [tensor.requires_grad_() for tensor in (features, row_table, column_table)]
-    assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, STATE, 5)[0], leaves)
+    state, positions = torch.tensor(SEED_AND_STEP), torch.tensor([[4, 4, 0], [1, 11, 5]])
+    assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 5)[0], leaves)
+    assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 12)[0], leaves)
+    assert torch.autograd.gradcheck(lambda *tensors: gather_cells_twin(*tensors, positions), leaves)
 
 
-def test_a_cell_sampled_twice_gets_both_gradients():
-    features, *_ = inputs(batch=1)
-    features.requires_grad_()
-    tokens, _ = grid_subsample(features, None, None, None, 2, positions=torch.tensor([[4, 4]]))
-    tokens.sum().backward()
-    expected = torch.zeros(12)
-    expected[4] = 2.0
-    assert torch.equal(features.grad.flatten(2), expected.expand(1, 3, 12))
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("wanted", [[0], [1, 2], [1]], ids=["features", "tables", "one_table"])
+def test_only_gradients_that_are_wanted_are_made(wanted, layout, backend, device):
+    state = torch.tensor(SEED_AND_STEP, device=device)
+
+    def gradients(which):
+        leaves = list(inputs(device=device))
+        leaves[0] = leaves[0].contiguous(memory_format=layout)
+        for number in which:
+            leaves[number].requires_grad_()
+        tokens, _ = grid_subsample(*leaves, state, 5)
+        tokens.backward(noise_like(tokens))
+        return [leaf.grad for leaf in leaves]
+
+    everything = gradients([0, 1, 2])
+    for number, gradient in enumerate(gradients(wanted)):
+        assert torch.equal(gradient, everything[number]) if number in wanted else gradient is None
 
 
-def test_cells_that_are_not_sampled_get_no_gradient():
-    features, row_table, column_table = inputs()
-    features.requires_grad_()
-    tokens, positions = grid_subsample(features, row_table, column_table, STATE, 5)
-    tokens.sum().backward()
-    expected = torch.zeros(2, 12).scatter_(1, positions.long(), 1.0)
-    assert torch.equal(features.grad.flatten(2), expected[:, None].expand(2, 3, 12))
+def sampled_twice(device, layout, batch=5, channels=40, samples=17):
+    """Tokens and all gradients, as a flat list, of one call."""
+    leaves = list(inputs(batch, channels, 5, 8, device=device))
+    leaves[0] = leaves[0].contiguous(memory_format=layout)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    tokens, positions = grid_subsample(*leaves, torch.tensor(SEED_AND_STEP, device=device), samples)
+    return [tokens.detach(), positions, *torch.autograd.grad(tokens, leaves, noise_like(tokens))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("samples", [17, 40], ids=["drawn", "all_cells"])
+def test_every_element_is_written(samples, layout, backend, device):
+    """torch's deterministic mode fills new tensors with NaN, or the largest integer: what isn't written shows."""
+    expected = sampled_twice(device, layout, samples=samples)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3, device=device).isnan().all()
+        poisoned = sampled_twice(device, layout, samples=samples)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(expected, poisoned, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_same_inputs_give_the_same_bits(layout, backend, device):
+    shape = {"batch": 64, "channels": 2048} if device == "cuda" else {}
+    first, *others = (sampled_twice(device, layout, **shape) for _ in range(4 if device == "cuda" else 2))
+    for other in others:
+        assert all(torch.equal(one, again) for one, again in zip(first, other, strict=True))
+
+
+ARGUMENTS = {
+    "drawn": {},
+    "all_cells": {"positions": None, "slots": None, "num_samples": 12},
+    "given": {"next_slots": [[-1, 2, -1], [-1, -1, -1]]},
+    "no_tables": {"row_table": None, "column_table": None},
+    "fp32_out": {"out_dtype": torch.float32},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("change", ARGUMENTS.values(), ids=ARGUMENTS.keys())
+def test_operator_describes_itself(change, layout, backend, device):
+    """Schema, fake tensors, autograd registration, and the same under AOT dispatch with dynamic shapes."""
+    features, row_table, column_table = inputs(dtype=torch.float16, device=device)
+    arguments = {
+        "features": features.contiguous(memory_format=layout).requires_grad_(),
+        "row_table": row_table.requires_grad_(),
+        "column_table": column_table.requires_grad_(),
+        "positions": torch.tensor([[1, 4, 5], [0, 6, 11]], dtype=torch.int32, device=device),
+        "slots": None,
+        "next_slots": None,
+        "num_samples": 3,
+        "out_dtype": torch.float16,
+    }
+    slots = torch.full((2, 12), -1, dtype=torch.int16, device=device)
+    arguments["slots"] = slots.scatter_(
+        1, arguments["positions"].long(), torch.arange(3, dtype=torch.int16, device=device).expand(2, 3)
+    )
+    if "next_slots" in change:
+        change = change | {"next_slots": torch.tensor(change["next_slots"], dtype=torch.int16, device=device)}
+    torch.library.opcheck(gather_cells, tuple((arguments | change).values()))
+
+
+def test_compiles_to_one_graph_for_all_steps(backend, device):
+    graphs = []
+
+    def counting(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(features, row_table, column_table, state):
+        tokens, _ = grid_subsample(features * 2, row_table, column_table, state, 5)
+        return tokens.relu()
+
+    compiled = torch.compile(step, fullgraph=True, backend=counting)
+    leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
+    state = torch.tensor(SEED_AND_STEP, device=device)
+    for _ in range(3):
+        tokens, expected = compiled(*leaves, state), step(*leaves, state)
+        assert torch.equal(tokens, expected)
+        gradients = [torch.autograd.grad(result.sum(), leaves) for result in (tokens, expected)]
+        assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+        state[1] += 1
+    assert len(graphs) == 1
+
+
+def test_compiles_with_its_backward_pass(backend, device):
+    """Through AOT autograd, which traces the backward operator as well."""
+
+    def step(features, row_table, column_table, state):
+        return grid_subsample(features, row_table, column_table, state, 5)[0].square().sum()
+
+    leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
+    state = torch.tensor(SEED_AND_STEP, device=device)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    gradients = [torch.autograd.grad(run(*leaves, state), leaves) for run in (compiled, step)]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_autocast_keeps_the_dtypes_of_features_and_tables(backend, device):
+    images = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    convolution = torch.nn.Conv2d(3, 8, 1).to(device)
+    _, row_table, column_table = (leaf.requires_grad_() for leaf in inputs(channels=8, device=device))
+    state = torch.tensor(SEED_AND_STEP, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        tokens, _ = grid_subsample(convolution(images), row_table, column_table, state, 5)
+        loss = torch.nn.functional.linear(tokens, torch.ones(4, 8, device=device)).float().sum()
+    assert tokens.dtype == torch.bfloat16
+    loss.backward()
+    assert row_table.grad.dtype == column_table.grad.dtype == convolution.weight.grad.dtype == torch.float32
+    assert row_table.grad.sum() == 2 * 5 * 4 * 8  # each token passes 4 ones per channel, exact in bf16
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not_reentrant", "reentrant"])
+def test_activation_checkpointing_draws_the_same_cells(use_reentrant, backend, device):
+    state = torch.tensor(SEED_AND_STEP, device=device)
+    draws = []
+
+    def tokens_of(features, row_table, column_table):
+        tokens, positions = grid_subsample(features, row_table, column_table, state, 5)
+        draws.append(positions)
+        return tokens.square()
+
+    results = []
+    for run in (
+        tokens_of,
+        lambda *leaves: torch.utils.checkpoint.checkpoint(tokens_of, *leaves, use_reentrant=use_reentrant),
+    ):
+        leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
+        run(*leaves).sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    assert len(draws) == 3  # once without, twice with checkpointing
+    assert torch.equal(draws[1], draws[2])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def refused(change):
@@ -186,7 +331,7 @@ def refused(change):
         "features": features,
         "row_table": row_table,
         "column_table": column_table,
-        "state": STATE,
+        "state": torch.tensor(SEED_AND_STEP),
         "num_samples": 5,
     }
     return {**arguments, **change}
@@ -233,6 +378,23 @@ ERRORS = {
     "float_positions": (
         {"positions": torch.zeros(2, 5)},
         "positions must be int32 or int64, not torch.float32",
+    ),
+    "dtype_of_table": (
+        {"row_table": torch.zeros(3, 3).int()},
+        "row_table must be fp16, bf16 or fp32, not torch.int32",
+    ),
+    "dtype_of_tokens": ({"out_dtype": torch.int8}, "out_dtype must be fp16, bf16 or fp32, not torch.int8"),
+    "device_of_state": (
+        {"state": torch.zeros(2, dtype=torch.int64, device="meta")},
+        "state is on meta, the features are on cpu",
+    ),
+    "device_of_positions": (
+        {"positions": torch.zeros(2, 5, dtype=torch.int64, device="meta")},
+        "positions is on meta, the features are on cpu",
+    ),
+    "positions_outside": (
+        {"positions": torch.tensor([[0, 1, 2, 3, 12]] * 2)},
+        "positions from 0 to 12 given for a grid of cells 0 to 11",
     ),
     "no_state": ({"state": None}, "5 of 12 cells have to be drawn, but state is None"),
 }

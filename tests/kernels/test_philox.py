@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kernels.backend import tl, triton
 from kernels.philox import philox
 
 # Random123's published known answers of philox4x32-10: counter, key (low word first), words.
@@ -34,6 +35,36 @@ def test_published_known_answers(counter, key, expected):
 def test_tensor_key_gives_the_words_of_the_int_key(counter, key, expected):
     low, high = key
     assert words(torch.tensor(as_int64(low | high << 32)), counter) == expected
+
+
+@triton.jit
+def philox_kernel(key, counters, words, BLOCK: tl.constexpr):
+    """Words (4, BLOCK) int64 of counters (4, BLOCK) int64."""
+    lane = tl.arange(0, BLOCK)
+    c0 = tl.load(counters + lane).to(tl.uint32)
+    c1 = tl.load(counters + BLOCK + lane).to(tl.uint32)
+    c2 = tl.load(counters + 2 * BLOCK + lane).to(tl.uint32)
+    c3 = tl.load(counters + 3 * BLOCK + lane).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(tl.load(key), c0, c1, c2, c3)
+    tl.store(words + lane, w0.to(tl.int64))
+    tl.store(words + BLOCK + lane, w1.to(tl.int64))
+    tl.store(words + 2 * BLOCK + lane, w2.to(tl.int64))
+    tl.store(words + 3 * BLOCK + lane, w3.to(tl.int64))
+
+
+@pytest.mark.parametrize("backend", ["triton"])
+def test_triton_gives_the_published_words_and_ours(backend, device):
+    generator = torch.Generator().manual_seed(0)
+    counters = torch.randint(0, 2**32, (4, 32), generator=generator)
+    keys = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator)
+    cases = [(key, counters, torch.stack(philox(key, tuple(counters)))) for key in keys]
+    for counter, (low, high), words in KNOWN_ANSWERS.values():
+        published = tuple(torch.tensor(numbers)[:, None].expand(4, 32).contiguous() for numbers in (counter, words))
+        cases.append((torch.tensor(as_int64(low | high << 32)), *published))
+    for key, counter, expected in cases:
+        words = torch.full((4, 32), -1, device=device)
+        philox_kernel[(1,)](key.to(device), counter.to(device), words, BLOCK=32)
+        assert torch.equal(words.cpu(), expected)
 
 
 def test_counters_broadcast_to_the_words_of_single_counters():
