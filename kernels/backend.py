@@ -11,6 +11,7 @@ The kernels take `triton` and `tl` from here, so that their files can be importe
 
 import functools
 import os
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ try:
     import triton.language as tl
 except Exception as error:  # a broken installation raises anything, OSError and AttributeError included
     import_problem = f"{type(error).__name__}: {error}"
+    sys.modules["triton"] = None  # type: ignore[assignment]  # torch tries as well, and gets over ImportError alone
     triton = SimpleNamespace(jit=lambda function=None, **options: function or triton.jit)
     tl = SimpleNamespace(constexpr=None)
 
@@ -38,14 +40,15 @@ def use_triton(device_type: str) -> bool:
         raise ValueError(f"KERNELS_BACKEND={choice} is none of {', '.join(CHOICES)}")
     if choice == "torch" or (choice == "auto" and device_type != "cuda"):
         return False
+    asked = choice == "triton"
     interpreted = import_problem is None and triton.knobs.runtime.interpret
-    problem = import_problem or (None if interpreted else _driver_problem())
-    if choice == "triton" and problem is not None:
-        raise RuntimeError(f"KERNELS_BACKEND=triton, but Triton doesn't work here ({problem}); mend it or unset this")
-    if choice == "triton" and device_type != "cuda" and not interpreted:
+    if asked and import_problem is None and device_type != "cuda" and not interpreted:
         raise ValueError(
             f"KERNELS_BACKEND=triton, but the tensors are on {device_type}; unset it or move them to a GPU"
         )
+    problem = import_problem or (None if interpreted else _driver_problem())
+    if asked and problem is not None:
+        raise RuntimeError(f"KERNELS_BACKEND=triton, but Triton doesn't work here ({problem}); mend it or unset this")
     if problem is not None:
         _warn(problem)
     return problem is None

@@ -1,0 +1,199 @@
+"""Compiles every kernel for real GPUs, on any machine, and looks at the machine code.
+
+    python -m tests.kernels.gate            registers of each kernel beside those of registers.json
+    python -m tests.kernels.gate --write    takes them as the new table of the installed Triton's version
+
+ptxas, cuobjdump and nvdisasm come inside Triton's wheel. The shapes are those of the recipes: 2048 or 2560 channels and
+12 x 20 cells, of which Triton sees that 16 divides them.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import gather, sampling
+
+TABLE = Path(__file__).with_name("registers.json")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+VERSION = ".".join(triton.__version__.split(".")[:2])
+CAPABILITIES = (80, 90, 100)
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+THREADS = 128
+
+
+@dataclass
+class Variant:
+    """One specialisation of a kernel, and the 128-bit loads and stores that a thread needs at least."""
+
+    kernel: Any
+    types: dict[str, str]  # by argument; those left out are int32
+    constants: dict[str, Any]
+    divisible: set[str]  # integers that 16 divides
+    loads: int = 0
+    stores: int = 0
+    maps: int = 0  # narrow loads at most: of positions and slots
+
+
+@dataclass
+class Code:
+    """What ptxas made of a variant."""
+
+    registers: int
+    spilled: int  # bytes
+    instructions: Counter[str]  # "LDG.128", "STG.16", ...
+
+    def narrow(self, operation: str) -> int:
+        """Number of loads or stores of less than 128 bits."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(operation) and int(name[4:]) < 128)
+
+    def wide(self, operation: str) -> int:
+        """Number of loads or stores of 128 bits; twice that for 256."""
+        widths = {name: int(name[4:]) for name in self.instructions if name.startswith(operation)}
+        return sum(self.instructions[name] * width // 128 for name, width in widths.items())
+
+
+DIVISIBLE = {"num_tokens", "num_cells", "channels", "batch"}
+DRAWN = {"next_slots": None}
+ALL_CELLS = {"slots": None, "next_slots": None}
+NO_TABLES = {"row_table": None, "column_table": None}
+
+
+def pointers(dtype: str) -> dict[str, str]:
+    """Types of the gather kernels' pointers, everything that may be half in `dtype`."""
+    halves = (
+        "features",
+        "row_table",
+        "column_table",
+        "tokens",
+        "d_tokens",
+        "d_features",
+        "d_row_table",
+        "d_column_table",
+    )
+    others = {"d_cells": "*fp32", "positions": "*i32", "slots": "*i16", "next_slots": "*i16"}
+    return dict.fromkeys(halves, f"*{dtype}") | others
+
+
+# A thread of the tiles below has 16 elements of each tensor: as many 128-bit loads or stores as an element has bytes.
+
+
+def forward_rows(dtype: str, constants: dict[str, Any], tensors: int = 3) -> Variant:
+    constants = constants | dict(zip(("TOKENS", "CHANNELS"), gather.TILE_OF_ROWS, strict=True))
+    size = BYTES[dtype]
+    return Variant(gather.forward_rows_kernel, pointers(dtype), constants, DIVISIBLE, tensors * size, size, maps=4)
+
+
+def forward_planes(dtype: str, constants: dict[str, Any]) -> Variant:
+    constants = constants | dict(zip(("CELLS", "CHANNELS"), gather.TILE_OF_PLANES, strict=True))
+    size = BYTES[dtype]
+    return Variant(gather.forward_planes_kernel, pointers(dtype), constants, DIVISIBLE, 3 * size, size, maps=8)
+
+
+def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
+    tile, one, other = {
+        "rows": (gather.TILE_OF_ROWS, "channel_stride", "cell_stride"),
+        "planes": (gather.TILE_OF_PLANES, "cell_stride", "channel_stride"),
+    }[layout]
+    constants = constants | {one: 1} | dict(zip(("CELLS", "CHANNELS"), tile, strict=True))
+    stores = sum(size for name, size in (("d_features", BYTES[dtype]), ("d_cells", 4)) if name not in constants)
+    divisible = DIVISIBLE | {other}
+    return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, BYTES[dtype], stores, maps=8)
+
+
+def variants() -> dict[str, Variant]:
+    """Every kernel in every dtype and layout of the recipes, and the rarer ways to call it."""
+    found = {
+        f"sample_{block}": Variant(
+            sampling.sample_cells_kernel,
+            {"state": "*i64", "positions": "*i32", "slots": "*i16"},
+            {"INDEX_BITS": sampling.INDEX_BITS, "BLOCK": block},
+            divisible=set(),
+        )
+        for block in (256, 512, 1024)
+    }
+    for dtype in BYTES:
+        found[f"forward_rows_{dtype}"] = forward_rows(dtype, {})
+        found[f"forward_planes_{dtype}"] = forward_planes(dtype, DRAWN)
+        found[f"backward_rows_{dtype}"] = backward(dtype, "rows", DRAWN)
+        found[f"backward_planes_{dtype}"] = backward(dtype, "planes", DRAWN)
+        tile = {"SPLITS": gather.SPLITS, "CELLS": 16, "CHANNELS": gather.TILE_OF_ROWS[1]}
+        table_gradients = gather.table_gradients_kernel
+        found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)
+    for dtype in ("fp16", "fp32"):
+        found[f"forward_planes_{dtype}_given"] = forward_planes(dtype, {})
+        found[f"backward_rows_{dtype}_given"] = backward(dtype, "rows", {})
+        found[f"backward_planes_{dtype}_given"] = backward(dtype, "planes", {})
+    found["forward_rows_fp16_all_cells"] = forward_rows("fp16", {"positions": None})
+    found["forward_planes_fp16_all_cells"] = forward_planes("fp16", ALL_CELLS)
+    found["backward_rows_fp16_all_cells"] = backward("fp16", "rows", ALL_CELLS)
+    found["forward_rows_fp16_no_tables"] = forward_rows("fp16", NO_TABLES, tensors=1)
+    found["backward_rows_fp16_no_tables"] = backward("fp16", "rows", DRAWN | {"d_cells": None})
+    found["backward_rows_fp16_only_tables"] = backward("fp16", "rows", DRAWN | {"d_features": None})
+    return found
+
+
+def compile_variant(variant: Variant, capability: int) -> Code:
+    """Machine code of a variant for one compute capability, with no GPU involved."""
+    names = variant.kernel.arg_names
+    aligned = {
+        name
+        for name in names
+        if name not in variant.constants and (name in variant.divisible or variant.types.get(name, "").startswith("*"))
+    }
+    source = ASTSource(
+        variant.kernel,
+        {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage, assembly = (
+            subprocess.run([*tool, file.name], check=True, capture_output=True, text=True).stdout
+            for tool in ([TOOLS / "cuobjdump", "-res-usage"], [TOOLS / "nvdisasm"])
+        )
+    instructions: Counter[str] = Counter()
+    for operation, modifiers in re.findall(r"\b(LDG|STG|LDL|STL)((?:\.\w+)*)", assembly):
+        width = re.search(r"\.(?:ENL2\.)?[US]?(8|16|64|128|256)\b", modifiers)
+        instructions[f"{operation}.{width[1] if width else 32}"] += 1
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    return Code(registers, stack, instructions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="make this Triton's registers the new table")
+    arguments = parser.parse_args()
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    found: dict[str, list[int]] = {}
+    for name, variant in variants().items():
+        codes = [compile_variant(variant, capability) for capability in CAPABILITIES]
+        found[name] = [code.registers for code in codes]
+        spilled = [code.spilled for code in codes]
+        print(f"{name:34} registers {found[name]}, table {table.get(VERSION, {}).get(name)}, spilled bytes {spilled}")
+    if arguments.write:
+        table[VERSION] = found
+        versions = [
+            f'  "{version}": {{\n'
+            + ",\n".join(f'    "{name}": {json.dumps(registers)}' for name, registers in rows.items())
+            + "\n  }"
+            for version, rows in sorted(table.items())
+        ]
+        TABLE.write_text("{\n" + ",\n".join(versions) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

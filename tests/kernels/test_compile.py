@@ -1,0 +1,30 @@
+"""The gate: every kernel compiles for real GPUs, without spills, with wide loads and stores, and in few registers."""
+
+import json
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton's compiler isn't installed")
+
+from tests.kernels.gate import CAPABILITIES, TABLE, VERSION, compile_variant, variants  # noqa: E402
+
+VARIANTS = variants()
+REGISTERS = json.loads(TABLE.read_text())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda capability: f"sm_{capability}")
+def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
+    variant = VARIANTS[name]
+    code = compile_variant(variant, capability)
+    assert code.spilled == 0
+    assert code.instructions["LDL.32"] == code.instructions["STL.32"] == 0
+    assert code.wide("LDG") >= variant.loads
+    assert code.wide("STG") >= variant.stores
+    if variant.stores:  # the kernels that move features and tokens; the others write a few bytes
+        assert code.narrow("LDG") <= variant.maps
+        assert code.narrow("STG") == 0
+    if VERSION not in REGISTERS:
+        pytest.skip(f"registers.json has no table for Triton {VERSION}: python -m tests.kernels.gate --write")
+    limit = REGISTERS[VERSION][name][CAPABILITIES.index(capability)]
+    assert code.registers <= limit, "more registers; if that is worth it: python -m tests.kernels.gate --write"
