@@ -96,7 +96,8 @@ def forward_rows(dtype: str, constants: dict[str, Any], tensors: int = 3) -> Var
 def forward_planes(dtype: str, constants: dict[str, Any]) -> Variant:
     constants = constants | dict(zip(("CELLS", "CHANNELS"), gather.TILE_OF_PLANES, strict=True))
     size = BYTES[dtype]
-    return Variant(gather.forward_planes_kernel, pointers(dtype), constants, DIVISIBLE, 3 * size, size, maps=8)
+    maps = 8 if "next_slots" in constants else 24  # following the chain of a repeated cell takes more of them
+    return Variant(gather.forward_planes_kernel, pointers(dtype), constants, DIVISIBLE, 3 * size, size, maps)
 
 
 def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:

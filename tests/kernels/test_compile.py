@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton's compiler isn't installed")
 
-from tests.kernels.gate import CAPABILITIES, TABLE, VERSION, compile_variant, variants  # noqa: E402
+from tests.kernels.gate import CAPABILITIES, TABLE, VERSION, compile_variant, variants
 
 VARIANTS = variants()
 REGISTERS = json.loads(TABLE.read_text())
