@@ -9,7 +9,7 @@ PyTorch that gives the same numbers. This file checks the arguments and puts the
 import torch
 from torch import Tensor
 
-from kernels.gather import all_cells, gather_cells
+from kernels.gather import gather_cells
 from kernels.sampling import MAX_CELLS, link_slots, sample_cells
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # fp64 on the PyTorch path only
@@ -52,7 +52,7 @@ def grid_subsample(
         positions = positions.int().contiguous()
         maps = (positions, *link_slots(positions, rows * columns))
     elif num_samples == rows * columns:
-        positions = all_cells(batch, num_samples, features.device)
+        positions = torch.arange(num_samples, dtype=torch.int32, device=features.device).expand(batch, -1)
     elif state is not None:
         positions, slots = sample_cells(state, batch, rows * columns, num_samples, first_image)
         maps = (positions, slots, None)

@@ -1,0 +1,172 @@
+"""What is compared: our operator, the original's way, and the best that PyTorch does without a kernel of ours."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._functorch import config as functorch_config
+
+from kernels.gather import gather_cells_twin
+from kernels.grid_subsample import grid_subsample
+
+TABLE_ENTRIES = 25  # --pos_num of the recipes
+CHANNELS = {"RN50": 2048, "RN50x4": 2560}
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One configuration."""
+
+    model: str
+    layout: str
+    dtype: str
+    batch: int
+    rows: int
+    columns: int
+    samples: int
+
+    @property
+    def channels(self) -> int:
+        return CHANNELS[self.model]
+
+    def fewest_bytes(self, direction: str) -> int:
+        """What has to be read and written at least, each byte once.
+
+        In NCHW the whole plane has to be read: each 32 bytes of it hold a sampled cell. The gradient of the features is
+        dense. The tables are counted whole; positions, and what a way of computing needs in between, are not.
+        """
+        size = DTYPES[self.dtype].itemsize
+        plane, tokens = (
+            self.batch * cells * self.channels * size for cells in (self.rows * self.columns, self.samples)
+        )
+        tables = 2 * TABLE_ENTRIES * self.channels * size
+        forward = (tokens if self.layout == "channels_last" else plane) + tables + tokens
+        backward = tokens + plane + tables
+        return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+@dataclass
+class Inputs:
+    """Features (B, C, H, W), two tables and the tokens' gradient (B, S, C), filled with noise."""
+
+    shape: Shape
+    device: str
+    seed: int
+    leaves: tuple[Tensor, Tensor, Tensor] = field(init=False)
+    d_tokens: Tensor = field(init=False)
+    state: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape, noise = self.shape, torch.Generator(self.device).manual_seed(self.seed)
+        normal = partial(torch.randn, generator=noise, device=self.device, dtype=DTYPES[shape.dtype])
+        features = normal(shape.batch, shape.channels, shape.rows, shape.columns).relu()
+        features = features.contiguous(memory_format=LAYOUTS[shape.layout])
+        tables = (normal(TABLE_ENTRIES, shape.channels) for _ in range(2))
+        self.leaves = tuple(leaf.requires_grad_() for leaf in (features, *tables))  # type: ignore[assignment]
+        self.d_tokens = normal(shape.batch, shape.samples, shape.channels)
+        self.state = torch.tensor([self.seed, 0], device=self.device)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """`compute` gives tokens (B, S, C) and positions (B, S). `draw` is what the host does before, if anything."""
+
+    compute: Callable[[Inputs, Tensor | None], tuple[Tensor, Tensor]]
+    draw: Callable[[Inputs], Tensor] | None = None
+
+
+def ours(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+    return grid_subsample(*inputs.leaves, inputs.state, inputs.shape.samples)
+
+
+_host = np.random.RandomState(0)
+
+
+def original_draw(inputs: Inputs) -> Tensor:
+    """Sampling on the host, image by image; the index is expanded to the tokens' shape, then copied to the device."""
+    shape = inputs.shape
+    cells = shape.rows * shape.columns
+    drawn = np.stack([_host.choice(cells, shape.samples, replace=False) for _ in range(shape.batch)])
+    return torch.from_numpy(drawn).unsqueeze(-1).expand(-1, -1, shape.channels).to(inputs.device)
+
+
+def original(inputs: Inputs, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tables are added to all cells, in place on a permuted copy; then a gather by the expanded index."""
+    features, row_table, column_table = inputs.leaves
+    rows, columns, samples = inputs.shape.rows, inputs.shape.columns, inputs.shape.samples
+    grid = features.permute(0, 2, 3, 1)
+    embedding = row_table[:rows, None] + column_table[None, :columns]
+    # In channels_last the permuted copy is none, and adding in place would change the features: as many bytes without.
+    grid = grid + embedding if grid.is_contiguous() else grid.contiguous().add_(embedding)
+    if samples == rows * columns:  # the original's models without sub-sampling
+        return grid.flatten(1, 2), torch.arange(samples, device=features.device).expand(features.shape[0], -1)
+    assert index is not None
+    return grid.flatten(1, 2).gather(1, index), index[..., 0]
+
+
+def gather_first(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sampling on the device by random keys, a gather of the sampled cells alone, and the tables added to them."""
+    return _gather_first(*inputs.leaves, inputs.shape.samples)
+
+
+def _gather_first(features: Tensor, row_table: Tensor, column_table: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    batch, channels, rows, columns = features.shape
+    cells = rows * columns
+    if samples == cells:
+        positions = torch.arange(cells, device=features.device).expand(batch, -1)
+        embedding = (row_table[:rows, None] + column_table[None, :columns]).flatten(0, 1)
+        return features.flatten(2).transpose(1, 2) + embedding, positions
+    positions = torch.rand(batch, cells, device=features.device).topk(samples, sorted=False).indices
+    if features.is_contiguous(memory_format=torch.channels_last):
+        first = torch.arange(0, batch * cells, cells, device=features.device)[:, None]
+        sampled = features.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, (positions + first).flatten())
+        sampled = sampled.view(batch, samples, channels)
+    else:
+        sampled = features.flatten(2).gather(2, positions[:, None].expand(-1, channels, -1)).transpose(1, 2)
+    embedding = F.embedding(positions // columns, row_table) + F.embedding(positions % columns, column_table)
+    return sampled + embedding, positions
+
+
+def implementations(shape: Shape) -> dict[str, Implementation]:
+    """All that are compared; the first is ours, the others are the baselines."""
+    functorch_config.donated_buffer = False  # one forward pass serves many backward passes that are timed
+    compiled = torch.compile(_gather_first, fullgraph=True, dynamic=False)
+    sampling = shape.samples < shape.rows * shape.columns
+    return {
+        "ours": Implementation(ours),
+        "original": Implementation(original, original_draw if sampling else None),
+        "gather_first": Implementation(gather_first),
+        "compiled": Implementation(lambda inputs, drawn: compiled(*inputs.leaves, inputs.shape.samples)),
+    }
+
+
+def check(implementation: Implementation, inputs: Inputs) -> None:
+    """Compare tokens and gradients with those of the twin at the same cells, in fp64.
+
+    Raises:
+        AssertionError: they differ by more than the arithmetic of the dtype explains.
+    """
+    drawn = implementation.draw(inputs) if implementation.draw else None
+    tokens, positions = implementation.compute(inputs, drawn)
+    assert tokens.shape == inputs.d_tokens.shape, f"tokens of the shape {tuple(tokens.shape)}"
+    assert (positions.sort(dim=1).values.diff(dim=1) > 0).all(), "a cell was drawn twice"
+    gradients = torch.autograd.grad(tokens, inputs.leaves, inputs.d_tokens)
+    features, row_table, column_table = wide = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
+    exact = gather_cells_twin(features, row_table, column_table, positions)
+    exact_gradients = torch.autograd.grad(exact, wide, inputs.d_tokens.double())
+    # A token is two sums, so at most two roundings of up to |f| + |r| + |c|, and one more of the result.
+    u = torch.finfo(tokens.dtype).eps / 2
+    size = gather_cells_twin(features.abs(), row_table.abs(), column_table.abs(), positions)
+    assert ((tokens.double() - exact).abs() <= 3 * u * size).all(), "tokens differ from the twin's"
+    assert torch.equal(gradients[0].double(), exact_gradients[0]), "the features' gradient differs from the twin's"
+    # Baselines add up the tables' gradients in the dtype itself, over n terms: of n u at worst, sqrt(n) u is usual.
+    terms = positions.numel() / min(inputs.shape.rows, inputs.shape.columns)
+    for gradient, truth in zip(gradients[1:], exact_gradients[1:], strict=True):
+        error = (gradient.double() - truth).norm() / truth.norm()
+        assert error <= 2 * u * terms**0.5, f"a table's gradient is off by {error:.1e} of its norm"
