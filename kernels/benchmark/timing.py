@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels.benchmark.implementations import Implementation, Inputs
+from kernels.benchmark.implementations import LAYOUTS, Implementation, Inputs
 
 Call = Callable[[], object]
 
 
 def directions(implementation: Implementation, inputs: Inputs, drawn: Tensor | None = None) -> dict[str, Call]:
-    """Calls that run one direction. With `drawn`, the host's part of sampling is left out."""
+    """Calls that run one direction. With `drawn`, the host's part of sampling is left out.
+
+    A backward pass ends with the features' gradient in the features' layout, as the layer below wants it: the
+    original's comes as a permuted view, and putting it right is part of what it costs.
+    """
+    memory_format = LAYOUTS[inputs.shape.layout]
 
     def forward() -> Tensor:
         index = implementation.draw(inputs) if implementation.draw and drawn is None else drawn
@@ -24,7 +29,8 @@ def directions(implementation: Implementation, inputs: Inputs, drawn: Tensor | N
     tokens = forward()
 
     def backward(of: Tensor = tokens) -> object:
-        return torch.autograd.grad(of, inputs.leaves, inputs.d_tokens, retain_graph=True)
+        d_features, *d_tables = torch.autograd.grad(of, inputs.leaves, inputs.d_tokens, retain_graph=True)
+        return d_features.contiguous(memory_format=memory_format), d_tables
 
     return {"forward": forward, "backward": backward, "both": lambda: backward(forward())}
 
