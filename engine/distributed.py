@@ -22,6 +22,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from engine.errors import UserError
+from kernels.backend import use_triton
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ def pick_device(ranks: Ranks) -> torch.device:
         )
     accelerator.set_device(ranks.local_rank)
     return torch.device(accelerator.device_name(ranks.local_rank))
+
+
+def pick_kernels(device: torch.device) -> str:
+    """Which implementation of the kernels this device takes, "triton" or "torch"; KERNELS_BACKEND may say which.
+
+    Raises:
+        UserError: if it asks for one that can't run here.
+    """
+    try:
+        return "triton" if use_triton(device.type) else "torch"
+    except (ValueError, RuntimeError) as error:
+        raise UserError(str(error)) from None
 
 
 def join(ranks: Ranks) -> None:

@@ -31,7 +31,7 @@ from engine.data.pretraining import (
     training_loader,
 )
 from engine.data.text import TextEncoder
-from engine.distributed import Ranks, end_with_launcher, exit_with, join, pick_device
+from engine.distributed import Ranks, end_with_launcher, exit_with, join, pick_device, pick_kernels
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.model.clip_resnet import SHAPES, STRIDE
@@ -127,6 +127,7 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     end_with_launcher()
     settings = deepspeed_settings(config, ranks.world_size)
     device = pick_device(ranks)
+    kernels = pick_kernels(device)
     bert, tokenizer = read_bert(config.bert)
     training, validation, answers = read_data(config, tokenizer, ranks)
     check_shared_memory(
@@ -154,8 +155,9 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
 
     join(ranks)
     if ranks.rank == 0:
-        samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size}"
-        print(f"{ranks.world_size} ranks on {device.type}, {config.precision}, {samples} samples per step", flush=True)
+        samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
+        on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
+        print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
     optimizer, scheduler = not config.not_load_adam_optimizer, not config.not_load_scheduler
     if config.load is not None and (optimizer or scheduler):

@@ -137,3 +137,13 @@ def test_error_names_place_and_remedy(damage: Damage, parts: list[str], flags: F
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("choice", "part"), [("triton", "KERNELS_BACKEND=triton, but"), ("cuda", "KERNELS_BACKEND=cuda is none of")]
+)
+def test_kernels_that_cannot_run_are_refused(
+    choice: str, part: str, flags: Flags, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERNELS_BACKEND", choice)
+    assert part in error_of(flags("--data_root", str(damaged)))

@@ -1,0 +1,146 @@
+"""python -m kernels.benchmark, on a small grid of this machine's CPU."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels.benchmark import __main__ as benchmark
+from kernels.benchmark.implementations import Implementation, Inputs, Shape, check, gather_first, implementations, ours
+from tests.conftest import ROOT
+
+COMPILER = shutil.which("g++")  # torch.compile needs one on a CPU; without, the benchmark leaves it out
+SMALL = [
+    "--device",
+    "cpu",
+    "--model",
+    "RN50",
+    "--batch",
+    "2",
+    "--grid",
+    "2",
+    "3",
+    "--samples",
+    "4",
+    "6",
+    "--rounds",
+    "2",
+]
+COLUMNS = {
+    *("model", "layout", "dtype", "batch", "direction", "implementation", "microseconds", "gb_per_s"),
+    *(
+        "percent_of_copy",
+        "ratio_to_original",
+        "ratio_to_gather_first",
+        "ratio_to_compiled",
+        "peak_mib",
+        "device",
+        "date",
+    ),
+}
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "kernels.benchmark", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Rows of a small run, what it printed, and its plot."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    result = run(*SMALL, "--json", folder / "rows.json", "--plot", folder / "plot.png")
+    assert result.returncode == 0, result.stderr
+    return json.loads((folder / "rows.json").read_text()), result.stdout, folder / "plot.png"
+
+
+def test_there_is_a_row_for_everything_that_is_compared(finished):
+    rows, stdout, plot = finished
+    assert all(row.keys() >= COLUMNS for row in rows)
+    keys = [tuple(row[name] for name in ("layout", "samples", "direction", "implementation")) for row in rows]
+    names = {"ours", "original", "gather_first", *(["compiled"] if COMPILER else [])}
+    assert {row["implementation"] for row in rows} == names
+    assert len(set(keys)) == len(keys) == 2 * 2 * 3 * len(names)
+    assert all(f"{row['microseconds']:.1f}" in stdout for row in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_derived_columns_follow_from_the_times(finished):
+    rows, _, _ = finished
+    for row in rows:
+        shape = Shape("RN50", row["layout"], "fp32", 2, 2, 3, row["samples"])
+        assert row["gb_per_s"] == pytest.approx(shape.fewest_bytes(row["direction"]) / row["microseconds"] / 1e3)
+        assert row["percent_of_copy"] == pytest.approx(100 * row["gb_per_s"] / row["copy_gb_per_s"])
+        same = [other for other in rows if all(other[name] == row[name] for name in ("layout", "samples", "direction"))]
+        times = {other["implementation"]: other["microseconds"] for other in same}
+        for name in {"original", "gather_first", "compiled"} & times.keys():
+            assert row[f"ratio_to_{name}"] == pytest.approx(times[name] / row["microseconds"])
+
+
+@pytest.mark.parametrize(("layout", "forward"), [("channels_last", 26.42), ("nchw", 44.77)])
+def test_fewest_bytes_are_those_of_the_design(layout, forward):
+    """32 x 100 sampled, 32 x 240 cells, of 2048 channels in fp16, and two tables of 25 entries."""
+    shape = Shape("RN50", layout, "fp16", 32, 12, 20, 100)
+    assert shape.fewest_bytes("forward") / 1e6 == pytest.approx(forward, abs=0.01)
+    assert shape.fewest_bytes("backward") / 1e6 == pytest.approx(44.77, abs=0.01)
+    assert shape.fewest_bytes("both") == shape.fewest_bytes("forward") + shape.fewest_bytes("backward")
+
+
+def wrong(change):
+    """Our operator with its tokens changed: something that the check has to find."""
+
+    def compute(inputs, drawn):
+        tokens, positions = ours(inputs, drawn)
+        return change(tokens), positions
+
+    return Implementation(compute)
+
+
+WRONG = {
+    "one_token": lambda tokens: tokens + torch.zeros_like(tokens).index_fill_(1, torch.tensor([1]), 0.01),
+    "no_gradient_for_a_token": lambda tokens: torch.cat([tokens[:, :1].detach(), tokens[:, 1:]], dim=1),
+    "too_few": lambda tokens: tokens[:, 1:],
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_result_is_found_before_anything_is_timed(change, monkeypatch, capsys):
+    shape = Shape("RN50", "nchw", "fp32", 2, 2, 3, 4)
+    monkeypatch.setattr(benchmark, "implementations", lambda shape: {"ours": wrong(change)})
+    with pytest.raises(SystemExit, match="error: ours is wrong, so nothing is timed"):
+        benchmark.measure(shape, benchmark.parse(SMALL), 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_implementations_pass_the_check_in_every_dtype(dtype, layout):
+    inputs = Inputs(Shape("RN50x4", layout, dtype, 3, 4, 5, 7), "cpu", seed=1)
+    check(implementations(inputs.shape)["original"], inputs)
+    check(Implementation(gather_first), inputs)
+    check(Implementation(ours), inputs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "RN101"], "invalid choice"),
+        (["--batch", "0"], "have to be 1 or more"),
+        (["--rounds", "-1"], "have to be 1 or more"),
+        (["--grid", "26", "2"], "at most 25 rows and columns"),
+        (["--samples", "241"], "at most 25 rows and columns, and their cells"),
+        (["--json", "nowhere/rows.json"], "nowhere/rows.json can't be written: No such file or directory"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch finds no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_bad_flags_are_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.parse(["--device", "cpu", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
