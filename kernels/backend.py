@@ -15,6 +15,8 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import torch
+
 CHOICES = ("auto", "triton", "torch")
 
 import_problem: str | None = None
@@ -28,6 +30,7 @@ except Exception as error:  # a broken installation raises anything, OSError and
     tl = SimpleNamespace(constexpr=None)
 
 
+@torch.compiler.assume_constant_result  # torch.compile doesn't look inside
 def use_triton(device_type: str) -> bool:
     """Whether tensors on this type of device ("cuda", "cpu", ...) are for Triton.
 

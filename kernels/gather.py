@@ -241,7 +241,7 @@ TILE_OF_PLANES = (32, 64)  # and where cells lie together
 SPLITS = 4  # programs that share the images of one tile in the backward pass
 
 
-def _forward_triton(
+def launch_forward(
     features: Tensor,
     row_table: Tensor | None,
     column_table: Tensor | None,
@@ -270,7 +270,7 @@ def _forward_triton(
         )
 
 
-def _backward_triton(
+def launch_backward(
     d_tokens: Tensor,
     slots: Tensor | None,
     next_slots: Tensor | None,
@@ -374,7 +374,7 @@ def gather_cells(
     """Tokens (B, S, C) of dense features; maps as in the head of this file."""
     tokens = features.new_empty((features.shape[0], num_samples, features.shape[1]), dtype=out_dtype)
     if use_triton(features.device.type) and features.dtype != torch.float64:
-        _forward_triton(features, row_table, column_table, positions, slots, next_slots, tokens)
+        launch_forward(features, row_table, column_table, positions, slots, next_slots, tokens)
     else:
         _forward_torch(features, row_table, column_table, positions, tokens)
     return tokens
@@ -406,7 +406,7 @@ def gather_cells_backward(
     d_features = gradients[0] if needs_features else None
     d_row_table, d_column_table = gradients[1:] if row_table is not None else (None, None)
     if triton_runs:
-        _backward_triton(d_tokens, slots, next_slots, d_features, d_row_table, d_column_table, shape, channels_last)
+        launch_backward(d_tokens, slots, next_slots, d_features, d_row_table, d_column_table, shape, channels_last)
     else:
         _backward_torch(d_tokens, positions, next_slots, d_features, d_row_table, d_column_table, shape)
     return gradients
