@@ -6,9 +6,13 @@
 Before anything is timed, every implementation's tokens and gradients are compared with the twin's; one that differs
 ends the run. What is compared takes turns, on sets of inputs that no cache holds together, and medians count.
 
+grid_subsample
     original       sampling on the host, position tables added to all cells, a gather by an expanded index
     gather_first   PyTorch alone: sampling on the device, then only the sampled cells
     compiled       torch.compile of gather_first
+embed_norm         (behind the projection: bias, projected tables, LayerNorm, dropout; in place of tables before it)
+    original       the same lines of PyTorch
+    compiled       torch.compile of them
 """
 
 import argparse
@@ -16,7 +20,6 @@ import datetime
 import itertools
 import json
 import platform
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kernels.backend import use_triton
-from kernels.benchmark.implementations import CHANNELS, DTYPES, LAYOUTS, Inputs, Shape, check, implementations
+from kernels.backend import triton, use_triton
+from kernels.benchmark import embed_norm, grid_subsample
+from kernels.benchmark.shapes import CHANNELS, DTYPES, LAYOUTS, Shape
 from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, directions
 
+TASKS: dict[str, Any] = {"grid_subsample": grid_subsample, "embed_norm": embed_norm}
 DIRECTIONS = ("forward", "backward", "both")
 NOTES = """
 us       median, and the quantiles 20 and 80. On a GPU: device time in a CUDA graph, without the original's sampling on
@@ -43,6 +48,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if gpu else "cpu")
+    kernels = list(TASKS)
+    parser.add_argument("--kernel", nargs="+", choices=kernels, help="both; on a CPU grid_subsample")
     parser.add_argument("--model", nargs="+", choices=list(CHANNELS), default=list(CHANNELS))
     parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="fp16 and bf16; on a CPU fp32")
@@ -54,6 +61,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times; needs matplotlib")
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
+    options.kernel = options.kernel or (kernels if on_gpu else kernels[:1])
     options.dtype = options.dtype or (["fp16", "bf16"] if on_gpu else ["fp32"])
     options.batch = options.batch or ([32, 128, 256] if on_gpu else [32])
     options.rounds = options.rounds or (50 if on_gpu else 15)
@@ -80,16 +88,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(shape: Shape, options: argparse.Namespace, copy_bandwidth: float) -> list[dict[str, Any]]:
-    """Rows of one shape."""
-    device = options.device
+def measure(kernel: str, shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], Subject]:
+    """All implementations of one kernel and shape, checked and timed, by name and direction."""
+    task = TASKS[kernel]
     # The sets together are larger than twice the cache, so that a set's turn finds nothing of it there.
-    cache = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 64 * 2**20
-    sets = [Inputs(shape, device, seed) for seed in range(max(2, -(-2 * cache // shape.fewest_bytes("backward"))))]
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if options.device == "cuda" else 64 * 2**20
+    number = max(2, -(-2 * cache // task.fewest_bytes(shape, "backward")))
+    sets = [task.Inputs(shape, options.device, seed) for seed in range(number)]
     subjects: dict[tuple[str, str], Subject] = {}
-    for name, implementation in implementations(shape).items():
+    for name, implementation in task.implementations(shape).items():
         try:
-            check(implementation, sets[0])
+            task.check(implementation, sets[0])
         except AssertionError as error:
             sys.exit(f"error: {name} is wrong, so nothing is timed: {error} ({shape})")
         except RuntimeError as error:
@@ -105,67 +114,73 @@ def measure(shape: Shape, options: argparse.Namespace, copy_bandwidth: float) ->
                 return [directions(implementation, *each)[direction] for each in zip(sets, drawn, strict=True)]
 
             calls = [each[direction] for each in eager]
-            subjects[name, direction] = Subject(f"{name} {direction}", calls, graphed, device)
+            subjects[name, direction] = Subject(f"{name} {direction}", calls, graphed, options.device)
     for _ in range(options.rounds):
         for subject in subjects.values():
             subject.sample()
+    return subjects
 
-    def median(name: str, direction: str, clock: str | None = None) -> float:
-        samples = subjects[name, direction].samples
-        return statistics.median(getattr(samples, clock) if clock else samples.graph or samples.eager or samples.wall)
 
-    compiles = ("compiled", "both") in subjects
-    rows = []
-    for (name, direction), subject in subjects.items():
-        samples = subject.samples
-        counted = samples.graph or samples.eager or samples.wall
-        quantiles = torch.tensor(counted).quantile(torch.tensor([0.2, 0.8])).tolist()
-        microseconds = median(name, direction)
-        bandwidth = shape.fewest_bytes(direction) / microseconds / 1e3
-        rows.append(
-            {
-                "model": shape.model,
-                "layout": shape.layout,
-                "dtype": shape.dtype,
-                "batch": shape.batch,
-                "samples": shape.samples,
-                "direction": direction,
-                "implementation": name,
-                "microseconds": microseconds,
-                "microseconds_q20": quantiles[0],
-                "microseconds_q80": quantiles[1],
-                "clock": "graph" if samples.graph else "eager" if samples.eager else "wall",
-                "eager_microseconds": median(name, direction, "eager") if samples.eager else None,
-                "wall_microseconds": median(name, direction, "wall"),
-                "gb_per_s": bandwidth,
-                "percent_of_copy": 100 * bandwidth / copy_bandwidth,
-                "ratio_to_original": median("original", direction) / microseconds,
-                "ratio_to_gather_first": median("gather_first", direction) / microseconds,
-                "ratio_to_compiled": median("compiled", direction) / microseconds if compiles else None,
-                "wall_ratio_to_original": median("original", direction, "wall") / median(name, direction, "wall"),
-                "peak_mib": None if subject.peak_bytes is None else subject.peak_bytes / 2**20,
-            }
-        )
-    return rows
+def row_of(
+    name: str,
+    direction: str,
+    subjects: dict[tuple[str, str], Subject],
+    fewest_bytes: int,
+    copy_bandwidth: float,
+) -> dict[str, Any]:
+    """The numbers of one implementation and direction, among those that it is compared with."""
+    subject = subjects[name, direction]
+    microseconds = subject.samples.median()
+    low, high = torch.tensor(subject.samples.counted).quantile(torch.tensor([0.2, 0.8])).tolist()
+    bandwidth = fewest_bytes / microseconds / 1e3
+
+    def ratio(baseline: str, clock: str | None = None) -> float | None:
+        other = subjects.get((baseline, direction))
+        return other.samples.median(clock) / subject.samples.median(clock) if other else None
+
+    return {
+        "direction": direction,
+        "implementation": name,
+        "microseconds": microseconds,
+        "microseconds_q20": low,
+        "microseconds_q80": high,
+        "eager_microseconds": subject.samples.median("eager") if subject.samples.eager else None,
+        "wall_microseconds": subject.samples.median("wall"),
+        "gb_per_s": bandwidth,
+        "percent_of_copy": 100 * bandwidth / copy_bandwidth,
+        "ratio_to_original": ratio("original"),
+        "ratio_to_gather_first": ratio("gather_first"),
+        "ratio_to_compiled": ratio("compiled"),
+        "wall_ratio_to_original": ratio("original", "wall"),
+        "peak_mib": None if subject.peak_bytes is None else subject.peak_bytes / 2**20,
+        "in_cuda_graph": bool(subject.samples.graph),
+    }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    first = rows[0]
-    print(f"\n{first['model']} {first['layout']} {first['dtype']} batch {first['batch']}, {first['samples']} cells")
-    columns = f"{'us':>9} {'q20-q80':>15} {'eager':>9} {'wall':>9} {'GB/s':>7} {'%':>5} {'peak MiB':>8}"
-    print(f"{'':24}{columns}   x original (wall)   x gather_first  x compiled")
+    shape = ("kernel", "model", "layout", "dtype")
+    print(f"\n{' '.join(rows[0][name] for name in shape)}, batch {rows[0]['batch']}, {rows[0]['samples']} cells")
+    columns = {
+        "us": ("microseconds", 9, 1),
+        "q20": ("microseconds_q20", 9, 1),
+        "q80": ("microseconds_q80", 9, 1),
+        "eager": ("eager_microseconds", 7, 0),
+        "wall": ("wall_microseconds", 7, 0),
+        "GB/s": ("gb_per_s", 7, 1),
+        "% copy": ("percent_of_copy", 6, 1),
+        "peak MiB": ("peak_mib", 8, 0),
+        "x original": ("ratio_to_original", 10, 2),
+        "by wall": ("wall_ratio_to_original", 7, 2),
+        "x gather_first": ("ratio_to_gather_first", 14, 2),
+        "x compiled": ("ratio_to_compiled", 10, 2),
+    }
+    print(" " * 22, *(f"{title:>{width}}" for title, (_, width, _) in columns.items()))
     for row in rows:
-        eager, peak, compiled = (
-            "-" if row[name] is None else f"{row[name]:{form}}"
-            for name, form in (("eager_microseconds", ".0f"), ("peak_mib", ".0f"), ("ratio_to_compiled", ".2f"))
+        values = (
+            f"{'-':>{width}}" if row[name] is None else f"{row[name]:{width}.{digits}f}"
+            for name, width, digits in columns.values()
         )
-        print(
-            f"{row['direction']:9} {row['implementation']:13} {row['microseconds']:9.1f} "
-            f"{row['microseconds_q20']:7.1f}-{row['microseconds_q80']:<7.1f} {eager:>9} "
-            f"{row['wall_microseconds']:9.0f} {row['gb_per_s']:7.1f} {row['percent_of_copy']:5.1f} {peak:>8} "
-            f"{row['ratio_to_original']:12.2f} ({row['wall_ratio_to_original']:.2f})"
-            f"{row['ratio_to_gather_first']:15.2f} {compiled:>11}"
-        )
+        print(f"{row['direction']:9}{row['implementation']:13}", *values)
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -176,14 +191,14 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["implementation"] for row in rows))
-    shapes = list(dict.fromkeys((r["model"], r["layout"], r["dtype"], r["batch"], r["samples"]) for r in rows))
+    columns = ("kernel", "model", "layout", "dtype", "batch", "samples")
+    shapes = list(dict.fromkeys(tuple(row[name] for name in columns) for row in rows))
     figure, panels = pyplot.subplots(len(DIRECTIONS), 1, sharex=True, figsize=(max(8, 1.2 * len(shapes)), 10))
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
         for number, name in enumerate(names):
-            values = [
-                100 / r["percent_of_copy"] for r in rows if (r["direction"], r["implementation"]) == (direction, name)
-            ]
-            panel.bar([x + 0.2 * (number - 1.5) for x in range(len(shapes))], values, 0.2, label=name)
+            chosen = [row for row in rows if (row["direction"], row["implementation"]) == (direction, name)]
+            places = [shapes.index(tuple(row[name] for name in columns)) + 0.2 * (number - 1.5) for row in chosen]
+            panel.bar(places, [100 / row["percent_of_copy"] for row in chosen], 0.2, label=name)
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set_yscale("log")
         panel.set_ylabel(f"{direction}: time / copy of fewest bytes")
@@ -207,19 +222,28 @@ def main(arguments: list[str] | None = None) -> None:
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
+        "triton": getattr(triton, "__version__", None),
         "backend": "triton" if use_triton(options.device) else "torch",
     }
     machine["copy_gb_per_s"] = copy_gigabytes_per_second(options.device, options.rounds)
     title = ", ".join(
-        f"{name} {value:.0f}" if isinstance(value, float) else str(value) for name, value in machine.items()
+        f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()
     )
     print(title)
     rows: list[dict[str, Any]] = []
-    axes = (options.model, options.layout, options.dtype, options.batch, options.samples)
-    rows_, columns = options.grid
-    for model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), file=sys.stderr, disable=None):
-        shape = Shape(model, layout, dtype, batch, rows_, columns, samples)
-        found = [row | machine for row in measure(shape, options, machine["copy_gb_per_s"])]
+    axes = (options.kernel, options.model, options.layout, options.dtype, options.batch, options.samples)
+    for kernel, model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), disable=None):
+        if kernel == "embed_norm" and (model, layout) != (options.model[0], options.layout[0]):
+            continue  # behind the projection they make no difference
+        height, width = options.grid
+        shape = Shape(model, layout, dtype, batch, height, width, samples)
+        subjects = measure(kernel, shape, options)
+        found = [
+            {"kernel": kernel, "model": model, "layout": layout, "dtype": dtype, "batch": batch, "samples": samples}
+            | row_of(*key, subjects, TASKS[kernel].fewest_bytes(shape, key[1]), machine["copy_gb_per_s"])
+            | machine
+            for key in subjects
+        ]
         show(found)
         rows += found
         if options.json:  # after each shape: what was measured isn't lost with what comes next

@@ -1,36 +1,32 @@
 """Clocks: of the device, by CUDA events around eager calls or replays of a CUDA graph, and of the wall."""
 
 import itertools
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.benchmark.implementations import LAYOUTS, Implementation, Inputs
+from kernels.benchmark.shapes import Implementation
 
 Call = Callable[[], object]
 
 
-def directions(implementation: Implementation, inputs: Inputs, drawn: Tensor | None = None) -> dict[str, Call]:
-    """Calls that run one direction. With `drawn`, the host's part of sampling is left out.
-
-    A backward pass ends with the features' gradient in the features' layout, as the layer below wants it: the
-    original's comes as a permuted view, and putting it right is part of what it costs.
-    """
-    memory_format = LAYOUTS[inputs.shape.layout]
+def directions(implementation: Implementation, inputs: Any, drawn: Tensor | None = None) -> dict[str, Call]:
+    """Calls that run one direction. With `drawn`, the host's part of sampling is left out."""
 
     def forward() -> Tensor:
         index = implementation.draw(inputs) if implementation.draw and drawn is None else drawn
-        return implementation.compute(inputs, index)[0]
+        return implementation.compute(inputs, index)[0].contiguous()
 
     tokens = forward()
 
     def backward(of: Tensor = tokens) -> object:
-        d_features, *d_tables = torch.autograd.grad(of, inputs.leaves, inputs.d_tokens, retain_graph=True)
-        return d_features.contiguous(memory_format=memory_format), d_tables
+        return inputs.finished(torch.autograd.grad(of, inputs.leaves, inputs.d_tokens, retain_graph=True))
 
     return {"forward": forward, "backward": backward, "both": lambda: backward(forward())}
 
@@ -42,6 +38,14 @@ class Samples:
     graph: list[float] = field(default_factory=list)  # device time of a replayed CUDA graph: no gaps between kernels
     eager: list[float] = field(default_factory=list)  # device time from first to last kernel, gaps included
     wall: list[float] = field(default_factory=list)  # until the device has finished, the host's own work included
+
+    @property
+    def counted(self) -> list[float]:
+        """The samples that count: of the device where there is one."""
+        return self.graph or self.eager or self.wall
+
+    def median(self, clock: str | None = None) -> float:
+        return statistics.median(getattr(self, clock) if clock else self.counted)
 
 
 class Subject:

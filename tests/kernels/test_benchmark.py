@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kernels.benchmark import __main__ as benchmark
-from kernels.benchmark.implementations import Implementation, Inputs, Shape, check, gather_first, implementations, ours
+from kernels.benchmark import embed_norm, grid_subsample
+from kernels.benchmark.shapes import Implementation, Shape
 from tests.conftest import ROOT
 
 COMPILER = shutil.which("g++")  # torch.compile needs one on a CPU; without, the benchmark leaves it out
@@ -72,7 +73,9 @@ def test_derived_columns_follow_from_the_times(finished):
     rows, _, _ = finished
     for row in rows:
         shape = Shape("RN50", row["layout"], "fp32", 2, 2, 3, row["samples"])
-        assert row["gb_per_s"] == pytest.approx(shape.fewest_bytes(row["direction"]) / row["microseconds"] / 1e3)
+        assert row["gb_per_s"] == pytest.approx(
+            grid_subsample.fewest_bytes(shape, row["direction"]) / row["microseconds"] / 1e3
+        )
         assert row["percent_of_copy"] == pytest.approx(100 * row["gb_per_s"] / row["copy_gb_per_s"])
         same = [other for other in rows if all(other[name] == row[name] for name in ("layout", "samples", "direction"))]
         times = {other["implementation"]: other["microseconds"] for other in same}
@@ -84,16 +87,17 @@ def test_derived_columns_follow_from_the_times(finished):
 def test_fewest_bytes_are_those_of_the_design(layout, forward):
     """32 x 100 sampled, 32 x 240 cells, of 2048 channels in fp16, and two tables of 25 entries."""
     shape = Shape("RN50", layout, "fp16", 32, 12, 20, 100)
-    assert shape.fewest_bytes("forward") / 1e6 == pytest.approx(forward, abs=0.01)
-    assert shape.fewest_bytes("backward") / 1e6 == pytest.approx(44.77, abs=0.01)
-    assert shape.fewest_bytes("both") == shape.fewest_bytes("forward") + shape.fewest_bytes("backward")
+    bytes_of = {direction: grid_subsample.fewest_bytes(shape, direction) for direction in benchmark.DIRECTIONS}
+    assert bytes_of["forward"] / 1e6 == pytest.approx(forward, abs=0.01)
+    assert bytes_of["backward"] / 1e6 == pytest.approx(44.77, abs=0.01)
+    assert bytes_of["both"] == bytes_of["forward"] + bytes_of["backward"]
 
 
 def wrong(change):
     """Our operator with its tokens changed: something that the check has to find."""
 
     def compute(inputs, drawn):
-        tokens, positions = ours(inputs, drawn)
+        tokens, positions = grid_subsample.ours(inputs, drawn)
         return change(tokens), positions
 
     return Implementation(compute)
@@ -109,18 +113,18 @@ WRONG = {
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_result_is_found_before_anything_is_timed(change, monkeypatch, capsys):
     shape = Shape("RN50", "nchw", "fp32", 2, 2, 3, 4)
-    monkeypatch.setattr(benchmark, "implementations", lambda shape: {"ours": wrong(change)})
+    monkeypatch.setattr(grid_subsample, "implementations", lambda shape: {"ours": wrong(change)})
     with pytest.raises(SystemExit, match="error: ours is wrong, so nothing is timed"):
-        benchmark.measure(shape, benchmark.parse(SMALL), 1.0)
+        benchmark.measure("grid_subsample", shape, benchmark.parse(SMALL))
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_implementations_pass_the_check_in_every_dtype(dtype, layout):
-    inputs = Inputs(Shape("RN50x4", layout, dtype, 3, 4, 5, 7), "cpu", seed=1)
-    check(implementations(inputs.shape)["original"], inputs)
-    check(Implementation(gather_first), inputs)
-    check(Implementation(ours), inputs)
+    for subject, names in ((grid_subsample, ("ours", "original", "gather_first")), (embed_norm, ("ours", "original"))):
+        inputs = subject.Inputs(Shape("RN50x4", layout, dtype, 3, 4, 5, 7), "cpu", seed=1)
+        for name in names:
+            subject.check(subject.implementations(inputs.shape)[name], inputs)
 
 
 @pytest.mark.parametrize(

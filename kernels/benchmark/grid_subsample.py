@@ -1,4 +1,4 @@
-"""What is compared: our operator, the original's way, and the best that PyTorch does without a kernel of ours."""
+"""Sub-sampling: our operator, the original's way, and the best that PyTorch does without a kernel of ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,45 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
+from kernels.benchmark.shapes import DTYPES, LAYOUTS, TABLE_ENTRIES, Implementation, Shape
 from kernels.gather import gather_cells_twin
 from kernels.grid_subsample import grid_subsample
 
-TABLE_ENTRIES = 25  # --pos_num of the recipes
-CHANNELS = {"RN50": 2048, "RN50x4": 2560}
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
+def fewest_bytes(shape: Shape, direction: str) -> int:
+    """What has to be read and written at least, each byte once.
 
-@dataclass(frozen=True)
-class Shape:
-    """One configuration."""
-
-    model: str
-    layout: str
-    dtype: str
-    batch: int
-    rows: int
-    columns: int
-    samples: int
-
-    @property
-    def channels(self) -> int:
-        return CHANNELS[self.model]
-
-    def fewest_bytes(self, direction: str) -> int:
-        """What has to be read and written at least, each byte once.
-
-        In NCHW the whole plane has to be read: each 32 bytes of it hold a sampled cell. The gradient of the features is
-        dense. The tables are counted whole; positions, and what a way of computing needs in between, are not.
-        """
-        size = DTYPES[self.dtype].itemsize
-        plane, tokens = (
-            self.batch * cells * self.channels * size for cells in (self.rows * self.columns, self.samples)
-        )
-        tables = 2 * TABLE_ENTRIES * self.channels * size
-        forward = (tokens if self.layout == "channels_last" else plane) + tables + tokens
-        backward = tokens + plane + tables
-        return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+    In NCHW the whole plane has to be read: each 32 bytes of it hold a sampled cell. The gradient of the features is
+    dense. The tables are counted whole; positions, and what a way of computing needs in between, are not.
+    """
+    size = DTYPES[shape.dtype].itemsize
+    plane, tokens = (shape.batch * cells * shape.channels * size for cells in (shape.cells, shape.samples))
+    tables = 2 * TABLE_ENTRIES * shape.channels * size
+    forward = (tokens if shape.layout == "channels_last" else plane) + tables + tokens
+    backward = tokens + plane + tables
+    return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
 @dataclass
@@ -72,17 +50,17 @@ class Inputs:
         self.d_tokens = normal(shape.batch, shape.samples, shape.channels)
         self.state = torch.tensor([self.seed, 0], device=self.device)
 
+    def finished(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Gradients with that of the features in the features' layout, as the layer below wants it.
 
-@dataclass(frozen=True)
-class Implementation:
-    """`compute` gives tokens (B, S, C) and positions (B, S). `draw` is what the host does before, if anything."""
-
-    compute: Callable[[Inputs, Tensor | None], tuple[Tensor, Tensor]]
-    draw: Callable[[Inputs], Tensor] | None = None
+        The original's comes as a permuted view; putting it right is part of what it costs.
+        """
+        return gradients[0].contiguous(memory_format=LAYOUTS[self.shape.layout]), *gradients[1:]
 
 
 def ours(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-    return grid_subsample(*inputs.leaves, inputs.state, inputs.shape.samples)
+    features, row_table, column_table = inputs.leaves
+    return grid_subsample(features, row_table, column_table, inputs.state, inputs.shape.samples)
 
 
 _host = np.random.RandomState(0)
@@ -91,31 +69,26 @@ _host = np.random.RandomState(0)
 def original_draw(inputs: Inputs) -> Tensor:
     """Sampling on the host, image by image; the index is expanded to the tokens' shape, then copied to the device."""
     shape = inputs.shape
-    cells = shape.rows * shape.columns
-    drawn = np.stack([_host.choice(cells, shape.samples, replace=False) for _ in range(shape.batch)])
+    drawn = np.stack([_host.choice(shape.cells, shape.samples, replace=False) for _ in range(shape.batch)])
     return torch.from_numpy(drawn).unsqueeze(-1).expand(-1, -1, shape.channels).to(inputs.device)
 
 
 def original(inputs: Inputs, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """The tables are added to all cells, in place on a permuted copy; then a gather by the expanded index."""
     features, row_table, column_table = inputs.leaves
-    rows, columns, samples = inputs.shape.rows, inputs.shape.columns, inputs.shape.samples
+    rows, columns = inputs.shape.rows, inputs.shape.columns
     grid = features.permute(0, 2, 3, 1)
     embedding = row_table[:rows, None] + column_table[None, :columns]
     # In channels_last the permuted copy is none, and adding in place would change the features: as many bytes without.
     grid = grid + embedding if grid.is_contiguous() else grid.contiguous().add_(embedding)
-    if samples == rows * columns:  # the original's models without sub-sampling
-        return grid.flatten(1, 2), torch.arange(samples, device=features.device).expand(features.shape[0], -1)
+    if inputs.shape.samples == rows * columns:  # the original's models without sub-sampling
+        return grid.flatten(1, 2), torch.arange(rows * columns, device=features.device).expand(len(features), -1)
     assert index is not None
     return grid.flatten(1, 2).gather(1, index), index[..., 0]
 
 
-def gather_first(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+def gather_first(features: Tensor, row_table: Tensor, column_table: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """Sampling on the device by random keys, a gather of the sampled cells alone, and the tables added to them."""
-    return _gather_first(*inputs.leaves, inputs.shape.samples)
-
-
-def _gather_first(features: Tensor, row_table: Tensor, column_table: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     batch, channels, rows, columns = features.shape
     cells = rows * columns
     if samples == cells:
@@ -136,13 +109,16 @@ def _gather_first(features: Tensor, row_table: Tensor, column_table: Tensor, sam
 def implementations(shape: Shape) -> dict[str, Implementation]:
     """All that are compared; the first is ours, the others are the baselines."""
     functorch_config.donated_buffer = False  # one forward pass serves many backward passes that are timed
-    compiled = torch.compile(_gather_first, fullgraph=True, dynamic=False)
-    sampling = shape.samples < shape.rows * shape.columns
+    compiled = torch.compile(gather_first, fullgraph=True, dynamic=False)
+
+    def on_the_device(function: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
+        return Implementation(lambda inputs, drawn: function(*inputs.leaves, inputs.shape.samples))
+
     return {
         "ours": Implementation(ours),
-        "original": Implementation(original, original_draw if sampling else None),
-        "gather_first": Implementation(gather_first),
-        "compiled": Implementation(lambda inputs, drawn: compiled(*inputs.leaves, inputs.shape.samples)),
+        "original": Implementation(original, original_draw if shape.samples < shape.cells else None),
+        "gather_first": on_the_device(gather_first),
+        "compiled": on_the_device(compiled),
     }
 
 
@@ -154,6 +130,7 @@ def check(implementation: Implementation, inputs: Inputs) -> None:
     """
     drawn = implementation.draw(inputs) if implementation.draw else None
     tokens, positions = implementation.compute(inputs, drawn)
+    assert positions is not None
     assert tokens.shape == inputs.d_tokens.shape, f"tokens of the shape {tuple(tokens.shape)}"
     assert (positions.sort(dim=1).values.diff(dim=1) > 0).all(), "a cell was drawn twice"
     gradients = torch.autograd.grad(tokens, inputs.leaves, inputs.d_tokens)
