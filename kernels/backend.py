@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import torch
 
 CHOICES = ("auto", "triton", "torch")
+LAUNCH = {"enable_fp_fusion": True}  # of every kernel: Triton's default changes with 3.10, and with it the last bits
 
 import_problem: str | None = None
 try:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import tl, triton, use_triton
+from kernels.backend import LAUNCH, tl, triton, use_triton
 from kernels.gather import launch_backward
 from kernels.philox import WORD, philox
 
@@ -213,6 +213,7 @@ def _forward(
         *(projected, bias, row_table, column_table, positions, weight, shift, state, out, means, rstds),
         *(first_image, _threshold(dropout), 1 / (1 - dropout), eps, num_samples, grid[1], channels),
         BLOCK=triton.next_power_of_2(channels),
+        **LAUNCH,
     )
     return out, means, rstds
 
@@ -250,6 +251,7 @@ def _backward(
         *(d_projected, d_vectors, first_image, _threshold(dropout), 1 / (1 - dropout)),
         *(batch * num_samples, num_samples, grid[1], channels),
         BLOCK=triton.next_power_of_2(channels),
+        **LAUNCH,
     )
     d_tables = torch.empty_like(row_table), torch.empty_like(column_table)
     launch_backward(d_projected, slots, None, None, *d_tables, [batch, channels, *grid], channels_last=True)

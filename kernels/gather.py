@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.backend import tl, triton, use_triton
+from kernels.backend import LAUNCH, tl, triton, use_triton
 
 
 def gather_cells_twin(
@@ -259,6 +259,7 @@ def launch_forward(
             *(batch * num_samples, num_samples, num_cells, columns, channels),
             TOKENS=block,
             CHANNELS=channel_block,
+            **LAUNCH,
         )
     else:
         block, channel_block = TILE_OF_PLANES
@@ -267,6 +268,7 @@ def launch_forward(
             *(num_samples, num_cells, columns, channels),
             CELLS=block,
             CHANNELS=channel_block,
+            **LAUNCH,
         )
 
 
@@ -280,6 +282,8 @@ def launch_backward(
     shape: list[int],
     channels_last: bool,
 ) -> None:
+    if d_features is None and d_row_table is None:
+        return
     batch, channels, rows, columns = shape
     num_samples, num_cells = d_tokens.shape[1], rows * columns
     block, channel_block = TILE_OF_ROWS if channels_last else TILE_OF_PLANES
@@ -294,6 +298,7 @@ def launch_backward(
         *((channels, 1) if channels_last else (1, num_cells)),
         CELLS=block,
         CHANNELS=channel_block,
+        **LAUNCH,
     )
     if d_row_table is not None and d_column_table is not None:
         entries = d_row_table.shape[0] + d_column_table.shape[0]
@@ -303,6 +308,7 @@ def launch_backward(
             SPLITS=splits,
             CELLS=16,
             CHANNELS=channel_block,
+            **LAUNCH,
         )
 
 
@@ -461,9 +467,14 @@ def _differentiate(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
     row_table, column_table, *maps = ctx.saved_tensors
     of_features, of_rows, of_columns, *_ = ctx.needs_input_grad
     tables = (row_table, column_table) if of_rows or of_columns else (None, None)
+    # With all cells kept, in channels_last, the tokens' gradient is that of the features, seen in another shape.
+    as_it_is = maps[0] is None and ctx.channels_last and d_tokens.dtype == ctx.dtype
     d_features, d_row_table, d_column_table = gather_cells_backward(
-        d_tokens, *tables, *maps, ctx.shape, ctx.dtype, ctx.channels_last, of_features
+        d_tokens, *tables, *maps, ctx.shape, ctx.dtype, ctx.channels_last, of_features and not as_it_is
     )
+    if as_it_is:
+        batch, channels, rows, columns = ctx.shape
+        d_features = d_tokens.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2)
     gradients = (
         d_features if of_features else None,
         d_row_table if of_rows else None,

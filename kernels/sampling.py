@@ -13,7 +13,7 @@ which cell is in a slot, ascending, and `slots` (B, N) int16 says which slot a c
 import torch
 from torch import Tensor
 
-from kernels.backend import tl, triton, use_triton
+from kernels.backend import LAUNCH, tl, triton, use_triton
 from kernels.philox import WORD, philox
 
 INDEX_BITS = 10
@@ -81,7 +81,7 @@ def sample_cells(
     slots = torch.empty((num_images, num_cells), dtype=torch.int16, device=state.device)
     block = max(triton.next_power_of_2(num_cells), 2)
     sample_cells_kernel[(num_images,)](
-        state, positions, slots, first_image, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block
+        state, positions, slots, first_image, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block, **LAUNCH
     )
     return positions, slots
 

@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import embed_norm, gather, sampling
+from kernels.backend import LAUNCH
 
 TABLE = Path(__file__).with_name("registers.json")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -169,7 +170,7 @@ def compile_variant(variant: Variant, capability: int) -> Code:
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": THREADS // 32, "enable_fp_fusion": True}
+    options = {"num_warps": THREADS // 32, **LAUNCH}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)

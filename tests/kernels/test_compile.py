@@ -1,5 +1,6 @@
 """The gate: every kernel compiles for real GPUs, without spills, with wide loads and stores, and in few registers."""
 
+import dataclasses
 import json
 
 import pytest
@@ -28,3 +29,12 @@ def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
         pytest.skip(f"registers.json has no table for Triton {VERSION}: python -m tests.kernels.gate --write")
     limit = REGISTERS[VERSION][name][CAPABILITIES.index(capability)]
     assert code.registers <= limit, "more registers; if that is worth it: python -m tests.kernels.gate --write"
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name.endswith(("fp16", "fp16_all_cells"))])
+def test_sizes_of_one_compile(name):
+    """To Triton an integer of 1 is a constant, of another type and without methods: one image, cell or channel."""
+    variant = VARIANTS[name]
+    sizes = {"num_tokens", "num_samples", "num_cells", "height", "width", "channels", "batch", "row_entries"}
+    ones = dict.fromkeys(sizes & set(variant.kernel.arg_names), 1)
+    compile_variant(dataclasses.replace(variant, constants=variant.constants | ones, divisible=set()), 90)
