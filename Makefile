@@ -2,6 +2,7 @@
 # make demo    draw a data set, pre-train both stages on two ranks, evaluate
 # make test    all tests
 # make lint    style and types
+# make gpu     on a machine with a GPU: kernel tests, memory checks, and the benchmark into docs/benchmarks/
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TRITON := $(shell grep '^triton==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint gpu clean
 
 setup: $(READY)
 
@@ -38,6 +39,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SANITIZER := $(shell command -v compute-sanitizer)
+SMALL := --batch 2 --grid 3 5 --samples 7 15 --rounds 1
+
+gpu: $(READY)
+	$(BIN)/python -m pytest tests/kernels
+	$(if $(SANITIZER),$(SANITIZER) --error-exitcode 1 $(BIN)/python -m kernels.benchmark --device cuda $(SMALL),@echo "no compute-sanitizer here")
+	$(BIN)/python -m kernels.benchmark --device cuda --json docs/benchmarks/kernels_gpu.json --plot docs/benchmarks/kernels_gpu.png
 
 clean:
 	rm -rf $(VENV) data/demo snap/demo

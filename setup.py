@@ -16,6 +16,7 @@ setup(
         "engine.model",
         "engine.optim",
         "kernels",
+        "kernels.benchmark",
         "launch",
     ],
     install_requires=[

@@ -183,7 +183,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['direction']:9}{row['implementation']:13}", *values)
 
 
-def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """A panel per direction: time over the time of the fewest bytes at copy bandwidth, so 1 is the best possible."""
     import matplotlib
 
@@ -202,9 +202,12 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set_yscale("log")
         panel.set_ylabel(f"{direction}: time / copy of fewest bytes")
-    panels[0].set_title(title)
-    panels[0].legend(ncols=len(names))
-    panels[-1].set_xticks(range(len(shapes)), ["\n".join(map(str, shape)) for shape in shapes])
+    labels = [
+        f"{kernel}\n{model} {layout}\n{dtype}, batch {b}\n{s} cells" for kernel, model, layout, dtype, b, s in shapes
+    ]
+    panels[-1].set_xticks(range(len(shapes)), labels)
+    panels[0].set_title(f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}", loc="right", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(names))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -226,10 +229,10 @@ def main(arguments: list[str] | None = None) -> None:
         "backend": "triton" if use_triton(options.device) else "torch",
     }
     machine["copy_gb_per_s"] = copy_gigabytes_per_second(options.device, options.rounds)
-    title = ", ".join(
-        f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()
+    print(
+        *(f"{name} {value:.0f}" if isinstance(value, float) else f"{name} {value}" for name, value in machine.items()),
+        sep=", ",
     )
-    print(title)
     rows: list[dict[str, Any]] = []
     axes = (options.kernel, options.model, options.layout, options.dtype, options.batch, options.samples)
     for kernel, model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), disable=None):
@@ -250,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     print(NOTES)
     if options.plot:
-        plot(rows, options.plot, title)
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":
