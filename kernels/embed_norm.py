@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import LAUNCH, tl, triton, use_triton
-from kernels.gather import launch_backward
+from kernels.gather import backward_triton
 from kernels.philox import WORD, philox
 
 PROGRAMS = 512  # of the backward pass: each sums the vectors' gradients over its tokens
@@ -209,12 +209,13 @@ def _forward(
     batch, num_samples, channels = projected.shape
     out = torch.empty_like(projected)
     means, rstds = (projected.new_empty((batch, num_samples), dtype=torch.float32) for _ in range(2))
-    forward_kernel[(batch * num_samples,)](
-        *(projected, bias, row_table, column_table, positions, weight, shift, state, out, means, rstds),
-        *(first_image, _threshold(dropout), 1 / (1 - dropout), eps, num_samples, grid[1], channels),
-        BLOCK=triton.next_power_of_2(channels),
-        **LAUNCH,
-    )
+    with torch.cuda.device_of(projected):
+        forward_kernel[(batch * num_samples,)](
+            *(projected, bias, row_table, column_table, positions, weight, shift, state, out, means, rstds),
+            *(first_image, _threshold(dropout), 1 / (1 - dropout), eps, num_samples, grid[1], channels),
+            BLOCK=triton.next_power_of_2(channels),
+            **LAUNCH,
+        )
     return out, means, rstds
 
 
@@ -246,15 +247,16 @@ def _backward(
     programs = max(1, min(PROGRAMS, batch * num_samples))
     d_projected = torch.empty_like(projected)
     d_vectors = projected.new_empty((programs, 3, channels), dtype=torch.float32)
-    backward_kernel[(programs,)](
-        *(d_out.contiguous(), projected, bias, row_table, column_table, positions, weight, state, means, rstds),
-        *(d_projected, d_vectors, first_image, _threshold(dropout), 1 / (1 - dropout)),
-        *(batch * num_samples, num_samples, grid[1], channels),
-        BLOCK=triton.next_power_of_2(channels),
-        **LAUNCH,
-    )
     d_tables = torch.empty_like(row_table), torch.empty_like(column_table)
-    launch_backward(d_projected, slots, None, None, *d_tables, [batch, channels, *grid], channels_last=True)
+    with torch.cuda.device_of(projected):
+        backward_kernel[(programs,)](
+            *(d_out.contiguous(), projected, bias, row_table, column_table, positions, weight, state, means, rstds),
+            *(d_projected, d_vectors, first_image, _threshold(dropout), 1 / (1 - dropout)),
+            *(batch * num_samples, num_samples, grid[1], channels),
+            BLOCK=triton.next_power_of_2(channels),
+            **LAUNCH,
+        )
+        backward_triton(d_projected, slots, None, None, *d_tables, [batch, channels, *grid], channels_last=True)
     return d_projected, *d_tables, d_vectors.sum(0)
 
 

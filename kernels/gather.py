@@ -23,15 +23,10 @@ Positions that are given may come in any order and repeat a cell: `slots` then h
 `next_slots` chains the others to it. Sampling all cells needs no maps: `positions` and `slots` are None.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.backend import LAUNCH, tl, triton, use_triton
+from kernels.backend import LAUNCH, tl, triton
 
 
 def gather_cells_twin(
@@ -241,7 +236,7 @@ TILE_OF_PLANES = (32, 64)  # and where cells lie together
 SPLITS = 4  # programs that share the images of one tile in the backward pass
 
 
-def launch_forward(
+def forward_triton(
     features: Tensor,
     row_table: Tensor | None,
     column_table: Tensor | None,
@@ -272,7 +267,7 @@ def launch_forward(
         )
 
 
-def launch_backward(
+def backward_triton(
     d_tokens: Tensor,
     slots: Tensor | None,
     next_slots: Tensor | None,
@@ -312,7 +307,7 @@ def launch_backward(
         )
 
 
-def _forward_torch(
+def forward_torch(
     features: Tensor, row_table: Tensor | None, column_table: Tensor | None, positions: Tensor | None, tokens: Tensor
 ) -> None:
     """The twin made efficient: gather first, then add; image by image, so that what is in flight stays in the cache."""
@@ -333,7 +328,7 @@ def _forward_torch(
             torch.add(value.to(wide), embedding, out=out)
 
 
-def _backward_torch(
+def backward_torch(
     d_tokens: Tensor,
     positions: Tensor | None,
     next_slots: Tensor | None,
@@ -361,126 +356,3 @@ def _backward_torch(
     if d_row_table is not None and d_column_table is not None:
         d_row_table[:rows] = d_cells.view(rows, columns, channels).sum(1)
         d_column_table[:columns] = d_cells.view(rows, columns, channels).sum(0)
-
-
-# ------------------------------------------------------------------------------------------ operators
-
-
-@torch.library.custom_op("clipvil::gather_cells", mutates_args=())
-def gather_cells(
-    features: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    next_slots: Tensor | None,
-    num_samples: int,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """Tokens (B, S, C) of dense features; maps as in the head of this file."""
-    tokens = features.new_empty((features.shape[0], num_samples, features.shape[1]), dtype=out_dtype)
-    if use_triton(features.device.type) and features.dtype != torch.float64:
-        launch_forward(features, row_table, column_table, positions, slots, next_slots, tokens)
-    else:
-        _forward_torch(features, row_table, column_table, positions, tokens)
-    return tokens
-
-
-@gather_cells.register_fake
-def _(features, row_table, column_table, positions, slots, next_slots, num_samples, out_dtype):
-    return features.new_empty((features.shape[0], num_samples, features.shape[1]), dtype=out_dtype)
-
-
-@torch.library.custom_op("clipvil::gather_cells_backward", mutates_args=())
-def gather_cells_backward(
-    d_tokens: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    positions: Tensor | None,
-    slots: Tensor | None,
-    next_slots: Tensor | None,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_features: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of features and tables. Those of tables that are None, or not needed, are empty tensors."""
-    d_tokens = d_tokens.contiguous()
-    triton_runs = use_triton(d_tokens.device.type) and dtype != torch.float64
-    new = torch.empty if triton_runs else _zeros
-    gradients = _new_gradients(new, d_tokens, row_table, column_table, shape, dtype, channels_last, needs_features)
-    d_features = gradients[0] if needs_features else None
-    d_row_table, d_column_table = gradients[1:] if row_table is not None else (None, None)
-    if triton_runs:
-        launch_backward(d_tokens, slots, next_slots, d_features, d_row_table, d_column_table, shape, channels_last)
-    else:
-        _backward_torch(d_tokens, positions, next_slots, d_features, d_row_table, d_column_table, shape)
-    return gradients
-
-
-@gather_cells_backward.register_fake
-def _(d_tokens, row_table, column_table, positions, slots, next_slots, *rest):
-    return _new_gradients(torch.empty, d_tokens, row_table, column_table, *rest)
-
-
-def _new_gradients(
-    new: Callable[..., Tensor],
-    d_tokens: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    shape: list[int],
-    dtype: torch.dtype,
-    channels_last: bool,
-    needs_features: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    device = d_tokens.device
-    d_features = d_tokens.new_empty(0)
-    if needs_features and channels_last:
-        batch, channels, rows, columns = shape
-        d_features = new((batch, rows, columns, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)
-    elif needs_features:
-        d_features = new(shape, dtype=dtype, device=device)
-    d_row_table, d_column_table = (
-        d_tokens.new_empty(0) if table is None else new(table.shape, dtype=table.dtype, device=device)
-        for table in (row_table, column_table)
-    )
-    return d_features, d_row_table, d_column_table
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On a CPU in huge pages, which NumPy asks for and torch doesn't: the features' gradient of a batch of 32
-    then takes 30 page faults, not 15,000."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
-
-
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    features, row_table, column_table, *maps, _, _ = inputs
-    ctx.save_for_backward(row_table, column_table, *maps)
-    ctx.shape, ctx.dtype = list(features.shape), features.dtype
-    ctx.channels_last = features.is_contiguous(memory_format=torch.channels_last)
-
-
-def _differentiate(ctx: Any, d_tokens: Tensor) -> tuple[Tensor | None, ...]:
-    row_table, column_table, *maps = ctx.saved_tensors
-    of_features, of_rows, of_columns, *_ = ctx.needs_input_grad
-    tables = (row_table, column_table) if of_rows or of_columns else (None, None)
-    # With all cells kept, in channels_last, the tokens' gradient is that of the features, seen in another shape.
-    as_it_is = maps[0] is None and ctx.channels_last and d_tokens.dtype == ctx.dtype
-    d_features, d_row_table, d_column_table = gather_cells_backward(
-        d_tokens, *tables, *maps, ctx.shape, ctx.dtype, ctx.channels_last, of_features and not as_it_is
-    )
-    if as_it_is:
-        batch, channels, rows, columns = ctx.shape
-        d_features = d_tokens.reshape(batch, rows, columns, channels).permute(0, 3, 1, 2)
-    gradients = (
-        d_features if of_features else None,
-        d_row_table if of_rows else None,
-        d_column_table if of_columns else None,
-    )
-    return *gradients, None, None, None, None, None
-
-
-gather_cells.register_autograd(_differentiate, setup_context=_save)

@@ -80,9 +80,10 @@ def sample_cells(
     positions = torch.empty((num_images, num_samples), dtype=torch.int32, device=state.device)
     slots = torch.empty((num_images, num_cells), dtype=torch.int16, device=state.device)
     block = max(triton.next_power_of_2(num_cells), 2)
-    sample_cells_kernel[(num_images,)](
-        state, positions, slots, first_image, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block, **LAUNCH
-    )
+    with torch.cuda.device_of(state):
+        sample_cells_kernel[(num_images,)](
+            state, positions, slots, first_image, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block, **LAUNCH
+        )
     return positions, slots
 
 
@@ -99,7 +100,7 @@ def link_slots(positions: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
     """The maps of positions that are given: in any order, and with repeated cells. Waits for the device, to check them.
 
     Args:
-        positions: int32 (B, S).
+        positions: int32 or int64 (B, S).
 
     Returns:
         slots int16 (B, N): the first slot of each cell, -1 if there is none; next_slots int16 (B, S): the next slot
@@ -127,4 +128,4 @@ def link_slots(positions: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
 @link_slots.register_fake
 def _(positions: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
     slots = positions.new_empty((positions.shape[0], num_cells), dtype=torch.int16)
-    return slots, torch.empty_like(positions, dtype=torch.int16)
+    return slots, positions.new_empty(positions.shape, dtype=torch.int16)

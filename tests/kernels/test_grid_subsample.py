@@ -3,8 +3,8 @@ import re
 import pytest
 import torch
 
-from kernels.gather import gather_cells, gather_cells_twin
-from kernels.grid_subsample import grid_subsample
+from kernels.gather import gather_cells_twin
+from kernels.grid_subsample import gather_cells, grid_subsample
 from kernels.sampling import sample_cells
 from tests.kernels.conftest import INTERPRETED
 
@@ -395,6 +395,10 @@ ERRORS = {
     "positions_outside": (
         {"positions": torch.tensor([[0, 1, 2, 3, 12]] * 2)},
         "positions from 0 to 12 given for a grid of cells 0 to 11",
+    ),
+    "positions_beyond_int32": (
+        {"positions": torch.tensor([[0, 1, 2, 3, 2**32 + 4]] * 2)},
+        "positions from 0 to 4294967300 given for a grid of cells 0 to 11",
     ),
     "no_state": ({"state": None}, "5 of 12 cells have to be drawn, but state is None"),
 }
