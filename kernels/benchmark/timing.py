@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.benchmark.shapes import Implementation
 
 Call = Callable[[], object]
+GRAPHED_CALLS = 50  # in a graph, at least: its own launch takes as long as one call of a small batch
 
 
 def directions(implementation: Implementation, inputs: Any, drawn: Tensor | None = None) -> dict[str, Call]:
@@ -54,7 +55,6 @@ class Subject:
     def __init__(self, name: str, calls: list[Call], graphed: Callable[[], list[Call]], device: str) -> None:
         self.samples = Samples()
         self.turn = itertools.cycle(calls)
-        self.calls = len(calls)
         self.on_gpu = device == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graphed_calls: list[Call] = []  # the graph reads their tensors: they live as long as it does
@@ -95,11 +95,14 @@ class Subject:
             self.graph.replay()
             end_event.record()
             torch.cuda.synchronize()
-            self.samples.graph.append(start_event.elapsed_time(end_event) * 1e3 / self.calls)
+            self.samples.graph.append(start_event.elapsed_time(end_event) * 1e3 / len(self.graphed_calls))
 
 
 def capture(make_calls: Callable[[], list[Call]]) -> tuple[torch.cuda.CUDAGraph, list[Call]]:
-    """A graph of all calls, one after the other. They are made on its stream, where backward passes then run too."""
+    """A graph of all calls, one after the other, several times, and these calls.
+
+    They are made on the graph's stream, so that their backward passes run there too.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
@@ -107,6 +110,7 @@ def capture(make_calls: Callable[[], list[Call]]) -> tuple[torch.cuda.CUDAGraph,
         calls = make_calls()
         for call in calls:
             call()
+    calls *= -(-GRAPHED_CALLS // len(calls))
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         for call in calls:
