@@ -274,6 +274,24 @@ def test_compiles_to_one_graph_for_all_steps(backend, device):
     assert len(graphs) == 1
 
 
+def test_the_number_of_the_first_image_does_not_recompile_for_ever(backend, device):
+    graphs = []
+
+    def counting(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(features, state, first_image):
+        return grid_subsample(features, None, None, state, 5, first_image=first_image)
+
+    compiled = torch.compile(step, fullgraph=True, backend=counting)
+    features, state = inputs(device=device)[0], torch.tensor(SEED_AND_STEP, device=device)
+    for first_image in range(0, 12, 2):
+        pairs = zip(compiled(features, state, first_image), step(features, state, first_image), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    assert len(graphs) == 2  # torch.compile takes a number for a constant until it has seen another
+
+
 def test_compiles_with_its_backward_pass(backend, device):
     """Through AOT autograd, which traces the backward operator as well."""
 
