@@ -21,6 +21,8 @@ import itertools
 import json
 import platform
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"--grid {rows} {columns} --samples {options.samples}: at most 25 rows and columns, and their cells"
         )
+    try:
+        options.backend = "triton" if use_triton(options.device) else "torch"
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
     if options.plot:
         try:
             import matplotlib  # noqa: F401
@@ -217,6 +223,13 @@ def cpu_name() -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def save(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        sys.exit(f"error: {path} can't be written: {error.strerror}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     device = torch.cuda.get_device_name() if options.device == "cuda" else cpu_name()
@@ -226,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "triton": getattr(triton, "__version__", None),
-        "backend": "triton" if use_triton(options.device) else "torch",
+        "backend": options.backend,
     }
     machine["copy_gb_per_s"] = copy_gigabytes_per_second(options.device, options.rounds)
     print(
@@ -250,10 +263,11 @@ def main(arguments: list[str] | None = None) -> None:
         show(found)
         rows += found
         if options.json:  # after each shape: what was measured isn't lost with what comes next
-            options.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+            save(options.json, partial(Path.write_text, data=text))
     print(NOTES)
     if options.plot:
-        plot(rows, options.plot)
+        save(options.plot, partial(plot, rows))
 
 
 if __name__ == "__main__":

@@ -148,3 +148,17 @@ def test_bad_flags_are_one_line(flags, message, capsys):
         benchmark.parse(["--device", "cpu", *flags])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_full_disk_is_one_line_after_the_numbers():
+    result = run(*SMALL, "--layout", "nchw", "--samples", "6", "--json", "/dev/full")
+    assert result.returncode == 1
+    assert "backward ours" in result.stdout
+    assert result.stderr.splitlines()[-1] == "error: /dev/full can't be written: No space left on device"
+
+
+def test_kernels_that_cannot_run_are_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("KERNELS_BACKEND", "fast")
+    with pytest.raises(SystemExit):
+        benchmark.parse(SMALL)
+    assert "KERNELS_BACKEND=fast is none of auto, triton, torch" in capsys.readouterr().err
