@@ -19,7 +19,7 @@ def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
     variant = VARIANTS[name]
     code = compile_variant(variant, capability)
     assert code.spilled == 0
-    assert code.instructions["LDL.32"] == code.instructions["STL.32"] == 0
+    assert not [name for name in code.instructions if name.startswith(("LDL", "STL"))]
     assert code.wide("LDG") >= variant.loads
     assert code.wide("STG") >= variant.stores
     if variant.stores:  # the kernels that move features and tokens; the others write a few bytes
