@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
-TRITON := $(shell grep '^triton==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup demo test lint gpu clean
@@ -23,7 +22,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install --quiet $(TRITON)
+	$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install --quiet --constraint constraints.txt triton
 	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
