@@ -147,7 +147,7 @@ def backward_kernel(
     means,  # (B, S) fp32
     rstds,  # (B, S) fp32
     d_projected,  # (B, S, D)
-    d_vectors,  # (programs, 3, D) fp32: of weight, shift and bias, summed over a program's tokens
+    d_vectors,  # (programs, 2, D) fp32: of weight and shift, summed over a program's tokens
     first_image,
     threshold,
     scale,
@@ -162,7 +162,6 @@ def backward_kernel(
     factor = tl.load(weight + channel, mask=mask, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK,), tl.float32)
     d_shift = tl.zeros((BLOCK,), tl.float32)
-    d_bias = tl.zeros((BLOCK,), tl.float32)
     for number in range(tl.program_id(0), num_tokens, tl.num_programs(0)):
         token = tl.full((), number, tl.int32)
         offset = token.to(tl.int64) * channels + channel
@@ -180,11 +179,9 @@ def backward_kernel(
         tl.store(d_projected + offset, d_y.to(d_projected.dtype.element_ty), mask=mask)
         d_weight += gradient * x
         d_shift += gradient
-        d_bias += d_y
-    target = d_vectors + tl.program_id(0) * 3 * channels + channel
+    target = d_vectors + tl.program_id(0) * 2 * channels + channel
     tl.store(target, d_weight, mask=mask)
     tl.store(target + channels, d_shift, mask=mask)
-    tl.store(target + 2 * channels, d_bias, mask=mask)
 
 
 # ------------------------------------------------------------------------------------------ operators
@@ -242,11 +239,14 @@ def _backward(
     dropout: float,
     first_image: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """d_projected (B, S, D), d_row_table, d_column_table, and d_vectors (3, D) fp32: of weight, shift and bias."""
+    """d_projected (B, S, D), d_row_table, d_column_table, and d_vectors (3, D) fp32: of weight, shift and bias.
+
+    Bias and tables sum up d_projected as it is, rounded. The kernel has no registers left for the bias.
+    """
     batch, num_samples, channels = projected.shape
     programs = max(1, min(PROGRAMS, batch * num_samples))
     d_projected = torch.empty_like(projected)
-    d_vectors = projected.new_empty((programs, 3, channels), dtype=torch.float32)
+    d_vectors = projected.new_empty((programs, 2, channels), dtype=torch.float32)
     d_tables = torch.empty_like(row_table), torch.empty_like(column_table)
     with torch.cuda.device_of(projected):
         backward_kernel[(programs,)](
@@ -257,7 +257,8 @@ def _backward(
             **LAUNCH,
         )
         backward_triton(d_projected, slots, None, None, *d_tables, [batch, channels, *grid], channels_last=True)
-    return d_projected, *d_tables, d_vectors.sum(0)
+    d_bias = d_projected.sum((0, 1), dtype=torch.float32)
+    return d_projected, *d_tables, torch.cat([d_vectors.sum(0), d_bias[None]])
 
 
 @_backward.register_fake

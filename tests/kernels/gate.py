@@ -139,7 +139,7 @@ def variants() -> dict[str, Variant]:
         found[f"backward_rows_{dtype}"] = backward(dtype, "rows", DRAWN)
         found[f"backward_planes_{dtype}"] = backward(dtype, "planes", DRAWN)
         found[f"embed_norm_{dtype}"] = embed_norms(dtype, embed_norm.forward_kernel, fp32_stores=0)
-        found[f"embed_norm_backward_{dtype}"] = embed_norms(dtype, embed_norm.backward_kernel, fp32_stores=3)
+        found[f"embed_norm_backward_{dtype}"] = embed_norms(dtype, embed_norm.backward_kernel, fp32_stores=2)
         tile = {"SPLITS": gather.SPLITS, "CELLS": 16, "CHANNELS": gather.TILE_OF_ROWS[1]}
         table_gradients = gather.table_gradients_kernel
         found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)
