@@ -11,6 +11,7 @@ setup(
     python_requires=">=3.10",
     packages=[
         "engine",
+        "engine.checkpoint",
         "engine.data",
         "engine.data.benchmark",
         "engine.model",
@@ -25,6 +26,7 @@ setup(
         "deepspeed>=0.18",
         "transformers>=5.0",
         "tokenizers>=0.22",
+        "safetensors>=0.5",
         "numpy>=1.26",
         "pillow>=11.0",
         "lmdb>=1.5",

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -111,6 +112,11 @@ class RunConfig:
     """Where results go, and how much is told."""
 
     output: str = HfArg(default="snap/pretrain/run", help="folder for checkpoints and metrics.jsonl")
+    resume: Literal["auto"] | None = HfArg(
+        default=None, help="auto: go on from the newest checkpoint in --output, if there is one"
+    )
+    save_step: int | None = HfArg(default=None, help="optimiser steps between checkpoints within an epoch")
+    keep: int | None = HfArg(default=None, help="training states to keep, the newest; weights of epochs stay")
     seed: int = HfArg(default=9595, help="seed of every random draw")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
 
@@ -136,7 +142,9 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
-        for name in ("stop_after_epoch", "max_steps"):
+        if self.save_step == -1:  # the original's word for never
+            self.save_step = None
+        for name in ("stop_after_epoch", "max_steps", "save_step", "keep"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: at least 1 is needed")
         for name in ("num_workers", "max_unreadable_images", "aspect_ratio_group_factor", "seed", "weight_decay"):
@@ -279,6 +287,23 @@ class PrepareDownload(PrepareConfig):
     remove_zip: bool = HfArg(default=False, help="remove an archive once it is unpacked")
 
 
+@dataclass
+class ConvertConfig:
+    """What launch/convert.py takes beside --from and --to."""
+
+    sources: list[tuple[str, str]] = dataclasses.field(default_factory=list, init=False)  # --from KIND PATH
+    to: tuple[str, str] = dataclasses.field(default=("", ""), init=False)  # --to KIND PATH
+    bert: str | None = HfArg(default=None, help="folder or hub name of the model's BERT; gives heads and vocabulary")
+    answers: str | None = HfArg(default=None, help="table of the source's answer head, where its file doesn't say")
+    new_answers: str | None = HfArg(default=None, help="table to make the answer head for; rows go by answer")
+    sub_feat_num: int = HfArg(default=100, help="cells that the model reads per image, where no source says; 0 for all")
+    module_prefix: bool = HfArg(default=True, help="--to lxrt: `module.` before each key; the original asks for it")
+    allow_missing: bool = HfArg(default=False, help="start what no source has with random weights")
+    allow_unexpected: bool = HfArg(default=False, help="leave out what the model doesn't have")
+    allow_mismatched: bool = HfArg(default=False, help="leave out what has another shape, as if it were missing")
+    seed: int = HfArg(default=9595, help="seed of random weights")
+
+
 def fp16_is_supported() -> bool:
     """Some CPUs report fp16 too, but only a GPU gains from it."""
     from deepspeed.accelerator import get_accelerator
@@ -374,6 +399,25 @@ def parse_command(config_class: type[Command], program: str, argv: list[str]) ->
     """
     parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
     return config_class(**vars(parser.parse_args(argv)))
+
+
+def parse_conversion(argv: list[str], sources: Sequence[str], targets: Sequence[str]) -> ConvertConfig:
+    """Flags of launch/convert.py, whose --from may come several times.
+
+    Raises:
+        UserError: for an unknown flag or value, or without --from or --to.
+    """
+    parser = Parser(ConvertConfig, prog="convert.py", description=ConvertConfig.__doc__, allow_abbrev=False)
+    pair: dict[str, Any] = {"nargs": 2, "metavar": ("KIND", "PATH")}
+    parser.add_argument("--from", dest="sources", action="append", help=f"KIND is {', '.join(sources)}", **pair)
+    parser.add_argument("--to", help=f"KIND is {', '.join(targets)}", **pair)
+    arguments = vars(parser.parse_args(argv))
+    source, target = arguments.pop("sources"), arguments.pop("to")
+    if not source or not target:
+        raise UserError("both --from KIND PATH and --to KIND PATH are needed; see --help")
+    config = ConvertConfig(**arguments)
+    config.sources, config.to = [(kind, path) for kind, path in source], (target[0], target[1])
+    return config
 
 
 def recipe_names(recipes: Path) -> list[str]:

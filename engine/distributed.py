@@ -1,7 +1,6 @@
 """Ranks: who this process is, how it joins the others, and how it leaves them."""
 
 import logging
-import multiprocessing
 import os
 import select
 import signal
@@ -22,6 +21,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from engine.errors import UserError
+from engine.workers import end_workers
 from kernels.backend import use_triton
 
 
@@ -143,16 +143,24 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
+def has_lost_a_rank(error: Exception) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "gloo/transport" in str(error)
+
+
 def exit_with(error: UserError) -> NoReturn:
     """Say what was wrong, in one line, and leave with code 2 at once: other threads and ranks must not hold us.
 
     What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
     """
-    program = Path(sys.argv[0]).name
     if Ranks.from_environment().rank != 0:
         time.sleep(3)
-    print(f"\n{program}: error: {error}", file=sys.stderr, flush=True)
+    leave(f"error: {error}", code=2)
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """End this process and its workers, whatever else it still does."""
+    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    for worker in multiprocessing.active_children():
-        worker.terminate()
-    os._exit(2)
+    end_workers()
+    os._exit(code)

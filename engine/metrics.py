@@ -1,6 +1,7 @@
 """Sums on the device, added over batches and ranks, read only when they are reported."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,12 @@ class MetricsFile:
                 raise UserError(
                     f"{self.path} can't be written ({error.strerror}); free space or change --output"
                 ) from None
+
+    def size(self) -> int:
+        """Bytes so far; 0 on other ranks than 0."""
+        return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
+
+    def truncate(self, size: int) -> None:
+        """Drop what was written behind the first `size` bytes."""
+        if self.path is not None and self.size() > size:
+            os.truncate(self.path, size)

@@ -92,7 +92,7 @@ def prepare_annotations(config: PrepareAnnotations) -> Summary:
 
 def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource]:
     """What the stores of a training are made of, by split."""
-    from engine.checkpoint import read_bert  # brings DeepSpeed, which other commands can do without
+    from engine.checkpoint.weights import read_bert  # brings DeepSpeed, which other commands can do without
     from engine.data.text import TextEncoder
 
     folder = Path(config.data_root) / "lxmert"

@@ -1,23 +1,24 @@
-"""What happens beside the training: progress, metrics.jsonl, checks, validation, checkpoints."""
+"""What is told of a training: progress, metrics.jsonl, checks, validation."""
 
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from engine.checkpoint import save_checkpoint
 from engine.config import PretrainConfig
 from engine.data.pretraining import Batch
+from engine.data.sampler import TrainingSampler
 from engine.diagnosis import first_non_finite
 from engine.errors import UserError
 from engine.metrics import Metrics, MetricsFile
-from engine.trainer import TrainState, evaluate
+from engine.trainer import Observer, TrainState, evaluate
 
 UNREADABLE = "unreadable_images"
 
@@ -31,23 +32,16 @@ class Progress:
     micro_batches: int = 0
 
 
-class Reporter:
-    """The Observer of a pre-training run. Every rank has one; rank 0's also shows and writes."""
+class Reporter(Observer):
+    """Progress and metrics of the training. Every rank has one; rank 0's also shows and writes."""
 
     def __init__(
-        self,
-        engine: DeepSpeedEngine,
-        config: PretrainConfig,
-        batches: DataLoader[Batch],
-        validation: DataLoader[Batch] | None,
-        metrics: Metrics,
+        self, engine: DeepSpeedEngine, config: PretrainConfig, batches: DataLoader[Batch], metrics: Metrics
     ) -> None:
         self.engine, self.config, self.metrics = engine, config, metrics
-        self.validation = validation
-        self.batches_per_epoch = len(batches)
+        self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.world_size = dist.get_world_size()
-        self.folder = Path(config.output)
-        self.file = MetricsFile(self.folder / "metrics.jsonl", engine.global_rank)
+        self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
         self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report
         self.window = Progress(time.monotonic())
         steps = len(batches) // config.gradient_accumulation_steps * config.last_epoch
@@ -63,32 +57,42 @@ class Reporter:
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
         self.window.images += len(batch) * self.world_size
         self.window.micro_batches += 1
-        self._count_unreadable(batch)
+        self.count_unreadable(batch)
         if at_boundary:
-            self.bar.update()
+            self.bar.update(state.step - self.bar.n)
             self._check_finite(batch)
-        if state.micro_step % self.config.report_step == 0 or (at_boundary and state.step == self.total_steps):
+        at_report = state.batches // self.world_size % self.config.report_step == 0
+        if at_report or (at_boundary and state.step == self.total_steps):
             self._report(state)
 
     def after_epoch(self, state: TrainState) -> None:
-        """Validate and save, after a part of an epoch only save.
-
-        Ranks saw different batches, so rank 0's batch norm statistics stand for all.
-        """
         if self.window.micro_batches:
             self._report(state)
-        for buffer in self.engine.module.buffers():
-            dist.broadcast(buffer, src=0)
-        whole = state.micro_step == 0
-        if whole and self.validation is not None:
-            self._validate(state)
-        name = f"Epoch{state.epoch:02d}" if whole else f"Step{state.step:06d}"
-        save_checkpoint(self.engine, self.folder, name, client_state=asdict(state))
-        self._say(f"saved {self.folder / name}")
-        self.window = Progress(time.monotonic())
 
-    def close(self) -> None:
+    def after_training(self, state: TrainState) -> None:
         self.bar.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to report as if nothing had happened: numbers, and tensors on the CPU."""
+        return {
+            "sums": {name: pair.cpu() for name, pair in self.metrics.sums.items()},
+            "images": self.window.images,
+            "micro_batches": self.window.micro_batches,
+            "seconds": time.monotonic() - self.window.started,
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "unreadable": self.unreadable,
+            "metrics_bytes": self.file.size(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on from there, and drop the lines of steps that are done again."""
+        self.metrics.sums = {name: pair.to(self.metrics.device) for name, pair in state["sums"].items()}
+        started = time.monotonic() - state["seconds"]
+        self.window = Progress(started, state["images"], state["micro_batches"])
+        self.unreadable = state["unreadable"]
+        self.engine._global_grad_norm = state["grad_norm"]
+        self.file.truncate(state["metrics_bytes"])
+        self.bar.update(step)
 
     def _report(self, state: TrainState) -> None:
         """Means since the last report, over all ranks."""
@@ -102,7 +106,7 @@ class Reporter:
         seconds_per_step = seconds / self.window.micro_batches * self.config.gradient_accumulation_steps
         record = {
             "kind": "train",
-            "epoch": round(state.epoch + state.micro_step / self.batches_per_epoch, 4),
+            "epoch": round(min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch, 4),
             "step": state.step,
             **_with_total_loss(means),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
@@ -115,17 +119,10 @@ class Reporter:
             "seconds_left": round(steps_left * seconds_per_step),
         }
         self.file.write(record)
-        self._say(_line(record))
+        self.say(_line(record))
         self.window = Progress(time.monotonic())
 
-    def _validate(self, state: TrainState) -> None:
-        batches = tqdm(self.validation, desc="validation", leave=False, disable=self.engine.global_rank != 0)
-        means = evaluate(self.engine.module, batches, on_batch=self._count_unreadable)
-        record = {"kind": "valid", "epoch": state.epoch, "step": state.step, **_with_total_loss(means)}
-        self.file.write(record)
-        self._say(_line(record))
-
-    def _count_unreadable(self, batch: Batch) -> None:
+    def count_unreadable(self, batch: Batch) -> None:
         for problem in batch.unreadable:
             tqdm.write(f"skipped an unreadable image: {problem}")
         if batch.unreadable:
@@ -155,9 +152,27 @@ class Reporter:
             "lower --lr or --sgd_lr, or train in --bf16 or fp32"
         )
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         if self.engine.global_rank == 0:
             tqdm.write(text)
+
+
+class Validator(Observer):
+    """A validation after each epoch, told by the reporter."""
+
+    def __init__(self, reporter: Reporter, saver: Observer, batches: DataLoader[Batch]) -> None:
+        self.reporter, self.saver, self.batches = reporter, saver, batches
+
+    def after_epoch(self, state: TrainState) -> None:
+        if self.saver.stop_requested:  # the resumed run does it
+            return
+        engine = self.reporter.engine
+        batches = tqdm(self.batches, desc="validation", leave=False, disable=engine.global_rank != 0)
+        means = evaluate(engine.module, batches, on_batch=self.reporter.count_unreadable)
+        record = {"kind": "valid", "epoch": state.epoch + 1, "step": state.step, **_with_total_loss(means)}
+        self.reporter.file.write(record)
+        self.reporter.say(_line(record))
+        self.reporter.window = Progress(time.monotonic())
 
 
 def _with_total_loss(means: Mapping[str, float]) -> dict[str, float]:

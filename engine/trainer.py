@@ -2,13 +2,13 @@
 
 1. the loader yields micro-batches of this rank (its sampler knows the epoch)
 2. the engine computes the loss, the gradients and, at the end of an accumulation, the optimiser step
-3. the state moves on; (epoch, micro_step) is all that a resumed run has to know of its place
-4. now and then: a report, at the end of an epoch a checkpoint and a validation
+3. the state moves on; (epoch, batches) is all that a resumed run has to know of its place
+4. observers report, save, and validate; one may ask to stop
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import deepspeed
 import torch
@@ -16,8 +16,10 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from torch.utils.data import DataLoader
 
+from engine.checkpoint.state import restore_masters
 from engine.config import OptimizationConfig
 from engine.data.pretraining import Batch
+from engine.data.sampler import TrainingSampler
 from engine.metrics import Metrics
 from engine.optim.hybrid import HybridOptimizer, parameter_groups
 from engine.optim.schedules import hybrid_schedule
@@ -25,18 +27,21 @@ from engine.optim.schedules import hybrid_schedule
 
 @dataclass
 class TrainState:
-    """How far training has come."""
+    """How far training has come; the same on any number of ranks."""
 
     epoch: int = 0  # epochs that are done
-    micro_step: int = 0  # micro-batches of the current epoch that are done
+    batches: int = 0  # micro-batches of the current epoch that are done, over all ranks
     step: int = 0  # optimiser steps, skipped ones included
 
 
-class Observer(Protocol):
+class Observer:
     """What happens beside the training; the loop itself prints and writes nothing."""
 
+    stop_requested = False  # the same on every rank, and heeded after an optimiser step
+
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None: ...
-    def after_epoch(self, state: TrainState) -> None: ...  # or after the part of one that max_steps allows
+    def after_epoch(self, state: TrainState) -> None: ...  # `epoch` still counts those before
+    def after_training(self, state: TrainState) -> None: ...
 
 
 def build_engine(
@@ -66,7 +71,10 @@ def build_engine(
         steps_per_epoch=batches_per_epoch // config.gradient_accumulation_steps,
         milestones=config.milestones,
     )
+    # DeepSpeed casts the model before it makes its fp32 weights.
+    weights = {} if config.precision == "fp32" else {name: p.detach().clone() for name, p in model.named_parameters()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    restore_masters(engine, weights)
     return engine
 
 
@@ -76,18 +84,23 @@ def train(
     state: TrainState,
     config: OptimizationConfig,
     metrics: Metrics,
-    observer: Observer,
+    observers: Sequence[Observer],
 ) -> None:
-    """Train until the last epoch or `max_steps`, whichever comes first.
+    """Train from where `state` stands until the last epoch, `max_steps`, or an observer's wish.
 
     A left-over micro-batch at the end of an epoch takes no step; its gradients count towards the next epoch's first.
     """
-    while state.epoch < config.last_epoch and state.step != config.max_steps:
+    sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
+
+    def is_over() -> bool:
+        return state.step == config.max_steps or any(observer.stop_requested for observer in observers)
+
+    while state.epoch < config.last_epoch and not is_over():
         engine.train()
-        batches.batch_sampler.set_epoch(state.epoch)  # type: ignore[union-attr]
-        for batch in batches:
+        sampler.set_epoch(state.epoch, state.batches)
+        for number, batch in enumerate(batches, start=1):
             batch = batch.to(engine.device)
-            at_boundary = (state.micro_step + 1) % config.gradient_accumulation_steps == 0
+            at_boundary = number % config.gradient_accumulation_steps == 0
 
             engine.set_gradient_accumulation_boundary(at_boundary)
             output = engine(**batch.inputs)
@@ -95,16 +108,20 @@ def train(
             engine.backward(output.loss)
             engine.step()
 
-            state.micro_step += 1
+            state.batches += sampler.world_size
             state.step += at_boundary
             metrics.add(output.metrics)
 
-            observer.after_micro_step(state, batch, at_boundary)
-            if state.step == config.max_steps:
+            for observer in observers:
+                observer.after_micro_step(state, batch, at_boundary)
+            if at_boundary and is_over():
                 break
-        if state.micro_step == len(batches):
-            state.epoch, state.micro_step = state.epoch + 1, 0
-        observer.after_epoch(state)
+        if sampler.batches_left(state.batches) == 0:
+            for observer in observers:
+                observer.after_epoch(state)
+            state.epoch, state.batches = state.epoch + 1, 0
+    for observer in observers:
+        observer.after_training(state)
 
 
 @torch.no_grad()

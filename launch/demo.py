@@ -10,6 +10,7 @@
 
 import json
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
-from engine.checkpoint import SUFFIX, read_bert
+from engine.checkpoint.saving import complete_checkpoints
+from engine.checkpoint.state import open_checkpoint
+from engine.checkpoint.weights import read_bert
 from engine.config import PretrainConfig, parse, parse_command
 from engine.data.demo import VISUAL_WORDS, write_demo
 from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
@@ -31,7 +34,7 @@ from engine.data.sampler import Sample
 from engine.distributed import Ranks, exit_with
 from engine.errors import UserError
 from engine.trainer import evaluate
-from launch.pretrain import RECIPES, build_model, read_data
+from launch.pretrain import RECIPES, build_model, describe_model, read_data
 
 ROOT = Path(__file__).resolve().parent.parent
 GREY = 128
@@ -96,7 +99,9 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     bert, tokenizer = read_bert(config.bert)
     _, held_out, answers = read_data(config, tokenizer, alone)
     assert held_out is not None
-    model = build_model(config, bert, len(answers), alone).to(get_accelerator().device_name())
+    assert config.load is not None
+    description = describe_model(config, bert, tokenizer, answers)
+    model = build_model(config, description, open_checkpoint(config.load), alone).to(get_accelerator().device_name())
 
     images, words, split = held_out.images, held_out.vocabulary, held_out.split
     captions = replace(split, sentences=split.sentences.select(~split.sentences.questions))
@@ -131,6 +136,8 @@ def main() -> None:
             progress=True,
         )
         stage_one, stage_two = f"{config.output}/stage_one", f"{config.output}/stage_two"
+        for stage in (stage_one, stage_two):
+            shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
         run_stage("demo_stage_one", [*folders, "--output", stage_one, *config.stage_one.split()])
         first = last_checkpoint(stage_one)
         run_stage("demo_stage_two", [*folders, "--load", first, "--output", stage_two, *config.stage_two.split()])
@@ -147,8 +154,7 @@ def main() -> None:
 
 
 def last_checkpoint(folder: str) -> str:
-    """The newest one: an earlier demo may have left others."""
-    return str(max(Path(folder).glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime))
+    return str(complete_checkpoints(Path(folder))[0])
 
 
 if __name__ == "__main__":

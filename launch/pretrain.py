@@ -4,9 +4,10 @@
 
 1. configuration    flags over recipe over defaults, checked before anything is read
 2. data             annotations, answer table, image sizes
-3. model            built, then filled: --load, else --fromScratch, else CLIP and BERT
-4. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; --load may continue their state
-5. training         epochs of micro-batches; a validation and a checkpoint after each
+3. start            --resume auto: the run's own newest checkpoint, else --load, else --fromScratch, else CLIP and BERT
+4. model            built, then filled with these weights
+5. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; a checkpoint may continue their state
+6. training         epochs of micro-batches; a checkpoint and a validation after each
 """
 
 import sys
@@ -17,7 +18,10 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 from transformers import BertConfig, set_seed
 
-from engine.checkpoint import initial_weights, load_training_state, read_bert
+from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.saving import Checkpoints
+from engine.checkpoint.state import SavedState, load_weights, restore_all, restore_parts
+from engine.checkpoint.weights import pretrained_parts, read_bert
 from engine.config import PretrainConfig, deepspeed_settings, parse, to_yaml
 from engine.data.answers import AnswerTable
 from engine.data.images import ImageShape
@@ -31,15 +35,27 @@ from engine.data.pretraining import (
     training_loader,
 )
 from engine.data.text import TextEncoder
-from engine.distributed import Ranks, end_with_launcher, exit_with, join, pick_device, pick_kernels
+from engine.distributed import (
+    Ranks,
+    end_with_launcher,
+    exit_with,
+    has_lost_a_rank,
+    join,
+    leave,
+    pick_device,
+    pick_kernels,
+)
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.encoder import VisualShape, check_grid
 from engine.model.pretraining import ClipVilForPretraining
-from engine.reporter import Reporter
+from engine.preemption import Preemption
+from engine.reporter import Reporter, Validator
+from engine.run_folder import RunFolder, find_start
+from engine.saver import Saver
 from engine.sharing import share_on_node
-from engine.trainer import TrainState, build_engine, train
+from engine.trainer import Observer, TrainState, build_engine, train
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -89,8 +105,14 @@ def read_data(
     return split(config.train), split(config.valid) if config.valid else None, answers
 
 
-def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, ranks: Ranks) -> ClipVilForPretraining:
-    """The model with its starting weights, the same on every rank."""
+def describe_model(
+    config: PretrainConfig, bert: BertConfig, tokenizer: Tokenizer, answers: AnswerTable
+) -> ModelDescription:
+    """The model's shape.
+
+    Raises:
+        UserError: if the images' grid or the sentences don't fit it.
+    """
     visual = VisualShape(
         backbone=SHAPES[config.clip_model_name],
         sub_feat_num=config.sub_feat_num if config.sub_sampling else None,
@@ -108,16 +130,23 @@ def build_model(config: PretrainConfig, bert: BertConfig, num_answers: int, rank
             f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
             f"{config.bert}; lower it"
         )
+    return ModelDescription.of(bert, visual, answers.answers if config.task_qa else None, tokenizer)
+
+
+def build_model(
+    config: PretrainConfig, description: ModelDescription, saved: SavedState | None, ranks: Ranks
+) -> ClipVilForPretraining:
+    """The model with its starting weights, the same on every rank."""
     set_seed(config.seed)
-    model = ClipVilForPretraining(bert, visual, num_answers if config.task_qa else None)
-    reports = initial_weights(
-        model,
-        load=config.load,
-        from_scratch=config.from_scratch,
-        bert=config.bert,
-        clip_weights=config.clip_weights,
-        clip_model_name=config.clip_model_name,
-    )
+    model = description.build()
+    if saved is not None:
+        reports = [load_weights(model, saved, description.answers)]
+    elif config.from_scratch:
+        reports = []
+    else:
+        reports = pretrained_parts(
+            model, bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name
+        )
     if ranks.rank == 0:
         print("\n".join(str(report) for report in reports) or "random weights", flush=True)
     return model
@@ -128,6 +157,8 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     settings = deepspeed_settings(config, ranks.world_size)
     device = pick_device(ranks)
     kernels = pick_kernels(device)
+    folder = RunFolder(Path(config.output))
+    folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
     training, validation, answers = read_data(config, tokenizer, ranks)
     check_shared_memory(
@@ -150,8 +181,10 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
         **shares,
     )
     validation_batches = evaluation_loader(validation, config.batch_size, **shares) if validation else None
-    model = build_model(config, bert, len(answers), ranks)
-    prepare_output(config, ranks)
+    description = describe_model(config, bert, tokenizer, answers)
+
+    resumed, start = find_start(config, folder, ranks, len(training))
+    model = build_model(config, description, start, ranks)
 
     join(ranks)
     if ranks.rank == 0:
@@ -159,27 +192,24 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
-    optimizer, scheduler = not config.not_load_adam_optimizer, not config.not_load_scheduler
-    if config.load is not None and (optimizer or scheduler):
-        load_training_state(engine, config.load, optimizer=optimizer, scheduler=scheduler)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
-    reporter = Reporter(engine, config, batches, validation_batches, metrics)
-    train(engine, batches, TrainState(), config, metrics, reporter)
-    reporter.close()
+    reporter = Reporter(engine, config, batches, metrics)
+    checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
+    saver = Saver(engine, config, batches, description, reporter, checkpoints, Preemption())
+    observers: list[Observer] = [reporter, saver]
+    if validation_batches is not None:
+        observers.append(Validator(reporter, saver, validation_batches))
+
+    state = TrainState()
+    if resumed is not None:
+        restore_all(engine, resumed)
+        state = saver.restore(resumed)
+        reporter.say(f"going on from {resumed.folder}, after step {state.step}")
+    elif start is not None:
+        restore_parts(engine, start, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
+    train(engine, batches, state, config, metrics, observers)
     dist.destroy_process_group()
-
-
-def prepare_output(config: PretrainConfig, ranks: Ranks) -> None:
-    """The folder of this run, with its configuration in it."""
-    if ranks.rank != 0:
-        return
-    folder = Path(config.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config))
-    except OSError as error:
-        raise UserError(f"--output {folder} can't be written: {error.strerror}; choose another folder") from None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -194,6 +224,10 @@ def main(argv: list[str] | None = None) -> None:
             print(to_yaml(config), end="")
     except UserError as error:
         exit_with(error)
+    except RuntimeError as error:
+        if not has_lost_a_rank(error):
+            raise
+        leave(f"rank {ranks.rank} ends, another one is gone", code=1)
     except KeyboardInterrupt:
         sys.exit(130)
 

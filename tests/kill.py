@@ -1,10 +1,12 @@
-"""Kill trainings at random moments, and see that nothing is left and the next one works.
+"""Kill trainings at random moments, and see that each next start goes on as if nothing had happened.
 
-    python -m tests.kill --times 20
+    python -m tests.kill --times 30
 
-Each time a two-rank training starts, half of the times with its annotations still to be prepared, and one rank, all
-ranks, a loading worker, the launcher or everything is ended by SIGKILL. Afterwards all its processes have to end by
-themselves, /dev/shm has to be as before, and a whole training of the same port has to run to its end.
+Two trainings take turns: one of many short epochs that leave micro-batches over, one whose annotations take a while to
+prepare and, half of the times, have to be prepared again. Each start goes on with --resume auto, and one rank, all
+ranks, a rank while it saves, a loading worker, the launcher or everything is ended by SIGKILL. Afterwards all its
+processes have to end by themselves, and /dev/shm has to be as before. When a training has got to its end, its metrics
+and weights have to be those, bit for bit, of one that nobody disturbed, and its folder has to hold the same files.
 """
 
 import argparse
@@ -12,36 +14,102 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from engine.checkpoint.saving import complete_checkpoints, read_manifest
 from engine.data.demo import write_demo
 from engine.distributed import _parent
 from tests.conftest import TINY_BERT, free_port, session_members, start
 
-TARGETS = ("one rank", "all ranks", "a worker", "deepspeed", "its launch module", "everything")
-REPEATS = 1500  # of each scene's sentences: preparing them takes a second or two
+TARGETS = ("one rank", "all ranks", "a rank that saves", "a worker", "deepspeed", "its launch module", "everything")
+REPEATS = 1500  # of each scene's sentences in the second training: preparing them takes a second or two
 PATIENCE = 20.0  # seconds in which what is left has to end by itself
+SAVE_STEP, KEEP = 2, 2
+TIMES = ("images_per_second", "seconds_left")
 
 
-def write_data(root: Path) -> None:
-    """A few scenes, many sentences."""
+class Training:
+    """A command that is started again and again until it gets to its end, and what it has to come to."""
+
+    def __init__(self, folder: Path, repeats: int, flags: list[str]) -> None:
+        self.root = folder
+        self.output = folder / "run"
+        write_data(folder, repeats)
+        common = ["--recipe", "demo_stage_one", "--data_root", str(folder), "--bert", str(folder / "bert")]
+        common += ["--report_step", "1", "--num_workers", "2", "--batchSize", "8", "--save_step", str(SAVE_STEP)]
+        self.flags = [*common, "--keep", str(KEEP), *flags]
+        self.port = free_port()
+        self.whole = self.run_to_the_end(folder / "undisturbed")
+        self.curve = read_curve(folder / "undisturbed")
+        self.files = files(folder / "undisturbed")
+        self.weights = read_weights(folder / "undisturbed")
+
+    def start(self, output: Path) -> "subprocess.Popen[str]":
+        more = ["--output", str(output), "--resume", "auto"]
+        return start("launch/pretrain.py", [*self.flags, *more], port=self.port)
+
+    def run_to_the_end(self, output: Path) -> float:
+        """Seconds that it takes."""
+        started = time.monotonic()
+        process = self.start(output)
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, f"a training ended with code {process.returncode}:\n{errors[-3000:]}"
+        return time.monotonic() - started
+
+    def has_ended(self) -> bool:
+        latest = self.output / "latest"
+        return (
+            latest.exists()
+            and (self.output / f"{latest.read_text()}_LXRT.pth").exists()
+            and (len(read_curve(self.output)) == len(self.curve))
+        )
+
+    def check_the_end(self) -> None:
+        """Compare with the undisturbed one, and begin anew."""
+        self.run_to_the_end(self.output)  # if only the last validation was missing
+        curve = read_curve(self.output)
+        differing = [(ours, theirs) for ours, theirs in zip(curve, self.curve, strict=False) if ours != theirs]
+        assert curve == self.curve, f"{len(curve)} of {len(self.curve)} reports, first difference: {differing[:1]}"
+        weights = read_weights(self.output)
+        assert set(weights) == set(self.weights)
+        assert all(torch.equal(weights[name], self.weights[name]) for name in weights)
+        assert files(self.output) == self.files
+        assert len(complete_checkpoints(self.output)) == KEEP
+        shutil.rmtree(self.output)
+
+
+def write_data(root: Path, repeats: int) -> None:
+    """A few scenes, perhaps many sentences, and a small BERT with dropout."""
     write_demo(root, train_scenes=40, valid_scenes=5, seed=1)
     config = json.loads((root / "bert" / "config.json").read_text())
-    (root / "bert" / "config.json").write_text(json.dumps({**config, **TINY_BERT}))
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (root / "bert" / "config.json").write_text(json.dumps({**config, **TINY_BERT, **dropout}))
     path = root / "lxmert" / "mscoco_train.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) * REPEATS))
+    path.write_text(json.dumps(json.loads(path.read_text()) * repeats))
 
 
-def start_training(root: Path, port: str) -> "subprocess.Popen[str]":
-    flags = ["--recipe", "demo_stage_one", "--data_root", str(root), "--bert", str(root / "bert")]
-    flags += ["--output", str(root / "run"), "--max_steps", "20", "--report_step", "5", "--num_workers", "2"]
-    return start("launch/pretrain.py", flags, port=port)
+def read_curve(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def read_weights(output: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(output / f"{(output / 'latest').read_text()}_LXRT.pth", weights_only=True))
+
+
+def files(output: Path) -> set[str]:
+    """Without the numbers of steps: a training that was asked to stop saved at other ones."""
+    return {re.sub(r"Step\d+", "Step", str(path.relative_to(output))) for path in output.rglob("*")}
 
 
 def victims(leader: int, target: str, draw: random.Random) -> list[int]:
@@ -53,6 +121,7 @@ def victims(leader: int, target: str, draw: random.Random) -> list[int]:
     found = {
         "one rank": draw.sample(ranks, min(1, len(ranks))),
         "all ranks": ranks,
+        "a rank that saves": draw.sample(ranks, min(1, len(ranks))),
         "a worker": draw.sample(sorted(set(programs) - set(ranks)), min(1, len(programs) - len(ranks))),
         "deepspeed": [leader],
         "its launch module": launch,
@@ -65,20 +134,31 @@ def in_shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
-def run_whole(root: Path, port: str) -> float:
-    """A training that nobody disturbs; its seconds."""
+def wait_for(process: "subprocess.Popen[str]", training: Training, target: str, draw: random.Random) -> str:
+    """Until the random moment of a kill: at any time, or in training, or while a checkpoint is being written."""
     started = time.monotonic()
-    process = start_training(root, port)
-    _, errors = process.communicate(timeout=180)
-    assert process.returncode == 0, f"a training after a kill ended with code {process.returncode}:\n{errors[-3000:]}"
-    return time.monotonic() - started
+    metrics = training.output / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+    def wait_until(condition: Callable[[], object]) -> None:
+        while not condition() and process.poll() is None:
+            time.sleep(0.001)
+
+    if draw.random() < 0.4:
+        time.sleep(draw.uniform(0.3, 0.9 * training.whole))
+    else:
+        wait_until(lambda: metrics.exists() and metrics.stat().st_mtime_ns > before)
+        time.sleep(draw.uniform(0, 0.2 * training.whole))
+    if target == "a rank that saves":
+        wait_until(lambda: list(training.output.glob(".*.unfinished")))
+    return f"after {time.monotonic() - started:.1f} s"
 
 
-def kill_once(root: Path, port: str, target: str, after: float, draw: random.Random) -> list[int]:
-    """Start, kill, and wait until all that belonged to it is gone; the processes that the kill found."""
+def kill_once(training: Training, target: str, draw: random.Random) -> str:
+    """Start, kill, and wait until all that belonged to it is gone; when that was, and how many the kill found."""
     before = in_shared_memory()
-    process = start_training(root, port)
-    time.sleep(after)
+    process = training.start(training.output)
+    moment = wait_for(process, training, target, draw)
     try:
         found = victims(process.pid, target, draw)
     except (OSError, IndexError):  # a process ended while its entry was read
@@ -91,47 +171,57 @@ def kill_once(root: Path, port: str, target: str, after: float, draw: random.Ran
     deadline = time.monotonic() + PATIENCE
     process.communicate(timeout=PATIENCE + 60)
     while left := session_members(process.pid):
-        assert time.monotonic() < deadline, f"{target} killed after {after:.1f} s: {left} still run"
+        assert time.monotonic() < deadline, f"{target} killed {moment}: {left} still run"
         time.sleep(0.1)
     new = in_shared_memory() - before
-    assert not new, f"{target} killed after {after:.1f} s left {sorted(new)} in /dev/shm"
-    return killed
+    assert not new, f"{target} killed {moment} left {sorted(new)} in /dev/shm"
+    return f"{len(killed)} killed {moment}"
+
+
+def steps(training: Training) -> tuple[int, int]:
+    """Optimiser steps that were reported, and those of the newest checkpoint."""
+    reported = [record["step"] for record in read_curve(training.output)]
+    saved = complete_checkpoints(training.output)
+    return max(reported, default=0), read_manifest(saved[0])["step"] if saved else 0
 
 
 def kills(times: int, seed: int) -> Iterator[str]:
     """A line for each kill.
 
     Raises:
-        AssertionError: if one leaves something or keeps the next training from running.
+        AssertionError: if one leaves something, or a training doesn't come to what it has to.
     """
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="clipvil-kill-") as folder:
-        root, port = Path(folder), free_port()
-        write_data(root)
-        whole = run_whole(root, port)
-        yield f"a whole training takes {whole:.1f} s"
-        hits, misses = 0, 0
-        while hits < times:
-            target = TARGETS[hits % len(TARGETS)]
-            if unprepared := draw.random() < 0.5:
-                shutil.rmtree(root / "cache")
-            after = draw.uniform(0.3, 0.95 * whole)
-            killed = kill_once(root, port, target, after, draw)
-            if not killed:  # the training had ended: the machine is faster than it was
-                whole, misses = 0.9 * whole, misses + 1
-                assert misses <= times + 10, f"{misses} of {misses + hits} trainings ended before they were killed"
-                continue
-            hits += 1
-            whole = run_whole(root, port)
-            stores = sorted(path.suffix for path in (root / "cache").iterdir())
-            assert stores == [".store", ".store"], f"the cache holds {stores}"
-            state = "annotations unprepared" if unprepared else "annotations prepared"
-            yield f"{target} ({len(killed)}) killed after {after:.1f} s, {state}; the next took {whole:.1f} s"
+        # Ten micro-batches an epoch, of which one is left over; and one part of a long epoch.
+        short = Training(Path(folder, "short"), 1, ["--epochs", "5", "--gradient_accumulation_steps", "3"])
+        long = Training(Path(folder, "long"), REPEATS, ["--max_steps", "16"])
+        yield f"undisturbed, the trainings take {short.whole:.1f} and {long.whole:.1f} s"
+        ends = 0
+        for number in range(times):
+            training, target = (short, long)[number % 2], TARGETS[number % len(TARGETS)]
+            unprepared = training is long and draw.random() < 0.5
+            if unprepared:
+                shutil.rmtree(training.root / "cache")
+            killed = kill_once(training, target, draw)
+            reported, saved = steps(training)
+            assert reported - saved <= 2 * SAVE_STEP, f"{reported} steps were done, the newest checkpoint is of {saved}"
+            state = ", without prepared annotations" if unprepared else ""
+            yield f"{target}, {killed}{state}: {saved} of {reported} steps are saved"
+            if training.has_ended():
+                training.check_the_end()
+                ends += 1
+        for training in (short, long):
+            if training.output.exists():
+                training.run_to_the_end(training.output)
+                training.check_the_end()
+                ends += 1
+        yield f"{ends} trainings came to their end, each equal to the undisturbed one"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for line in kills(options.times, options.seed):

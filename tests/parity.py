@@ -26,7 +26,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
-from engine.checkpoint import full_state, load_original
+from engine.checkpoint.original import split_unused
+from engine.checkpoint.saving import full_state
+from engine.checkpoint.weights import HEAD, load_state
 from engine.config import OptimizationConfig, deepspeed_settings
 from engine.data.annotation_source import AnnotationSource
 from engine.data.answers import AnswerTable, normalise_answer
@@ -114,7 +116,9 @@ def build_model(config: dict[str, Any], variant: dict[str, Any], state: dict[str
         pos_num=config["pos_num"],
     )
     model = ClipVilForPretraining(bert_config, visual, config["num_answers"] if variant["task_qa"] else None)
-    load_original(model, {key: torch.from_numpy(value) for key, value in state.items()}, "the recorded state")
+    source = "the recorded state"
+    used, _ = split_unused({key: torch.from_numpy(value) for key, value in state.items()}, source)
+    load_state(model, used, source, may_miss=(HEAD,))
     return model
 
 

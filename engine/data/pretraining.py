@@ -3,6 +3,7 @@
 annotation store -> PretrainingDataset[Sample] -> collate -> dict of tensors, images still uint8
 """
 
+import atexit
 import os
 import random
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from engine.data.sampler import DealtSampler, EvaluationSampler, Sample, Trainin
 from engine.data.text import TextEncoder, Vocabulary
 from engine.data.transforms import MEAN_COLOR, aspect_ratio_bins, aspect_ratio_group, canvas_size, stack_images
 from engine.errors import UserError
+from engine.workers import end_workers, outlive_signals
 
 PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
 SHARED_MEMORY = Path("/dev/shm")
@@ -322,8 +324,11 @@ def _loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         multiprocessing_context=start_method if num_workers else None,
+        worker_init_fn=outlive_signals,
+        generator=torch.Generator(),  # else each epoch's start would take a number from the one that dropout draws from
     )
     if num_workers:
+        atexit.register(end_workers)
         sampler.paused = True
         iter(loader)
         sampler.paused = False

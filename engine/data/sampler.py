@@ -1,7 +1,8 @@
 """Batches of one aspect-ratio group each, dealt out to the ranks.
 
 Batches are formed over the whole data set and then dealt: batch n goes to rank n mod world size. So the samples of
-an optimiser step depend on the seed and the global batch size, not on the number of ranks.
+an optimiser step depend on the seed and the global batch size, not on the number of ranks, which may even change in
+the midst of an epoch.
 """
 
 import itertools
@@ -91,21 +92,29 @@ class TrainingSampler(DealtSampler):
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self.same_order_each_epoch = same_order_each_epoch
-        self.epoch = 0
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, batches_done: int = 0) -> None:
+        """Set where the next iteration begins: behind an epoch's first batches, counted over all ranks."""
+        self.epoch, self.batches_done = epoch, batches_done
 
     def __len__(self) -> int:
-        return len(self.groups) // self.batch_size // self.world_size
+        """Batches of a whole epoch for each rank; what the ranks can't share evenly is left out."""
+        return self.batches_left(0)
+
+    def batches_left(self, batches_done: int) -> int:
+        """Batches for each rank in the rest of an epoch, of which so many are done, whoever did them."""
+        return max(0, len(self.groups) // self.batch_size - batches_done) // self.world_size
 
     def batches(self) -> Iterator[list[Sample]]:
         shuffle = np.random.default_rng([self.seed, 0 if self.same_order_each_epoch else self.epoch])
         order = np.arange(len(self.groups), dtype=np.int32)  # half the memory of a permutation(), and the same draws
         shuffle.shuffle(order)
         batches = grouped_batches(order, self.groups, self.batch_size)
-        for number, batch in enumerate(itertools.islice(batches, len(self) * self.world_size)):
-            if number % self.world_size == self.rank:
+        start = self.batches_done
+        stop = start + self.batches_left(start) * self.world_size
+        for number, batch in enumerate(itertools.islice(batches, start, stop), start):
+            if (number - start) % self.world_size == self.rank:
                 first = number * self.batch_size
                 yield [Sample(i, first + slot, self.epoch) for slot, i in enumerate(batch.tolist())]
 

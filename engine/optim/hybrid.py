@@ -12,6 +12,10 @@ BACKBONE = "visual_model"  # in the name of every parameter that SGD trains
 NO_DECAY = ("bias", "LayerNorm.weight")
 
 
+def is_exempt_from_decay(name: str) -> bool:
+    return any(part in name for part in NO_DECAY)
+
+
 def parameter_groups(
     model: nn.Module,
     *,
@@ -37,7 +41,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if BACKBONE in name:
             group = groups[2]
-        elif any(part in name for part in NO_DECAY):
+        elif is_exempt_from_decay(name):
             group = groups[1]
         else:
             group = groups[0]

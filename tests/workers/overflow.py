@@ -12,12 +12,13 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 import engine.config
-from engine.checkpoint import full_state, read_bert
+from engine.checkpoint.saving import full_state
+from engine.checkpoint.weights import read_bert
 from engine.config import PretrainConfig, deepspeed_settings, parse
 from engine.data.pretraining import training_loader
 from engine.distributed import Ranks, join, pick_device
 from engine.trainer import build_engine
-from launch.pretrain import RECIPES, build_model, read_data
+from launch.pretrain import RECIPES, build_model, describe_model, read_data
 
 BAD_STEP = 3
 
@@ -41,7 +42,7 @@ batches = training_loader(
     world_size=ranks.world_size,
     same_order=True,
 )
-model = build_model(config, bert, len(answers), ranks)
+model = build_model(config, describe_model(config, bert, tokenizer, answers), None, ranks)
 join(ranks)
 engine = build_engine(model, config, deepspeed_settings(config, ranks.world_size), len(batches))
 

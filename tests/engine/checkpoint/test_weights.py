@@ -1,25 +1,24 @@
 """Weights from the files that a user has: OpenAI's CLIP, a BERT folder, checkpoints of the original and our own."""
 
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from engine.checkpoint import (
+from engine.checkpoint.original import split_unused
+from engine.checkpoint.state import load_weights, open_checkpoint
+from engine.checkpoint.weights import (
     BACKBONE,
     DECODER,
+    HEAD,
     WORDS,
-    initial_weights,
     load_bert,
     load_clip,
-    load_original,
+    load_state,
     read_bert,
     read_tensors,
-    save_checkpoint,
 )
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
@@ -49,6 +48,11 @@ def original_state(model):
     state[BACKBONE + "visual.attnpool.q_proj.weight"] = torch.zeros(4, 4)
     state[BACKBONE + "transformer.resblocks.0.attn.in_proj_weight"] = torch.zeros(4)
     return state
+
+
+def load_original(model, state, source):
+    """As open_checkpoint and load_weights do for a file."""
+    return load_state(model, split_unused(state, source)[0], source, may_miss=(HEAD,))
 
 
 def assert_same_weights(model, other, prefix=""):
@@ -182,9 +186,7 @@ def test_checkpoint_of_the_original_loads_whole(tmp_path, prefix):
     source, model = make(1, num_answers=4), make(2, num_answers=4)
     torch.save({prefix + key: tensor for key, tensor in original_state(source).items()}, tmp_path / "Epoch09_LXRT.pth")
     for given in ("Epoch09", "Epoch09_LXRT.pth"):
-        [report] = initial_weights(
-            model, load=str(tmp_path / given), from_scratch=False, bert="", clip_weights=None, clip_model_name="RN50"
-        )
+        report = load_weights(model, open_checkpoint(str(tmp_path / given)), None)
         assert (report.missing, report.unexpected) == ([], [])
         assert_same_weights(model, source)
 
@@ -209,36 +211,6 @@ def test_untied_decoder_is_an_error():
     state[DECODER] = state[DECODER] + 1
     with pytest.raises(UserError, match="differs from the word embeddings"):
         load_original(make(2), state, "file")
-
-
-class Engine:
-    """As much of DeepSpeed's engine as saving asks for."""
-
-    global_rank = 0
-
-    def __init__(self):
-        self.module = make(1)
-
-    def save_checkpoint(self, *args, **kwargs):
-        pass
-
-
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):
-    save_checkpoint(Engine(), tmp_path, "Epoch01", {})
-    before = (tmp_path / "Epoch01_LXRT.pth").read_bytes()
-
-    def save(state, path):
-        Path(path).write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", save)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
-    with pytest.raises(
-        UserError, match=r"Epoch01 can't be written \(the disk is full\); free space or change --output"
-    ):
-        save_checkpoint(Engine(), tmp_path, "Epoch01", {})
-    assert [path.name for path in tmp_path.iterdir()] == ["Epoch01_LXRT.pth"]
-    assert (tmp_path / "Epoch01_LXRT.pth").read_bytes() == before
 
 
 class Hostile:

@@ -1,0 +1,143 @@
+"""The original code's checkpoint files, read and written.
+
+    X_LXRT.pth              weights and buffers, fp32, every key with `module.` in front where several GPUs trained
+    X_LXRT_AdamOptim.pth    AdamW's state by the number of the parameter
+    X_LXRT_SGDOptim.pth     SGD's, the same way
+    X_LXRT_Scheduler.pth    AdamW's schedule
+
+An optimiser numbers its parameters in the order of the model's, which is that of the keys in X_LXRT.pth: first those
+with decay, then those without; SGD those of the backbone, used or not.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.weights import BACKBONE, DECODER, UNUSED, WORDS, State, read_file, read_tensors
+from engine.errors import UserError
+from engine.optim.hybrid import is_exempt_from_decay
+
+SUFFIX = "_LXRT.pth"
+PREFIX = "module."
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass
+class OriginalState:
+    """What the original's files hold, by this model's names."""
+
+    source: str
+    state: State
+    unused: State = field(default_factory=dict)
+    moments_by_name: dict[str, State] = field(default_factory=dict)
+    steps_by_name: dict[str, float] = field(default_factory=dict)
+    scheduler: dict[str, Any] | None = None
+    answers: list[str] | None = None  # the files don't say
+    loss_scaler: Any = None
+
+    def weights(self) -> State:
+        return self.state
+
+    def moment_keys(self, name: str) -> set[str]:
+        return set(self.moments(name))
+
+    def moments(self, name: str) -> State:
+        return self.moments_by_name.get(name, {})
+
+    def steps(self, name: str) -> float | None:
+        return self.steps_by_name.get(name)
+
+
+def split_unused(state: State, source: str) -> tuple[State, State]:
+    """Strip `module.`, untie the decoder, and set apart what this model doesn't have.
+
+    Raises:
+        UserError: if the decoder isn't the word embeddings.
+    """
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    decoder = state.pop(DECODER, None)
+    if decoder is not None and WORDS in state and not torch.equal(decoder, state[WORDS]):
+        raise UserError(f"{source}: {DECODER} differs from the word embeddings that it should be tied to")
+    used = {key: tensor for key, tensor in state.items() if not key.startswith(UNUSED)}
+    return used, {key: tensor for key, tensor in state.items() if key.startswith(UNUSED)}
+
+
+def read_original(path: Path, *, optimizers: bool = True) -> OriginalState:
+    """`X_LXRT.pth`, and the files beside it where there are any.
+
+    Raises:
+        UserError: if a file is damaged, or an optimiser's state is of another model.
+    """
+    raw = read_tensors(path)
+    used, unused = split_unused(raw, str(path))
+    found = OriginalState(str(path), used, unused)
+    if not optimizers:
+        return found
+    names = [key.removeprefix(PREFIX) for key in raw if not key.endswith((DECODER, *BUFFERS))]
+    trunk = [name for name in names if not name.startswith(BACKBONE)]
+    in_order = {
+        "AdamOptim": sorted(trunk, key=is_exempt_from_decay),
+        "SGDOptim": [name for name in names if name.startswith(BACKBONE)],
+    }
+    shapes = {key.removeprefix(PREFIX): tensor.shape for key, tensor in raw.items()}
+    for kind, order in in_order.items():
+        file = path.with_name(path.name.removesuffix(".pth") + f"_{kind}.pth")
+        if file.exists():
+            _read_optimizer(file, order, shapes, found)
+    schedule = path.with_name(path.name.removesuffix(".pth") + "_Scheduler.pth")
+    if schedule.exists():
+        found.scheduler = read_file(schedule)
+        if not isinstance(found.scheduler, dict) or "last_epoch" not in found.scheduler:
+            raise UserError(f"{schedule} is no state of a schedule")
+    return found
+
+
+def _read_optimizer(file: Path, order: list[str], shapes: dict[str, torch.Size], found: OriginalState) -> None:
+    saved = read_file(file)
+    if not isinstance(saved, dict) or not {"state", "param_groups"} <= set(saved):
+        raise UserError(f"{file} is no state of an optimiser")
+    count = sum(len(group["params"]) for group in saved["param_groups"])
+    if count != len(order):
+        raise UserError(
+            f"{file} is of {count} parameters, but {found.source} has {len(order)} that this optimiser trains; the "
+            "files are of different models"
+        )
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, name in zip(numbers, order, strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            if key == "step":
+                found.steps_by_name[name] = float(value)
+            elif isinstance(value, Tensor):
+                if value.shape != shapes[name]:
+                    raise UserError(
+                        f"{file}: {key} of {name} has shape {tuple(value.shape)}, the weight {tuple(shapes[name])}; "
+                        "the files are of different models"
+                    )
+                found.moments_by_name.setdefault(name, {})[key] = value.float()
+
+
+def original_names(state: State, *, prefix: bool = True) -> State:
+    """A state under the names that the original's loaders look for.
+
+    All but its single-GPU path ask for `module.`, and skip in silence what lacks it.
+    """
+    named = {}
+    for key, tensor in state.items():
+        named[(PREFIX if prefix else "") + key] = tensor
+    if WORDS in state:
+        named[(PREFIX if prefix else "") + DECODER] = state[WORDS]
+    return named
+
+
+def write_original(path: Path, state: State, *, prefix: bool = True) -> None:
+    """Write `X_LXRT.pth`, on the disk before it takes the place of an older one."""
+    partial = path.with_name(f".{path.name}.unfinished")
+    with partial.open("wb") as file:
+        torch.save(original_names(state, prefix=prefix), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

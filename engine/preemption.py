@@ -1,0 +1,36 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 let the current optimiser step end, and a checkpoint be written."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+GRACE = 120.0  # seconds for the step and the checkpoint; launchers kill after 30 of their own
+
+
+class Preemption:
+    """Notes the first such signal to this process.
+
+    A thread reads the signals: one that waits for a rank that is gone, deep in a collective, would never get to
+    Python's own handlers, and has to end all the same.
+    """
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self.grace = grace
+        self.received: str | None = None  # the signal's name
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True, name="preemption").start()
+
+    def _watch(self, reader: int) -> None:
+        while self.received is None:
+            for number in os.read(reader, 64):  # others that Python handles come here, too
+                if number in (signal.SIGTERM, signal.SIGUSR1):
+                    self.received = signal.Signals(number).name
+        time.sleep(self.grace)
+        print(f"no end {self.grace:.0f} s after {self.received}; giving up", file=sys.stderr, flush=True)
+        os._exit(1)

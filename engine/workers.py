@@ -1,0 +1,17 @@
+"""How long loading workers live: as long as their rank, whatever signal a launcher sends to all processes at once."""
+
+import multiprocessing
+import signal
+
+
+def outlive_signals(worker: int = 0) -> None:
+    """In a worker: its rank may need it for a last step after SIGTERM or SIGUSR1, and ends it when it ends itself."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """In a rank that ends: SIGTERM, which multiprocessing would send and then wait, they don't heed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would take it for a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()

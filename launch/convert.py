@@ -1,0 +1,27 @@
+"""Weights from one format to another.
+
+    python launch/convert.py --from lxrt Epoch09_LXRT.pth --answers data/lxmert/all_ans.json --to safetensors my_model
+
+1. read every --from; the first that has a tensor gives it
+2. print what matched the model, what is missing, unexpected, or of another shape; stop there unless it is allowed
+3. write --to, which must not be there yet
+"""
+
+import sys
+
+from engine.config import ConvertConfig, parse_conversion
+from engine.conversion import SOURCES, TARGETS, convert
+from engine.distributed import exit_with
+from engine.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        config: ConvertConfig = parse_conversion(sys.argv[1:] if argv is None else argv, SOURCES, TARGETS)
+        convert(config)
+    except UserError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
