@@ -1,5 +1,6 @@
 """When a run is saved, and what is saved beside the optimisers' state."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Saver(Observer):
         self.engine, self.config, self.description = engine, config, description
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
+        self.save_step = config.save_step or sys.maxsize
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
         self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
 
@@ -52,11 +54,11 @@ class Saver(Observer):
         if not at_boundary:
             return
         left = self.sampler.batches_left(state.batches)
-        if 0 < left < self.config.gradient_accumulation_steps:
+        epoch_goes_on = left >= self.config.gradient_accumulation_steps
+        if left and not epoch_goes_on:
             self.last_step_of_epoch = self._position(state)
         self._agree()
-        is_last = state.step == self.config.max_steps
-        if left and not is_last and self.config.save_step and state.step % self.config.save_step == 0:
+        if epoch_goes_on and state.step != self.config.max_steps and state.step % self.save_step == 0:
             self._save(f"Step{state.step:06d}", state)
 
     def after_epoch(self, state: TrainState) -> None:

@@ -165,6 +165,16 @@ def flags(scenes: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return build
 
 
+def fp16_flags(folder: Path) -> list[str]:
+    """Flags of fp16 with a loss scale that the small model bears from its first step: its random weights are drawn wide
+    (0.08), so its gradients are of the order of 1, and 2^16 times that is more than fp16 holds."""
+    settings = json.loads((ROOT / "ds_configs" / "zero2_fp16.json").read_text())
+    settings["fp16"]["initial_scale_power"] = 12
+    path = folder / "zero2_fp16.json"
+    path.write_text(json.dumps(settings))
+    return ["--fp16", "true", "--deepspeed_config", str(path)]
+
+
 @pytest.fixture
 def damaged(scenes: Path, tmp_path: Path) -> Path:
     """A copy of the small scenes that a test may change."""

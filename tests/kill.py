@@ -202,7 +202,7 @@ def kills(times: int, seed: int) -> Iterator[str]:
             training, target = (short, long)[number % 2], TARGETS[number % len(TARGETS)]
             unprepared = training is long and draw.random() < 0.5
             if unprepared:
-                shutil.rmtree(training.root / "cache")
+                shutil.rmtree(training.root / "cache", ignore_errors=True)
             killed = kill_once(training, target, draw)
             reported, saved = steps(training)
             assert reported - saved <= 2 * SAVE_STEP, f"{reported} steps were done, the newest checkpoint is of {saved}"

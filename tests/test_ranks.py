@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, launch, read_metrics
+from tests.conftest import fp16_flags, launch, read_metrics
 
 Flags = Callable[..., list[str]]
 # The tiny demo model with all three tasks. Batch norm by running statistics: batches per rank differ otherwise.
@@ -60,20 +60,14 @@ def test_the_same_command_gives_the_same_run(flags: Flags, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def fp16_flags(tmp_path: Path) -> list[str]:
-    """fp16 with a loss scale that the small model bears from its first step: its random weights are drawn wide
-    (0.08), so its gradients are of the order of 1, and 2^16 times that is more than fp16 holds."""
-    settings = json.loads((ROOT / "ds_configs" / "zero2_fp16.json").read_text())
-    settings["fp16"]["initial_scale_power"] = 12
-    path = tmp_path / "zero2_fp16.json"
-    path.write_text(json.dumps(settings))
-    return ["--fp16", "true", "--deepspeed_config", str(path)]
+def half(tmp_path: Path) -> list[str]:
+    return fp16_flags(tmp_path)
 
 
-def test_fp16_follows_fp32(flags: Flags, fp16_flags: list[str], tmp_path: Path) -> None:
+def test_fp16_follows_fp32(flags: Flags, half: list[str], tmp_path: Path) -> None:
     """Two ranks, ten steps with a falling loss."""
     curves = {}
-    for precision, precision_flags in (("false", []), ("true", fp16_flags)):
+    for precision, precision_flags in (("false", []), ("true", half)):
         output = tmp_path / precision
         more = [*ALL_TASKS, *precision_flags, "--report_step", "1", "--max_steps", "10", "--output", str(output)]
         run = launch("tests/workers/fp16_pretrain.py", flags(*more, "--lr", "2e-3"))
@@ -88,9 +82,9 @@ def test_fp16_follows_fp32(flags: Flags, fp16_flags: list[str], tmp_path: Path) 
         assert abs(half - full) <= FP16_CURVE * full
 
 
-def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, fp16_flags: list[str], tmp_path: Path) -> None:
+def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, half: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *fp16_flags, "--lr", "2e-3")])
+    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")])
     assert run.code == 0, run.stderr[-3000:]
     records = json.loads(report.read_text())
     for step, ranks in enumerate(records, start=1):

@@ -1,0 +1,205 @@
+"""A run's checkpoints on the disk: whole or not there, verified, and never at the cost of the one before."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import engine.checkpoint.saving
+from engine.checkpoint.saving import (
+    Checkpoints,
+    complete_checkpoints,
+    newest_checkpoint,
+    read_manifest,
+    sweep,
+    verify,
+)
+from engine.checkpoint.shards import MODEL_STATES, load_shard
+from engine.errors import UserError
+from tests.conftest import small_tmpfs
+
+OPTIM_STATES = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+VALUES = 100_000  # 400 kB a file
+
+
+class Engine:
+    """As much of DeepSpeed's engine as saving asks for: two files, through the checkpoint engine that it was given."""
+
+    global_rank = 0
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(2, 2)
+        self.weights, self.moments = torch.zeros(VALUES), torch.zeros(VALUES)
+        self.scaler = {"cur_scale": 1.0}
+        self.checkpoint_engine = None
+
+    def step(self) -> None:
+        self.weights += 1
+        self.moments += 2
+        self.scaler["cur_scale"] *= 2
+
+    def save_checkpoint(self, folder, tag, client_state, save_latest):
+        path = Path(folder, tag)
+        path.mkdir(exist_ok=True)
+        self.checkpoint_engine.save({"module": self.weights, **client_state}, str(path / MODEL_STATES))
+        self.checkpoint_engine.save({"moments": self.moments, "scaler": self.scaler}, str(path / OPTIM_STATES))
+
+
+@pytest.fixture(autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def save(checkpoints: Checkpoints, step: int, *, weights_file: bool = False) -> Path:
+    name = f"Step{step:06d}"
+    checkpoints.engine.step()
+    checkpoints.save(name, step, {"word": step}, weights_file=weights_file)
+    assert checkpoints.finish() == name
+    return checkpoints.folder / name
+
+
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".*")]
+
+
+def test_a_checkpoint_is_complete_named_last_and_described(tmp_path: Path) -> None:
+    folder = save(Checkpoints(Engine(), tmp_path), 7, weights_file=True)
+    manifest = read_manifest(folder)
+    assert (manifest["step"], manifest["world_size"]) == (7, 1)
+    assert set(manifest["files"]) == {MODEL_STATES, OPTIM_STATES}
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    verify(folder)
+    shard = load_shard(folder / MODEL_STATES)
+    assert shard["word"] == 7
+    assert torch.equal(shard["module"], torch.ones(VALUES))
+    assert (tmp_path / "latest").read_text() == "Step000007"
+    assert set(torch.load(tmp_path / "Step000007_LXRT.pth", weights_only=True)) == {"module.weight", "module.bias"}
+    assert hidden(tmp_path) == []
+
+
+def test_what_is_written_is_the_state_when_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on while the thread writes, and changes tensors and the loss scaler in place."""
+    may_write, write = threading.Event(), engine.checkpoint.saving.write_verified
+    monkeypatch.setattr(
+        engine.checkpoint.saving, "write_verified", lambda value, path: may_write.wait(20) and write(value, path)
+    )
+    training = Engine()
+    checkpoints = Checkpoints(training, tmp_path)
+    training.step()
+    checkpoints.save("Step000001", 1, {}, weights_file=False)
+    assert checkpoints.is_busy
+    assert complete_checkpoints(tmp_path) == []
+    training.step()
+    may_write.set()
+    checkpoints.finish()
+    assert not checkpoints.is_busy
+    shard = load_shard(tmp_path / "Step000001" / OPTIM_STATES)
+    assert torch.equal(shard["moments"], torch.full((VALUES,), 2.0))
+    assert shard["scaler"] == {"cur_scale": 2.0}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", [MODEL_STATES, OPTIM_STATES])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(truncate, "bytes, .* were written"), (flip, "not those that were written"), (Path.unlink, "can't be read")],
+    ids=["truncated", "flipped_bit", "missing"],
+)
+def test_damage_is_found_and_an_older_checkpoint_taken(tmp_path: Path, damage, words: str, name: str) -> None:
+    checkpoints = Checkpoints(Engine(), tmp_path)
+    older, newer = save(checkpoints, 9), save(checkpoints, 10)
+    assert newest_checkpoint(tmp_path) == newer
+    damage(newer / name)
+    with pytest.raises(UserError, match=words):
+        verify(newer)
+    told: list[str] = []
+    assert newest_checkpoint(tmp_path, say=told.append) == older
+    assert len(told) == 1
+    assert str(newer / name) in told[0]
+    assert "trying an older checkpoint" in told[0]
+    # A run that goes on from there comes by again, and puts a whole one in its place.
+    assert save(checkpoints, 10) == newer
+    assert newest_checkpoint(tmp_path) == newer
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"step": "x", "files": {}}', "[]"])
+def test_a_damaged_manifest_makes_no_checkpoint(tmp_path: Path, content: str) -> None:
+    folder = save(Checkpoints(Engine(), tmp_path), 1)
+    (folder / "manifest.json").write_text(content)
+    assert complete_checkpoints(tmp_path) == []
+    with pytest.raises(UserError, match="damaged"):
+        verify(folder)
+
+
+def test_old_checkpoints_go_when_the_new_one_is_there(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Engine(), tmp_path, keep=2)
+    for step in (8, 9, 10, 11):
+        save(checkpoints, step, weights_file=True)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["Step000011", "Step000010"]
+    assert len(list(tmp_path.glob("*_LXRT.pth"))) == 4  # weights stay
+    assert hidden(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """Room for one checkpoint of 800 kB and a half."""
+    with small_tmpfs(tmp_path / "disk", "1200k"):
+        checkpoints = Checkpoints(Engine(), tmp_path / "disk")
+        folder = save(checkpoints, 1)
+        checkpoints.save("Step000002", 2, {}, weights_file=False)
+        with pytest.raises(UserError, match=r"Step000002 can't be written \(.*the disk is full\).* --resume auto"):
+            checkpoints.finish()
+        assert newest_checkpoint(tmp_path / "disk") == folder
+        assert (tmp_path / "disk" / "latest").read_text() == "Step000001"
+        assert hidden(tmp_path / "disk") == []
+
+
+def test_what_a_kill_left_is_swept(tmp_path: Path) -> None:
+    folder = save(Checkpoints(Engine(), tmp_path), 1)
+    (tmp_path / ".Step000002.unfinished").mkdir()
+    (tmp_path / ".Step000002.unfinished" / "x").write_text("half")
+    (tmp_path / ".Step000002_LXRT.pth.unfinished").write_text("half")
+    folder.rename(tmp_path / ".Step000001.deleted")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+class Hostile:
+    """A pickle that would write a file if it were executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_shard_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"module": Hostile(tmp_path / "harm")}, tmp_path / MODEL_STATES)
+    with pytest.raises(UserError, match=f"{MODEL_STATES} is no readable file of tensors .*never run"):
+        load_shard(tmp_path / MODEL_STATES)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_manifest_is_plain_json(tmp_path: Path) -> None:
+    folder = save(Checkpoints(Engine(), tmp_path), 3)
+    assert set(json.loads((folder / "manifest.json").read_text())) == {"step", "world_size", "files"}

@@ -1,0 +1,175 @@
+"""Trainings that go on: bit for bit on the same ranks, on other ranks, after a signal, in fp16."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint import load_pretrained
+from engine.checkpoint.shards import Shards
+from tests.conftest import fp16_flags, launch, read_metrics, session_members, start
+from tests.kill import read_curve
+
+Flags = Callable[..., list[str]]
+RESUME = ["--resume", "auto"]
+# As in test_ranks: two ranks sum micro-batches in another order than one, through at most ten steps.
+PARAMETERS = 5e-6
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(path, weights_only=True))
+
+
+def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert set(one) == set(two)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
+def assert_same_training_state(one: Shards, two: Shards) -> int:
+    """Weights, moments and step counts, exactly; how many moments there are."""
+    assert_equal(one.weights(), two.weights())
+    count = 0
+    for name in one.group_of:
+        assert_equal(one.moments(name), two.moments(name))
+        assert one.steps(name) == two.steps(name)
+        count += len(one.moments(name))
+    return count
+
+
+@pytest.fixture
+def dropout_bert(scenes: Path, tmp_path: Path) -> Path:
+    """The small BERT with dropout, whose draws have to go on, too."""
+    folder = Path(shutil.copytree(scenes / "bert", tmp_path / "bert"))
+    config = json.loads((folder / "config.json").read_text())
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (folder / "config.json").write_text(json.dumps({**config, **dropout}))
+    return folder
+
+
+def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, tmp_path: Path) -> None:
+    """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends."""
+    common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
+    common += ["--report_step", "4", "--save_step", "4", "--sgd_momentum", "0.9"]
+    whole = tmp_path / "whole"
+    run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), launcher="python")
+    assert run.code == 0, run.stderr[-3000:]
+    assert sorted(path.name for path in whole.glob("*[0-9]")) == ["Epoch01", "Epoch02", "Step000004", "Step000008"]
+    for name in ("Step000004", "Epoch01"):
+        output = tmp_path / name
+        shutil.copytree(whole / name, output / name)
+        shutil.copy(whole / "metrics.jsonl", output)  # with the lines of steps that are done again
+        run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), launcher="python")
+        assert run.code == 0, run.stderr[-3000:]
+        assert f"going on from {output / name}, after step" in run.stdout
+        assert read_curve(output) == read_curve(whole)
+        assert_equal(weights(output / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
+    assert read_curve(whole)[-1]["kind"] == "valid"
+
+
+def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks, one, two: each sentence once, the same state after each change, the same weights in the end."""
+    monkeypatch.setenv("SEEN_DIRECTORY", str(tmp_path))
+    common = ["--batchSize", "4", "--epochs", "1", "--global_batch_size", "16", "--freeze_batch_norm"]
+    common += ["--task_matched", "true", "--taskQA", "--sgd_momentum", "0.9", "--lr", "5e-4"]
+    worker, output = "tests/workers/recording_pretrain.py", tmp_path / "changing"
+    steps = {}
+    for ranks, stop in ((2, "3"), (1, "6"), (2, "10")):
+        more = flags(*common, *RESUME, "--output", str(output), "--max_steps", stop)
+        run = launch(worker, more, ranks=ranks, launcher="torchrun")
+        assert run.code == 0, run.stderr[-3000:]
+        if stop != "3":
+            restored = Shards(output / "Restored")
+            assert restored.model["dp_world_size"] == ranks
+            assert assert_same_training_state(restored, steps["last"]) > 100
+            shutil.rmtree(output / "Restored")
+        if stop != "10":
+            steps["last"] = Shards(output / f"Step{int(stop):06d}")
+    seen: Counter[int] = Counter()
+    for path in tmp_path.glob("*.json"):
+        seen.update(number for epoch, number in json.loads(path.read_text()) if epoch == 0)
+    assert len(list(tmp_path.glob("*.json"))) == 5
+    assert seen == Counter(range(160))
+
+    run = launch("launch/pretrain.py", flags(*common, "--output", str(tmp_path / "two")), launcher="torchrun")
+    assert run.code == 0, run.stderr[-3000:]
+    one, two = (weights(tmp_path / name / "Epoch01_LXRT.pth") for name in ("changing", "two"))
+    errors = {name: float((one[name].double() - two[name].double()).abs().max()) for name in two}
+    assert set(one) == set(two)
+    assert max(errors.values()) <= PARAMETERS, max(errors, key=lambda name: errors[name])
+
+
+def wait_for_step(output: Path, process: Any) -> None:
+    deadline = time.monotonic() + 90
+    while not (output / "metrics.jsonl").exists() or not read_metrics(output):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: Path, number: int) -> None:
+    """SIGTERM to a training without a launcher; SIGUSR1 to one of two ranks, both of which stop."""
+    output, launcher = tmp_path / "run", "python" if number == signal.SIGTERM else "torchrun"
+    process = start(
+        "launch/pretrain.py",
+        flags("--num_workers", "1", "--batchSize", "8", "--report_step", "1", "--epochs", "10000"),
+        launcher=launcher,
+    )
+    try:
+        wait_for_step(output, process)
+        ranks = [pid for pid in session_members(process.pid) if os.getsid(pid) == pid or pid == process.pid]
+        if number == signal.SIGUSR1:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            ranks = [int(pid) for pid in children if "pretrain.py" in Path(f"/proc/{pid}/cmdline").read_text()][-1:]
+        os.kill(ranks[0], number)
+        printed, errors = process.communicate(timeout=60)
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert process.returncode == 0, errors[-3000:]
+    [saved] = output.glob("Step??????")
+    step = int(saved.name[4:])
+    assert f"asked to stop by a signal, after step {step}; --resume auto goes on from there" in printed
+    assert read_metrics(output)[-1]["step"] == step
+    assert "Traceback" not in errors
+
+
+def test_fp16_goes_on_bit_for_bit_and_loads_in_fp32_on_one_cpu(flags: Flags, tmp_path: Path) -> None:
+    """Two ranks. The fp32 masters, which the fp16 weights don't tell, and the loss scale go on, too."""
+    common = [*fp16_flags(tmp_path), "--batchSize", "4", "--report_step", "1", "--lr", "2e-3", "--max_steps", "6"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    more = flags(*common, "--save_step", "3", "--output", str(whole))
+    run = launch("tests/workers/fp16_pretrain.py", more, launcher="torchrun")
+    assert run.code == 0, run.stderr[-3000:]
+    shutil.copytree(whole / "Step000003", again / "Step000003")
+    shutil.copy(whole / "metrics.jsonl", again)
+    more = flags(*common, *RESUME, "--output", str(again))
+    run = launch("tests/workers/fp16_pretrain.py", more, launcher="torchrun")
+    assert run.code == 0, run.stderr[-3000:]
+    assert read_curve(again) == read_curve(whole)
+    assert read_curve(again)[-1]["loss_scale"] > 1
+    final = weights(again / "Step000006_LXRT.pth")
+    assert_equal(final, weights(whole / "Step000006_LXRT.pth"))
+
+    target = tmp_path / "model"
+    run = launch(
+        "launch/convert.py",
+        ["--from", "deepspeed", str(whole / "Step000006"), "--to", "safetensors", str(target)],
+        launcher="python",
+    )
+    assert run.code == 0, run.stderr[-3000:]
+    model = load_pretrained(target)
+    state = model.state_dict()
+    assert not model.training
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(state[name], final[f"module.{name}"]) for name in state)
+    halves = sum(not torch.equal(value, value.half().float()) for value in state.values())
+    assert halves > len(state) / 2  # more digits than fp16 holds
