@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import torch.distributed as dist
+
 from engine.checkpoint.saving import complete_checkpoints, newest_checkpoint, sweep
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.config import PretrainConfig, to_yaml
@@ -102,6 +104,17 @@ def find_start(
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
         return None, open_checkpoint(config.load, optimizers=optimizers, progress=ranks.rank == 0)
     return None, None
+
+
+def check_agreement(resumed: Checkpoint | None) -> None:
+    """Raises UserError if machines go on from different checkpoints; every rank has to call it."""
+    names: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, resumed.folder.name if resumed is not None else None)
+    if len(set(names)) > 1:
+        seen = ", ".join(sorted({name or "none" for name in names}))
+        raise UserError(
+            f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
+        )
 
 
 def check_same_run(checkpoint: Checkpoint, config: PretrainConfig, world_size: int, sentences: int) -> None:

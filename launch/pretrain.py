@@ -52,7 +52,7 @@ from engine.model.encoder import VisualShape, check_grid
 from engine.model.pretraining import ClipVilForPretraining
 from engine.preemption import Preemption
 from engine.reporter import Reporter, Validator
-from engine.run_folder import RunFolder, find_start
+from engine.run_folder import RunFolder, check_agreement, find_start
 from engine.saver import Saver
 from engine.sharing import share_on_node
 from engine.trainer import Observer, TrainState, build_engine, train
@@ -187,6 +187,7 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     model = build_model(config, description, start, ranks)
 
     join(ranks)
+    check_agreement(resumed)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"

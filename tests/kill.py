@@ -144,18 +144,19 @@ def wait_for(process: "subprocess.Popen[str]", training: Training, target: str, 
         while not condition() and process.poll() is None:
             time.sleep(0.001)
 
-    if draw.random() < 0.4:
+    if target == "a rank that saves":
+        wait_until(lambda: list(training.output.glob(".*.unfinished")))
+        time.sleep(draw.uniform(0, 0.05))
+    elif draw.random() < 0.4:
         time.sleep(draw.uniform(0.3, 0.9 * training.whole))
     else:
         wait_until(lambda: metrics.exists() and metrics.stat().st_mtime_ns > before)
         time.sleep(draw.uniform(0, 0.2 * training.whole))
-    if target == "a rank that saves":
-        wait_until(lambda: list(training.output.glob(".*.unfinished")))
     return f"after {time.monotonic() - started:.1f} s"
 
 
-def kill_once(training: Training, target: str, draw: random.Random) -> str:
-    """Start, kill, and wait until all that belonged to it is gone; when that was, and how many the kill found."""
+def kill_once(training: Training, target: str, draw: random.Random) -> tuple[int, str]:
+    """Start, kill, and wait until all that belonged to it is gone; how many the kill found, and when."""
     before = in_shared_memory()
     process = training.start(training.output)
     moment = wait_for(process, training, target, draw)
@@ -175,7 +176,7 @@ def kill_once(training: Training, target: str, draw: random.Random) -> str:
         time.sleep(0.1)
     new = in_shared_memory() - before
     assert not new, f"{target} killed {moment} left {sorted(new)} in /dev/shm"
-    return f"{len(killed)} killed {moment}"
+    return len(killed), moment
 
 
 def steps(training: Training) -> tuple[int, int]:
@@ -197,17 +198,22 @@ def kills(times: int, seed: int) -> Iterator[str]:
         short = Training(Path(folder, "short"), 1, ["--epochs", "5", "--gradient_accumulation_steps", "3"])
         long = Training(Path(folder, "long"), REPEATS, ["--max_steps", "16"])
         yield f"undisturbed, the trainings take {short.whole:.1f} and {long.whole:.1f} s"
-        ends = 0
-        for number in range(times):
-            training, target = (short, long)[number % 2], TARGETS[number % len(TARGETS)]
+        hits, misses, ends = 0, 0, 0
+        while hits < times:
+            training, target = (short, long)[hits % 2], TARGETS[hits % len(TARGETS)]
             unprepared = training is long and draw.random() < 0.5
             if unprepared:
                 shutil.rmtree(training.root / "cache", ignore_errors=True)
-            killed = kill_once(training, target, draw)
+            killed, moment = kill_once(training, target, draw)
             reported, saved = steps(training)
             assert reported - saved <= 2 * SAVE_STEP, f"{reported} steps were done, the newest checkpoint is of {saved}"
-            state = ", without prepared annotations" if unprepared else ""
-            yield f"{target}, {killed}{state}: {saved} of {reported} steps are saved"
+            if killed:
+                hits += 1
+                state = ", without prepared annotations" if unprepared else ""
+                yield f"{target}, {killed} killed {moment}{state}: {saved} of {reported} steps are saved"
+            else:  # the training had ended
+                misses += 1
+                assert misses <= times + 10, f"{misses} of {misses + hits} trainings ended before they were killed"
             if training.has_ended():
                 training.check_the_end()
                 ends += 1

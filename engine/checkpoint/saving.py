@@ -239,6 +239,8 @@ class Checkpoints:
         unfinished, target = self.folder / f".{name}{UNFINISHED}", self.folder / name
         weights = self.folder / f".{name}{SUFFIX}{UNFINISHED}"
         manifest["files"].pop(weights.name, None)
+        if unseen := [file for file in manifest["files"] if not (unfinished / file).exists()]:
+            raise UserError(f"{unseen[0]} of another machine is not here; --output has to be on a disk that all share")
         write_json(unfinished / MANIFEST, manifest, indent=1)
         sync_folder(unfinished)
         if weights.exists():
@@ -313,11 +315,21 @@ def verify(folder: Path, *, progress: bool = False) -> None:
 
 
 def newest_checkpoint(folder: Path, *, progress: bool = False, say: Callable[[str], object] = print) -> Path | None:
-    """The newest checkpoint that verifies; says which ones don't."""
-    for path in complete_checkpoints(folder):
+    """The newest checkpoint that verifies, or None where there is none; says which ones don't.
+
+    Raises:
+        UserError: if there are some, and none of them verifies.
+    """
+    candidates = complete_checkpoints(folder)
+    for path in candidates:
         try:
             verify(path, progress=progress)
             return path
         except UserError as error:
             say(f"{error}; trying an older checkpoint")
+    if candidates:
+        raise UserError(
+            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or choose "
+            "another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
+        )
     return None

@@ -142,6 +142,22 @@ def test_damage_is_found_and_an_older_checkpoint_taken(tmp_path: Path, damage, w
     assert hidden(tmp_path) == []
 
 
+def test_damage_of_all_checkpoints_is_no_reason_to_start_anew(tmp_path: Path) -> None:
+    flip(save(Checkpoints(Engine(), tmp_path), 1) / MODEL_STATES)
+    with pytest.raises(UserError, match="none of the 1 checkpoints in .* is whole"):
+        newest_checkpoint(tmp_path, say=lambda text: None)
+
+
+def test_a_disk_that_ranks_do_not_share_is_told(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Engine(), tmp_path)
+    checkpoints.save("Step000001", 1, {}, weights_file=False)
+    checkpoints.writer.finish()
+    (tmp_path / ".Step000001.unfinished" / OPTIM_STATES).unlink()
+    checkpoints.writer.files = {OPTIM_STATES: checkpoints.writer.thread.submit(dict)}  # "written", elsewhere
+    with pytest.raises(UserError, match="another machine is not here; --output has to be on a disk that all share"):
+        checkpoints.finish()
+
+
 @pytest.mark.parametrize("content", ["", "{", '{"step": "x", "files": {}}', "[]"])
 def test_a_damaged_manifest_makes_no_checkpoint(tmp_path: Path, content: str) -> None:
     folder = save(Checkpoints(Engine(), tmp_path), 1)
