@@ -144,7 +144,7 @@ def test_damage_is_found_and_an_older_checkpoint_taken(tmp_path: Path, damage, w
 
 def test_damage_of_all_checkpoints_is_no_reason_to_start_anew(tmp_path: Path) -> None:
     flip(save(Checkpoints(Engine(), tmp_path), 1) / MODEL_STATES)
-    with pytest.raises(UserError, match="none of the 1 checkpoints in .* is whole"):
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         newest_checkpoint(tmp_path, say=lambda text: None)
 
 
