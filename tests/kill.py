@@ -145,7 +145,8 @@ def wait_for(process: "subprocess.Popen[str]", training: Training, target: str, 
             time.sleep(0.001)
 
     if target == "a rank that saves":
-        wait_until(lambda: list(training.output.glob(".*.unfinished")))
+        now = time.time()  # the kill before may have left an unfinished one
+        wait_until(lambda: any(changed_after(path, now) for path in training.output.glob(".*.unfinished")))
         time.sleep(draw.uniform(0, 0.05))
     elif draw.random() < 0.4:
         time.sleep(draw.uniform(0.3, 0.9 * training.whole))
@@ -153,6 +154,12 @@ def wait_for(process: "subprocess.Popen[str]", training: Training, target: str, 
         wait_until(lambda: metrics.exists() and metrics.stat().st_mtime_ns > before)
         time.sleep(draw.uniform(0, 0.2 * training.whole))
     return f"after {time.monotonic() - started:.1f} s"
+
+
+def changed_after(path: Path, moment: float) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # it has been put in its place meanwhile
+        return path.stat().st_mtime > moment
+    return False
 
 
 def kill_once(training: Training, target: str, draw: random.Random) -> tuple[int, str]:

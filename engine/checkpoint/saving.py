@@ -11,6 +11,7 @@ So a folder called NAME is complete, whatever was killed and when. What begins w
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
 from engine.checkpoint.original import SUFFIX, original_names
@@ -113,18 +114,30 @@ def sync_folder(folder: Path) -> None:
 
 
 class BackgroundWriter(CheckpointEngine):
-    """DeepSpeed's way to files: copies what it is given, and writes it while training goes on."""
+    """DeepSpeed's way to files: copies what it is given, and writes the copy while training goes on.
+
+    The copies' memory is kept for the next checkpoint: touching new pages takes longer than filling them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.files: dict[str, Future[dict[str, Any]]] = {}
+        self.copies: dict[str, list[Any]] = {}  # by file, the leaves of what was saved last
 
     def create(self, info: CheckpointCommitInfo) -> None:
         pass
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.files[Path(path).name] = self.thread.submit(write_verified, tree_map(_copy, state_dict), Path(path))
+        leaves, structure = tree_flatten(state_dict)
+        before = self.copies.get(Path(path).name, [])
+        copies = [_copy(leaf, old) for leaf, old in itertools.zip_longest(leaves, before[: len(leaves)])]
+        self.copies[Path(path).name] = copies
+        self.write(tree_unflatten(copies, structure), Path(path))
+
+    def write(self, value: Any, path: Path) -> None:
+        """Write what nobody else changes."""
+        self.files[path.name] = self.thread.submit(write_verified, value, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_shard(Path(path))
@@ -150,9 +163,14 @@ class BackgroundWriter(CheckpointEngine):
         return described, problem
 
 
-def _copy(value: Any) -> Any:
-    """A tensor on the CPU with a storage of its own; other values, such as the loss scaler, as they are now."""
-    return value.detach().to("cpu", copy=True).contiguous() if isinstance(value, Tensor) else copy.deepcopy(value)
+def _copy(value: Any, memory: Any) -> Any:
+    """A tensor on the CPU, in an older copy's memory if it fits; other values, as the loss scaler, as they are now."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    fits = isinstance(memory, Tensor) and memory.shape == value.shape and memory.dtype == value.dtype
+    if not fits:
+        memory = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return memory.copy_(value.detach())
 
 
 def _reason(error: BaseException) -> str:
@@ -193,7 +211,7 @@ class Checkpoints:
                 str(self.folder), tag=f".{name}{UNFINISHED}", client_state=content, save_latest=False
             )
             if state is not None and self.engine.global_rank == 0:
-                self.writer.save(original_names(state), str(self.folder / f".{name}{SUFFIX}{UNFINISHED}"))
+                self.writer.write(original_names(state), self.folder / f".{name}{SUFFIX}{UNFINISHED}")
         except OSError as error:
             raise self._failure(name, _reason(error)) from None
         self.pending = {"name": name, "step": step, "world_size": dist.get_world_size()}
