@@ -153,6 +153,7 @@ def exit_with(error: UserError) -> NoReturn:
 
     What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if Ranks.from_environment().rank != 0:
         time.sleep(3)
     leave(f"error: {error}", code=2)

@@ -1,4 +1,4 @@
-"""What is told of a training: progress, metrics.jsonl, checks, validation."""
+"""What is told of a training: progress, metrics.jsonl, checks."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from engine.data.sampler import TrainingSampler
 from engine.diagnosis import first_non_finite
 from engine.errors import UserError
 from engine.metrics import Metrics, MetricsFile
-from engine.trainer import Observer, TrainState, evaluate
+from engine.trainer import Observer, TrainState
 
 UNREADABLE = "unreadable_images"
 
@@ -108,7 +108,7 @@ class Reporter(Observer):
             "kind": "train",
             "epoch": round(min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch, 4),
             "step": state.step,
-            **_with_total_loss(means),
+            **with_total_loss(means),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "lr": lr,
             "sgd_lr": sgd_lr,
@@ -119,7 +119,7 @@ class Reporter(Observer):
             "seconds_left": round(steps_left * seconds_per_step),
         }
         self.file.write(record)
-        self.say(_line(record))
+        self.say(as_line(record))
         self.window = Progress(time.monotonic())
 
     def count_unreadable(self, batch: Batch) -> None:
@@ -157,30 +157,12 @@ class Reporter(Observer):
             tqdm.write(text)
 
 
-class Validator(Observer):
-    """A validation after each epoch, told by the reporter."""
-
-    def __init__(self, reporter: Reporter, saver: Observer, batches: DataLoader[Batch]) -> None:
-        self.reporter, self.saver, self.batches = reporter, saver, batches
-
-    def after_epoch(self, state: TrainState) -> None:
-        if self.saver.stop_requested:  # the resumed run does it
-            return
-        engine = self.reporter.engine
-        batches = tqdm(self.batches, desc="validation", leave=False, disable=engine.global_rank != 0)
-        means = evaluate(engine.module, batches, on_batch=self.reporter.count_unreadable)
-        record = {"kind": "valid", "epoch": state.epoch + 1, "step": state.step, **_with_total_loss(means)}
-        self.reporter.file.write(record)
-        self.reporter.say(_line(record))
-        self.reporter.window = Progress(time.monotonic())
-
-
-def _with_total_loss(means: Mapping[str, float]) -> dict[str, float]:
+def with_total_loss(means: Mapping[str, float]) -> dict[str, float]:
     """The sum of the tasks' mean losses in front of them."""
     return {"loss": math.fsum(value for name, value in means.items() if name.endswith("_loss")), **means}
 
 
-def _line(record: Mapping[str, object]) -> str:
+def as_line(record: Mapping[str, object]) -> str:
     """A record for the eye: three or four significant digits, and no zero counts."""
     shown = {k: v for k, v in record.items() if k != "kind" and not (v == 0 and k in ("skipped_steps", UNREADABLE))}
     values = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())

@@ -57,7 +57,7 @@ class Saver(Observer):
         epoch_goes_on = left >= self.config.gradient_accumulation_steps
         if left and not epoch_goes_on:
             self.last_step_of_epoch = self._position(state)
-        self._agree()
+        self.agree()
         if epoch_goes_on and state.step != self.config.max_steps and state.step % self.save_step == 0:
             self._save(f"Step{state.step:06d}", state)
 
@@ -66,6 +66,8 @@ class Saver(Observer):
         for buffer in self.engine.module.buffers():
             dist.broadcast(buffer, src=0)
         self._save(f"Epoch{state.epoch + 1:02d}", state, weights_file=True)
+        self._finish()  # before a validation of minutes
+        self.agree()
         self.last_step_of_epoch = None
 
     def after_training(self, state: TrainState) -> None:
@@ -103,7 +105,7 @@ class Saver(Observer):
         self.saved_weights = weights[0] or self.saved.startswith("Epoch")
         return state
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
         """One small reduction a step: has any rank been asked to stop, and does any still write?"""
         flags = torch.tensor([self.preemption.received is not None, self.checkpoints.is_busy], dtype=torch.int32)
         flags = flags.to(self.engine.device)

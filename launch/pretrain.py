@@ -51,11 +51,12 @@ from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.encoder import VisualShape, check_grid
 from engine.model.pretraining import ClipVilForPretraining
 from engine.preemption import Preemption
-from engine.reporter import Reporter, Validator
+from engine.reporter import Reporter
 from engine.run_folder import RunFolder, check_agreement, find_start
 from engine.saver import Saver
 from engine.sharing import share_on_node
 from engine.trainer import Observer, TrainState, build_engine, train
+from engine.validator import Validator
 
 RECIPES = Path(__file__).parent / "recipes"
 

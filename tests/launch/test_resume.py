@@ -116,7 +116,7 @@ def wait_for_step(output: Path, process: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: Path, number: int) -> None:
-    """SIGTERM to a training without a launcher; SIGUSR1 to one of two ranks, both of which stop."""
+    """SIGTERM to a training without a launcher and its workers; SIGUSR1 to one of two ranks, both of which stop."""
     output, launcher = tmp_path / "run", "python" if number == signal.SIGTERM else "torchrun"
     process = start(
         "launch/pretrain.py",
@@ -125,11 +125,12 @@ def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: P
     )
     try:
         wait_for_step(output, process)
-        ranks = [pid for pid in session_members(process.pid) if os.getsid(pid) == pid or pid == process.pid]
+        targets = session_members(process.pid)  # loading workers, too, as launchers do
         if number == signal.SIGUSR1:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            ranks = [int(pid) for pid in children if "pretrain.py" in Path(f"/proc/{pid}/cmdline").read_text()][-1:]
-        os.kill(ranks[0], number)
+            targets = [int(pid) for pid in children if "pretrain.py" in Path(f"/proc/{pid}/cmdline").read_text()][-1:]
+        for pid in targets:
+            os.kill(pid, number)
         printed, errors = process.communicate(timeout=60)
     finally:
         for pid in session_members(process.pid):
