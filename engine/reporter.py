@@ -86,7 +86,7 @@ class Reporter(Observer):
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on from there, and drop the lines of steps that are done again."""
-        self.metrics.sums = {name: pair.to(self.metrics.device) for name, pair in state["sums"].items()}
+        self.metrics.sums = {name: pair.to(self.metrics.device, copy=True) for name, pair in state["sums"].items()}
         started = time.monotonic() - state["seconds"]
         self.window = Progress(started, state["images"], state["micro_batches"])
         self.unreadable = state["unreadable"]

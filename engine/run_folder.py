@@ -119,6 +119,8 @@ def check_agreement(resumed: Checkpoint | None) -> None:
 
 def check_same_run(checkpoint: Checkpoint, config: PretrainConfig, world_size: int, sentences: int) -> None:
     """Raises UserError if a run goes on with other flags, data or samples per step than it began with."""
+    if "ranks" not in checkpoint.content:
+        raise UserError(f"{checkpoint.folder} was converted, and is no place to go on from; start from it with --load")
     before: dict[str, Any] = checkpoint.content["config"]
     now = asdict(config)
     changed = [name for name in now if name not in MAY_CHANGE and name in before and before[name] != now[name]]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from torch.utils.data import DataLoader
 from transformers import BertConfig, set_seed
 
 from engine.checkpoint.description import ModelDescription
@@ -26,6 +27,7 @@ from engine.config import PretrainConfig, deepspeed_settings, parse, to_yaml
 from engine.data.answers import AnswerTable
 from engine.data.images import ImageShape
 from engine.data.pretraining import (
+    Batch,
     PretrainingDataset,
     PretrainingOptions,
     check_shared_memory,
@@ -106,6 +108,32 @@ def read_data(
     return split(config.train), split(config.valid) if config.valid else None, answers
 
 
+def make_loaders(
+    config: PretrainConfig, training: PretrainingDataset, validation: PretrainingDataset | None, ranks: Ranks
+) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
+    """This rank's micro-batches; the workers of both loaders run from here on."""
+    check_shared_memory(
+        training.options,
+        config.batch_size,
+        num_workers=config.num_workers,
+        local_world_size=ranks.local_world_size,
+    )
+    shares: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "start_method": config.worker_start_method,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    batches = training_loader(
+        training,
+        config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        same_order=config.same_order_each_epoch,
+        **shares,
+    )
+    return batches, evaluation_loader(validation, config.batch_size, **shares) if validation else None
+
+
 def describe_model(
     config: PretrainConfig, bert: BertConfig, tokenizer: Tokenizer, answers: AnswerTable
 ) -> ModelDescription:
@@ -162,26 +190,7 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
     training, validation, answers = read_data(config, tokenizer, ranks)
-    check_shared_memory(
-        training.options,
-        config.batch_size,
-        num_workers=config.num_workers,
-        local_world_size=ranks.local_world_size,
-    )
-    shares: dict[str, Any] = {
-        "num_workers": config.num_workers,
-        "start_method": config.worker_start_method,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-    }
-    batches = training_loader(
-        training,
-        config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        same_order=config.same_order_each_epoch,
-        **shares,
-    )
-    validation_batches = evaluation_loader(validation, config.batch_size, **shares) if validation else None
+    batches, validation_batches = make_loaders(config, training, validation, ranks)
     description = describe_model(config, bert, tokenizer, answers)
 
     resumed, start = find_start(config, folder, ranks, len(training))
@@ -210,6 +219,7 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
         reporter.say(f"going on from {resumed.folder}, after step {state.step}")
     elif start is not None:
         restore_parts(engine, start, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
+    del resumed, start  # else their files stay mapped, and those that --keep deletes on the disk
     train(engine, batches, state, config, metrics, observers)
     dist.destroy_process_group()
 

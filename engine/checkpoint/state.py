@@ -118,6 +118,11 @@ def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: I
             if parameter._hp_mapping is not None:  # a part of it is this rank's
                 ours, its = parameter._hp_mapping.hp_fragment_address, parameter._hp_mapping.lp_fragment_address
                 for key, value in saved.moments(names[parameter]).items():
+                    if value.shape != parameter.shape:
+                        raise UserError(
+                            f"{saved.source}: {key} of {names[parameter]} has shape {tuple(value.shape)}, parameter "
+                            f"{tuple(parameter.shape)}; add --not_load_adam_optimizer --not_load_scheduler"
+                        )
                     state[key].narrow(0, ours.start, ours.numel).copy_(value.flatten().narrow(0, its.start, its.numel))
         counts = {count for p in parameters if (count := saved.steps(names[p])) is not None}
         if len(counts) > 1:
