@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
+from transformers import BertConfig, BertForPreTraining
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.answers import match_answers
@@ -21,6 +22,7 @@ from engine.checkpoint.weights import BACKBONE, DECODER, WORDS
 from engine.config import parse_conversion
 from engine.conversion import SOURCES, TARGETS, convert, describe, read_source
 from engine.errors import UserError
+from engine.model.clip_resnet import ClipResNet, ResNetShape
 from tests.conftest import ROOT, launch
 from tests.engine.checkpoint.test_saving import Hostile
 from tests.parity import LOSS, model_inputs, read_arrays
@@ -229,6 +231,31 @@ def test_sources_complete_each_other(files: Path, tmp_path: Path) -> None:
     assert len(original(tmp_path / "Lean_LXRT.pth")) < 204
     run(*ours, "--from", "lxrt", files / "Epoch09", "--to", "lxrt", tmp_path / "Whole")
     assert_bit_for_bit(tmp_path / "Whole_LXRT.pth", files)
+
+
+def test_clip_and_bert_become_a_model_to_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """OpenAI's fp16 archive and a BERT folder; what neither has is listed, and starts at random if that is allowed."""
+    torch.manual_seed(4)
+    clip = nn.Module()
+    clip.visual = ClipResNet(ResNetShape((1, 1, 1, 1), 2)).half()
+    clip.logit_scale = nn.Parameter(torch.ones(()))
+    torch.save(clip.state_dict(), tmp_path / "RN50.pt")
+    bert = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    saved = BertForPreTraining(bert)
+    saved.save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word in WORD_PIECES))
+    flags = ["--from", "openai-clip", tmp_path / "RN50.pt", "--from", "bert", tmp_path / "bert"]
+    flags += ["--to", "safetensors", tmp_path / "start"]
+    with pytest.raises(UserError, match=r"6 missing keys, listed above; nothing was written\. --allow_missing"):
+        run(*flags)
+    assert "missing: bert.encoder.visn_fc.visn_fc.weight" in capsys.readouterr().out
+    run(*flags, "--allow_missing")
+    model = load_pretrained(tmp_path / "start")
+    state = model.state_dict()
+    assert torch.equal(state[WORDS], saved.state_dict()[WORDS])
+    first = clip.state_dict()["visual.conv1.weight"]
+    assert torch.equal(state[f"{BACKBONE}visual.conv1.weight"], first.float())
+    assert float(state["bert.encoder.visn_fc.visn_fc.weight"].std()) > 0
 
 
 def test_a_damaged_file_is_found(files: Path, tmp_path: Path) -> None:
