@@ -13,9 +13,9 @@ Flags = Callable[..., list[str]]
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
-    """One rank, all ranks and a rank that saves, at random moments. `python -m tests.kill` does more of it."""
-    lines = list(kills(times=3, seed=0))
-    assert len(lines) == 5
+    """One rank, and a rank that saves. `python -m tests.kill` does more of it."""
+    lines = list(kills(times=2, seed=0))
+    assert len(lines) == 4
     assert lines[-1].startswith("2 trainings")
 
 

@@ -95,7 +95,9 @@ def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: 
     images[2].write_text("no image")
     whole_epoch = ["--epochs", "1", "--batch_size", "4"]  # four sentences an image: no batch is left over
     run = launch(
-        "launch/pretrain.py", flags("--data_root", str(damaged), *whole_epoch, "--max_unreadable_images", "20")
+        "launch/pretrain.py",
+        flags("--data_root", str(damaged), *whole_epoch, "--max_unreadable_images", "20"),
+        launcher="torchrun",
     )
     assert run.code == 0, run.stderr[-3000:]
     assert all(image.name in run.stdout + run.stderr for image in images[:3])
@@ -104,7 +106,9 @@ def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: 
 
 def test_print_config_is_a_whole_recipe(tmp_path: Path) -> None:
     run = launch(
-        "launch/pretrain.py", ["--recipe", "rn50_stage_one", "--fp16", "false", "--lr", "3e-5", "--print_config"]
+        "launch/pretrain.py",
+        ["--recipe", "rn50_stage_one", "--fp16", "false", "--lr", "3e-5", "--print_config"],
+        launcher="python",
     )
     assert run.code == 0, run.stderr[-3000:]
     printed = run.stdout[run.stdout.index("output:") :]
