@@ -15,9 +15,10 @@ from transformers import BertConfig, set_seed
 
 from engine.checkpoint.answers import match_answers
 from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.manifest import verify
 from engine.checkpoint.original import SUFFIX, read_original, write_original
 from engine.checkpoint.pretrained import read_description, read_pretrained, save_pretrained
-from engine.checkpoint.saving import Checkpoints, verify
+from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import (
     CONTENT,
     Checkpoint,

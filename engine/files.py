@@ -16,23 +16,32 @@ from engine.errors import UserError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+@contextmanager
+def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """A file to write that takes the place of an older one when it is whole, and on the disk."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file, on the disk before it takes the place of an older one.
 
     Raises:
         UserError: if it can't be written; an older file is as it was.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w") as file:
+        with replacing(path, "w") as file:
             json.dump(value, file, indent=indent)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} can't be written ({error.strerror}); free space or choose another folder") from None
 
 

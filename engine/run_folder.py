@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import torch.distributed as dist
 
-from engine.checkpoint.saving import complete_checkpoints, newest_checkpoint, sweep
+from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, sweep
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.config import PretrainConfig, to_yaml
 from engine.distributed import Ranks

@@ -118,6 +118,7 @@ class Saver(Observer):
     def _save(self, name: str, state: TrainState, *, weights_file: bool = False) -> None:
         if name == self.saved and (self.saved_weights or not weights_file):
             return
+        self._finish()
         positions: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(positions, self.last_step_of_epoch or self._position(state))
         content = {

@@ -24,7 +24,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
-from engine.checkpoint.saving import complete_checkpoints
+from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import open_checkpoint
 from engine.checkpoint.weights import read_bert
 from engine.config import PretrainConfig, parse, parse_command

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint.saving import complete_checkpoints, read_manifest
+from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.data.demo import write_demo
 from engine.distributed import _parent
 from tests.conftest import TINY_BERT, free_port, session_members, start

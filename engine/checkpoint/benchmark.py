@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, set_seed
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.saving import Checkpoints, read_manifest, verify
+from engine.checkpoint.manifest import read_manifest, verify
+from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.shards import MODEL_STATES, load_shard
 from engine.checkpoint.state import CONTENT, Checkpoint, load_weights, restore_all
 from engine.config import OptimizationConfig, deepspeed_settings

@@ -9,7 +9,6 @@ An optimiser numbers its parameters in the order of the model's, which is that o
 with decay, then those without; SGD those of the backbone, used or not.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from engine.checkpoint.weights import BACKBONE, DECODER, UNUSED, WORDS, State, read_file, read_tensors
 from engine.errors import UserError
+from engine.files import replacing
 from engine.optim.hybrid import is_exempt_from_decay
 
 SUFFIX = "_LXRT.pth"
@@ -134,10 +134,6 @@ def original_names(state: State, *, prefix: bool = True) -> State:
 
 
 def write_original(path: Path, state: State, *, prefix: bool = True) -> None:
-    """Write `X_LXRT.pth`, on the disk before it takes the place of an older one."""
-    partial = path.with_name(f".{path.name}.unfinished")
-    with partial.open("wb") as file:
+    """Write `X_LXRT.pth`, whole or not at all."""
+    with replacing(path, "wb") as file:
         torch.save(original_names(state, prefix=prefix), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

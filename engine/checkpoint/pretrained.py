@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.saving import MANIFEST, UNFINISHED, describe, sync_folder, verify
+from engine.checkpoint.manifest import MANIFEST, UNFINISHED, fingerprint, sync_folder, verify
 from engine.checkpoint.weights import State, load_state
 from engine.errors import UserError
 from engine.files import NO_SPACE, write_json
@@ -92,7 +92,9 @@ def save_pretrained(folder: Path, state: State, unused: State, description: Mode
             path.chmod(0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        write_json(unfinished / MANIFEST, {"step": 0, "files": {path.name: describe(path) for path in files}}, indent=1)
+        write_json(
+            unfinished / MANIFEST, {"step": 0, "files": {path.name: fingerprint(path) for path in files}}, indent=1
+        )
         sync_folder(unfinished)
         unfinished.rename(folder)
         sync_folder(folder.parent)

@@ -12,10 +12,8 @@ So a folder called NAME is complete, whatever was killed and when. What begins w
 import copy
 import hashlib
 import itertools
-import json
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,17 +25,23 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from tqdm import tqdm
 
+from engine.checkpoint.manifest import (
+    DELETED,
+    MANIFEST,
+    UNFINISHED,
+    complete_checkpoints,
+    fingerprint,
+    sweep,
+    sync_folder,
+)
 from engine.checkpoint.original import SUFFIX, original_names
 from engine.checkpoint.shards import load_shard
 from engine.checkpoint.weights import State
 from engine.errors import UserError
 from engine.files import NO_SPACE, write_json
 
-MANIFEST, LATEST = "manifest.json", "latest"
-UNFINISHED, DELETED = ".unfinished", ".deleted"
-CHUNK = 1 << 22
+LATEST = "latest"
 
 
 def full_state(engine: DeepSpeedEngine) -> State:
@@ -88,29 +92,9 @@ def write_verified(value: Any, path: Path) -> dict[str, Any]:
         file.flush()
         os.fsync(file.file.fileno())
     written = {"bytes": file.bytes, "sha256": file.sha256.hexdigest()}
-    if describe(path) != written:
+    if fingerprint(path) != written:
         raise OSError(f"{path} reads back as something else than was written; the disk or its driver is faulty")
     return written
-
-
-def describe(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
-    """A file's size and hash."""
-    sha256, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha256.update(chunk)
-            size += len(chunk)
-            on_bytes(len(chunk))
-    return {"bytes": size, "sha256": sha256.hexdigest()}
-
-
-def sync_folder(folder: Path) -> None:
-    """Names are on the disk, too, only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class BackgroundWriter(CheckpointEngine):
@@ -275,79 +259,3 @@ class Checkpoints:
             for old in complete_checkpoints(self.folder)[self.keep :]:
                 old.rename(old.with_name(f".{old.name}{DELETED}"))
         sweep(self.folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what was never finished and what was being deleted."""
-    for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f".*{DELETED}")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises UserError if the folder has none, or one that isn't whole."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if not isinstance(manifest["step"], int) or not isinstance(manifest["files"], dict):
-            raise ValueError("it lacks its fields")
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {MANIFEST}, so it is no complete checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error})") from None
-    return dict(manifest)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The newest first. Complete is not yet verified."""
-    found = []
-    for path in folder.glob(f"[!.]*/{MANIFEST}"):
-        try:
-            found.append((read_manifest(path.parent)["step"], path.stat().st_mtime, path.parent))
-        except UserError:
-            continue
-    return [path for *_, path in sorted(found, reverse=True)]
-
-
-def verify(folder: Path, *, progress: bool = False) -> None:
-    """Compare every file of a checkpoint with its manifest.
-
-    Raises:
-        UserError: naming the first file that is missing, truncated or changed.
-    """
-    files = read_manifest(folder)["files"]
-    total = sum(entry["bytes"] for entry in files.values())
-    bar = tqdm(desc=f"verifying {folder.name}", total=total, unit="B", unit_scale=True, delay=2, disable=not progress)
-    with bar:
-        for name, entry in files.items():
-            path = folder / name
-            try:
-                size = path.stat().st_size
-                if size != entry["bytes"]:
-                    raise UserError(f"{path} is damaged: it has {size:,} bytes, {entry['bytes']:,} were written")
-                if describe(path, bar.update) != entry:
-                    raise UserError(f"{path} is damaged: its bytes are not those that were written")
-            except OSError as error:
-                raise UserError(f"{path} can't be read ({error.strerror})") from None
-
-
-def newest_checkpoint(folder: Path, *, progress: bool = False, say: Callable[[str], object] = print) -> Path | None:
-    """The newest checkpoint that verifies, or None where there is none; says which ones don't.
-
-    Raises:
-        UserError: if there are some, and none of them verifies.
-    """
-    candidates = complete_checkpoints(folder)
-    for path in candidates:
-        try:
-            verify(path, progress=progress)
-            return path
-        except UserError as error:
-            say(f"{error}; trying an older checkpoint")
-    if candidates:
-        raise UserError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or choose "
-            "another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
-        )
-    return None

@@ -10,8 +10,8 @@ from deepspeed.utils import safe_set_full_fp32_param
 
 from engine.checkpoint.answers import match_answers
 from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.manifest import MANIFEST, verify
 from engine.checkpoint.original import SUFFIX, read_original
-from engine.checkpoint.saving import MANIFEST, verify
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.weights import HEAD, LoadReport, State, load_state
 from engine.errors import UserError

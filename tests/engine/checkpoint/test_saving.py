@@ -12,14 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 import engine.checkpoint.saving
-from engine.checkpoint.saving import (
-    Checkpoints,
-    complete_checkpoints,
-    newest_checkpoint,
-    read_manifest,
-    sweep,
-    verify,
-)
+from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, read_manifest, sweep, verify
+from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.shards import MODEL_STATES, load_shard
 from engine.errors import UserError
 from tests.conftest import small_tmpfs

@@ -1,0 +1,113 @@
+"""Which checkpoints are in a folder, and whether their files are those that were written."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.errors import UserError
+
+MANIFEST = "manifest.json"  # of a complete checkpoint: its step, and every file's size and hash
+UNFINISHED, DELETED = ".unfinished", ".deleted"  # behind a name that begins with a dot
+CHUNK = 1 << 22
+
+
+def fingerprint(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
+    """A file's size and hash."""
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+            size += len(chunk)
+            on_bytes(len(chunk))
+    return {"bytes": size, "sha256": sha256.hexdigest()}
+
+
+def sync_folder(folder: Path) -> None:
+    """Names are on the disk, too, only after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what was never finished and what was being deleted."""
+    for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f".*{DELETED}")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises UserError if the folder has none, or one that isn't whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if not isinstance(manifest["step"], int) or not isinstance(manifest["files"], dict):
+            raise ValueError("it lacks its fields")
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {MANIFEST}, so it is no complete checkpoint") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({error})") from None
+    return dict(manifest)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The newest first. Complete is not yet verified."""
+    found = []
+    for path in folder.glob(f"[!.]*/{MANIFEST}"):
+        try:
+            found.append((read_manifest(path.parent)["step"], path.stat().st_mtime, path.parent))
+        except UserError:
+            continue
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def verify(folder: Path, *, progress: bool = False) -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        UserError: naming the first file that is missing, truncated or changed.
+    """
+    files = read_manifest(folder)["files"]
+    total = sum(entry["bytes"] for entry in files.values())
+    bar = tqdm(desc=f"verifying {folder.name}", total=total, unit="B", unit_scale=True, delay=2, disable=not progress)
+    with bar:
+        for name, entry in files.items():
+            path = folder / name
+            try:
+                size = path.stat().st_size
+                if size != entry["bytes"]:
+                    raise UserError(f"{path} is damaged: it has {size:,} bytes, {entry['bytes']:,} were written")
+                if fingerprint(path, bar.update) != entry:
+                    raise UserError(f"{path} is damaged: its bytes are not those that were written")
+            except OSError as error:
+                raise UserError(f"{path} can't be read ({error.strerror})") from None
+
+
+def newest_checkpoint(folder: Path, *, progress: bool = False, say: Callable[[str], object] = print) -> Path | None:
+    """The newest checkpoint that verifies, or None where there is none; says which ones don't.
+
+    Raises:
+        UserError: if there are some, and none of them verifies.
+    """
+    candidates = complete_checkpoints(folder)
+    for path in candidates:
+        try:
+            verify(path, progress=progress)
+            return path
+        except UserError as error:
+            say(f"{error}; trying an older checkpoint")
+    if candidates:
+        raise UserError(
+            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or choose "
+            "another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
+        )
+    return None
