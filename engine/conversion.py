@@ -233,7 +233,8 @@ def convert(config: ConvertConfig) -> None:
     if kind == "lxrt":
         _write_lxrt(target, {**state, **unused}, config)
     elif kind == "safetensors":
-        save_pretrained(target, state, unused, description, ", ".join(source.name for source in sources))
+        origins = ", ".join(f"{kind} {Path(path).name}" for kind, path in config.sources)  # no paths of this machine
+        save_pretrained(target, state, unused, description, origins)
     else:
         training = next((source.training for source in sources if source.training is not None), None)
         _write_deepspeed(target, model, unused, description, training)
