@@ -8,13 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import BertConfig, set_seed
 
 from engine.checkpoint.answers import match_answers
-from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.description import ModelDescription, word_pieces
 from engine.checkpoint.manifest import verify
 from engine.checkpoint.original import SUFFIX, read_original, write_original
 from engine.checkpoint.pretrained import read_description, read_pretrained, save_pretrained
@@ -101,16 +100,11 @@ def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescripti
     if found is None:
         found = ModelDescription.of(_bert(sources, state, config), _visual(state, config), None, None)
     if config.bert is not None:
-        found = replace(found, vocabulary=ModelDescription.of(*_bert_folder(config.bert)).vocabulary)
+        found = replace(found, vocabulary=word_pieces(read_bert(config.bert)[1]))
     rows = state[f"{HEAD}logit_fc.3.bias"].shape[0] if f"{HEAD}logit_fc.3.bias" in state else None
     if rows is not None and (config.answers is not None or found.answers is None):
         found = replace(found, answers=_answers(config, rows))
     return found if rows is not None else replace(found, answers=None)
-
-
-def _bert_folder(name: str) -> tuple[BertConfig, VisualShape, None, Any]:
-    config, tokenizer = read_bert(name)
-    return config, VisualShape(SHAPES["RN50"]), None, tokenizer
 
 
 def _bert(sources: Sequence[Source], state: State, config: ConvertConfig) -> BertConfig:

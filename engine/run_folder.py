@@ -53,9 +53,19 @@ class RunFolder:
             lock = self.lock = (self.path / ".lock").open("ab")
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
-            (self.path / "config.yaml").write_text(to_yaml(config))
             if config.resume is None or not complete_checkpoints(self.path):
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
+
+    def write_config(self, config: PretrainConfig) -> None:
+        """Leave the flags as a recipe.
+
+        Raises:
+            UserError: if the disk is full.
+        """
+        try:
+            (self.path / "config.yaml").write_text(to_yaml(config))
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
 

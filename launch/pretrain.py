@@ -194,6 +194,8 @@ def run(config: PretrainConfig, ranks: Ranks) -> None:
     description = describe_model(config, bert, tokenizer, answers)
 
     resumed, start = find_start(config, folder, ranks, len(training))
+    if ranks.rank == 0:
+        folder.write_config(config)
     model = build_model(config, description, start, ranks)
 
     join(ranks)

@@ -12,6 +12,12 @@ from engine.model.encoder import VisualShape
 from engine.model.pretraining import ClipVilForPretraining
 
 
+def word_pieces(tokenizer: Tokenizer) -> list[str]:
+    """In the order of their ids."""
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=lambda word: ids[word])
+
+
 @dataclass(frozen=True)
 class ModelDescription:
     """The shape of a model, and what its rows stand for."""
@@ -25,9 +31,7 @@ class ModelDescription:
     def of(
         cls, bert: BertConfig, visual: VisualShape, answers: list[str] | None, tokenizer: Tokenizer | None
     ) -> "ModelDescription":
-        words = tokenizer.get_vocab() if tokenizer is not None else None
-        vocabulary = sorted(words, key=lambda word: words[word]) if words is not None else None
-        return cls(bert.to_diff_dict(), visual, answers, vocabulary)
+        return cls(bert.to_diff_dict(), visual, answers, word_pieces(tokenizer) if tokenizer is not None else None)
 
     def build(self) -> ClipVilForPretraining:
         """The model with random weights."""

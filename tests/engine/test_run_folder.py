@@ -67,7 +67,10 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         (tmp_path / name / ".Step000001.unfinished").mkdir()
         if resume:
             add_checkpoint(tmp_path / name)
-        RunFolder(tmp_path / name).claim(replace(CONFIG, resume=resume))
+        folder = RunFolder(tmp_path / name)
+        folder.claim(replace(CONFIG, resume=resume))
+        assert not (tmp_path / name / "config.yaml").exists()  # the flags may yet be refused
+        folder.write_config(CONFIG)
         assert (tmp_path / name / "metrics.jsonl").exists() == (resume is not None)
         assert not (tmp_path / name / ".Step000001.unfinished").exists()
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
