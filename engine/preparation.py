@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.arguments import parse_command
 from engine.config import (
     AnnotationFilesConfig,
     PrepareAnnotations,
@@ -21,7 +22,6 @@ from engine.config import (
     PrepareImages,
     PrepareSizes,
     PrepareVerify,
-    parse_command,
 )
 from engine.data import download
 from engine.data.annotation_source import AnnotationSource

@@ -9,9 +9,10 @@ from typing import IO, Any
 
 import torch.distributed as dist
 
+from engine.arguments import to_yaml
 from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, sweep
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
-from engine.config import PretrainConfig, to_yaml
+from engine.config import PretrainConfig
 from engine.distributed import Ranks
 from engine.errors import UserError
 from engine.files import only_here

@@ -9,7 +9,8 @@
 
 import sys
 
-from engine.config import ConvertConfig, parse_conversion
+from engine.arguments import parse_conversion
+from engine.config import ConvertConfig
 from engine.conversion import SOURCES, TARGETS, convert
 from engine.distributed import exit_with
 from engine.errors import UserError

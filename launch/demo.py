@@ -24,10 +24,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
+from engine.arguments import parse, parse_command
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import open_checkpoint
 from engine.checkpoint.weights import read_bert
-from engine.config import PretrainConfig, parse, parse_command
+from engine.config import PretrainConfig
 from engine.data.demo import VISUAL_WORDS, write_demo
 from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
 from engine.data.sampler import Sample

@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 from transformers import BertConfig, set_seed
 
+from engine.arguments import parse, to_yaml
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import SavedState, load_weights, restore_all, restore_parts
 from engine.checkpoint.weights import pretrained_parts, read_bert
-from engine.config import PretrainConfig, deepspeed_settings, parse, to_yaml
+from engine.config import PretrainConfig, deepspeed_settings
 from engine.data.answers import AnswerTable
 from engine.data.images import ImageShape
 from engine.data.pretraining import (

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 import engine.config
-from engine.config import PretrainConfig, deepspeed_settings, parse, recipe_names, to_yaml
+from engine.arguments import parse, recipe_names, to_yaml
+from engine.config import PretrainConfig, deepspeed_settings
 from engine.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import PretrainConfig, parse
+from engine.arguments import parse
+from engine.config import PretrainConfig
 from engine.distributed import Ranks
 from engine.errors import UserError
 from launch.pretrain import RECIPES, run

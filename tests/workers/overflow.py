@@ -12,9 +12,10 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 import engine.config
+from engine.arguments import parse
 from engine.checkpoint.saving import full_state
 from engine.checkpoint.weights import read_bert
-from engine.config import PretrainConfig, deepspeed_settings, parse
+from engine.config import PretrainConfig, deepspeed_settings
 from engine.data.pretraining import training_loader
 from engine.distributed import Ranks, join, pick_device
 from engine.trainer import build_engine
