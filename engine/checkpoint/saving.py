@@ -39,7 +39,7 @@ from engine.checkpoint.original import SUFFIX, original_names
 from engine.checkpoint.shards import load_shard
 from engine.checkpoint.weights import State
 from engine.errors import UserError
-from engine.files import NO_SPACE, write_json
+from engine.files import NO_SPACE, replacing, write_json
 
 LATEST = "latest"
 
@@ -50,7 +50,7 @@ def full_state(engine: DeepSpeedEngine) -> State:
     parameters = dict(engine.module.named_parameters())
     for key, tensor in engine.module.state_dict().items():
         full = safe_get_full_fp32_param(parameters[key]) if key in parameters else None
-        state[key] = (tensor if full is None else full.reshape(tensor.shape)).detach().cpu().clone()
+        state[key] = tensor.detach().cpu().clone() if full is None else full.reshape(tensor.shape).cpu()
     return state
 
 
@@ -251,9 +251,8 @@ class Checkpoints:
             target.rename(self.folder / f".{name}{DELETED}")
         unfinished.rename(target)
         sync_folder(self.folder)
-        latest = self.folder / f".{LATEST}{UNFINISHED}"
-        latest.write_text(name)
-        latest.replace(self.folder / LATEST)
+        with replacing(self.folder / LATEST, "w") as latest:
+            latest.write(name)
         sync_folder(self.folder)
         if self.keep is not None:
             for old in complete_checkpoints(self.folder)[self.keep :]:
