@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from engine.config import ConvertConfig, PretrainConfig
+from engine.config import ConvertConfig, TrainingConfig
 from engine.errors import UserError
 
 # What the original's scripts pass and is always so here: flag -> (accepted values, reason for refusing others).
@@ -38,11 +38,12 @@ ORIGINAL_CONSTANTS: dict[str, tuple[tuple[str, ...], str]] = {
         "objects are not predicted, so none is used",
     ),
     "objMaskRate": (("0.0", "0", "0."), "objects are not masked"),
+    "test": (("",), "launch/predict_vqa.py predicts and scores"),
     "fp16_opt_level": (("O1",), "fp16 always keeps fp32 masters and batch norm, as O1 did"),
 }
 SNAKE_CASE = {"visualLosses": "visual_losses", "objMaskRate": "obj_mask_rate", "multiGPU": "multi_gpu"}
 
-Config = TypeVar("Config", bound=PretrainConfig)
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 class Parser(HfArgumentParser):
@@ -103,7 +104,8 @@ def parse_command(config_class: type[Command], program: str, argv: list[str]) ->
         UserError: for an unknown flag or value.
     """
     parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
-    return config_class(**vars(parser.parse_args(argv)))
+    ours = [argument for argument in argv if not argument.startswith("--local_rank=")]  # which deepspeed adds
+    return config_class(**vars(parser.parse_args(ours)))
 
 
 def parse_conversion(argv: list[str], sources: Sequence[str], targets: Sequence[str]) -> ConvertConfig:
@@ -149,7 +151,7 @@ def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     flags: list[str] = []
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{path}: unknown setting {key}; use the names that --print_config prints")
+            raise UserError(f"{path}: unknown setting {key}; use the names that --print_config prints, of this program")
         if isinstance(value, list | dict) or (isinstance(value, bool) and fields[key].type is not bool):
             raise UserError(f"{path}: {key} can't be {value!r}; see --print_config for how it is written")
         if value is None and fields[key].default is not None:

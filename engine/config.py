@@ -20,17 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 class DataConfig:
     """Which data, and how they become batches."""
 
-    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
-    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
-    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/ and lxmert/")
-    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/ and vqa/")
     image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
     aspect_ratio_group_factor: int = HfArg(default=5, help="2 k + 2 groups of aspect ratio; a batch holds one group")
     orient_after_resize: bool = HfArg(default=False, help="pad nearly square landscapes as portraits, as the original")
     same_order_each_epoch: bool = HfArg(default=False, help="don't reshuffle between epochs, as the original")
     max_seq_length: int = HfArg(default=20, help="tokens per sentence, [CLS] and [SEP] included")
-    word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
     num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="data loading processes per rank")
     worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
         default="fork", help="how loading processes start; fork is much the quickest"
@@ -57,12 +53,11 @@ class ModelConfig:
     not_load_adam_optimizer: bool = HfArg(default=False, help="with --load: start the optimiser anew")
     sub_sampling: bool = HfArg(default=False, help="draw cells of the grid instead of taking all")
     sub_feat_num: int = HfArg(default=36, help="cells to draw per image")
+    sub_sampling_in_evaluation: bool = HfArg(default=True, help="with --sub_sampling: draw in evaluation, too")
     use_positional_embedding: bool = HfArg(default=False, help="add learned row and column embeddings to the grid")
     pos_num: int = HfArg(default=25, help="rows of each position table")
-    task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
-    task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
-    task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
     freeze_batch_norm: bool = HfArg(default=False, help="keep the backbone's running statistics")
+    activation_checkpointing: bool = HfArg(default=False, help="compute activations twice, to keep few of them")
 
 
 @dataclass
@@ -72,7 +67,7 @@ class OptimizationConfig:
     batch_size: int = HfArg(aliases=["--batchSize", "--micro_batch_size"], default=32, help="samples per GPU and pass")
     gradient_accumulation_steps: int = HfArg(default=1, help="passes per optimiser step")
     global_batch_size: int | None = HfArg(default=None, help="samples per optimiser step; sets the accumulation")
-    epochs: int = HfArg(default=20, help="epochs that the schedules are laid out for")
+    epochs: int = HfArg(aliases=["--epoch"], default=20, help="epochs that the schedules are laid out for")
     stop_after_epoch: int | None = HfArg(default=None, help="stop when this epoch (counted from 1) is done")
     max_steps: int | None = HfArg(default=None, help="stop after this many optimiser steps")
     lr: float = HfArg(default=1e-4, help="peak rate of AdamW")
@@ -116,8 +111,11 @@ class RunConfig:
 
 
 @dataclass
-class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
-    """Everything that launch/pretrain.py takes."""
+class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
+    """What every training takes; each program adds its own."""
+
+    train: str = HfArg(default="", help="annotation files to train on")
+    valid: str = HfArg(default="", help="annotation files to validate on after each epoch; '' for none")
 
     def check(self, world_size: int) -> None:
         """Derive the accumulation and refuse what can't work, before anything is read.
@@ -154,13 +152,8 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             raise UserError(f"--max_seq_length {self.max_seq_length}: at least 3, for [CLS], one word and [SEP]")
         if self.image_size_max < self.image_size_min:
             raise UserError(f"--image_size_max {self.image_size_max} is below --image_size_min {self.image_size_min}")
-        for name in ("word_mask_rate", "warmup_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"--{name} {getattr(self, name)}: a share between 0 and 1 is needed")
-        if self.word_mask_rate == 0.0 and self.task_mask_lm:
-            raise UserError("--word_mask_rate 0 leaves no word to predict; add --no_task_mask_lm")
-        if not (self.task_mask_lm or self.task_matched or self.task_qa):
-            raise UserError("no task is left; turn on one of --taskMaskLM, --taskMatched, --taskQA")
+        if not 0.0 <= self.warmup_ratio <= 1.0:
+            raise UserError(f"--warmup_ratio {self.warmup_ratio}: a share between 0 and 1 is needed")
         try:
             milestones = self.milestones
         except ValueError:
@@ -189,6 +182,110 @@ class PretrainConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
                     f"{world_size} GPUs = {one_pass}; change it or --batchSize"
                 )
             self.gradient_accumulation_steps = self.global_batch_size // one_pass
+
+
+@dataclass
+class PretrainConfig(TrainingConfig):
+    """Everything that launch/pretrain.py takes."""
+
+    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
+    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
+    task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
+    task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
+
+    def check(self, world_size: int) -> None:
+        super().check(world_size)
+        if not 0.0 <= self.word_mask_rate <= 1.0:
+            raise UserError(f"--word_mask_rate {self.word_mask_rate}: a share between 0 and 1 is needed")
+        if self.word_mask_rate == 0.0 and self.task_mask_lm:
+            raise UserError("--word_mask_rate 0 leaves no word to predict; add --no_task_mask_lm")
+        if not (self.task_mask_lm or self.task_matched or self.task_qa):
+            raise UserError("no task is left; turn on one of --taskMaskLM, --taskMatched, --taskQA")
+
+
+@dataclass
+class VqaConfig(TrainingConfig):
+    """Everything that launch/finetune_vqa.py takes."""
+
+    train: str = HfArg(default="train,nominival", help="annotation files in data/vqa/")
+    valid: str = HfArg(default="minival", help="annotation files to score after each epoch; '' for none")
+    output: str = HfArg(default="snap/vqa/run", help="folder for BEST, LAST, checkpoints and metrics.jsonl")
+    load_lxmert: str | None = HfArg(
+        aliases=["--loadLXMERT"], default=None, help="pre-trained checkpoint to take the trunk from"
+    )
+    load_lxmert_qa: str | None = HfArg(
+        aliases=["--loadLXMERTQA"], default=None, help="pre-trained checkpoint to take the trunk and answers from"
+    )
+    loss_scale: float = HfArg(default=1.0, help="factor of the mean loss; 1 for the number of answers, as the original")
+    human_answers: str | None = HfArg(
+        default=None, help="official annotation files with ten answers a question, for the official accuracy"
+    )
+    allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
+
+    def check(self, world_size: int) -> None:
+        super().check(world_size)
+        if not 0 < self.loss_scale < float("inf"):
+            raise UserError(f"--loss_scale {self.loss_scale}: a number above 0 is needed")
+        starts = ["load", "load_lxmert", "load_lxmert_qa"]
+        given = [name for name in starts if getattr(self, name) is not None] + ["fromScratch"] * self.from_scratch
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} exclude each other; drop one (with a recipe: --NAME '')")
+        if self.human_answers and not self.valid:
+            raise UserError("--human_answers are for the validation; add --valid, or leave them out")
+
+
+@dataclass
+class PredictConfig:
+    """Answer the questions of a split with a fine-tuned model, and score them where their answers are known."""
+
+    load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST")
+    test: str | None = HfArg(default=None, help="annotation files in data/vqa/, such as minival or test")
+    question: str | None = HfArg(default=None, help="one question to answer, with --image")
+    image: str | None = HfArg(default=None, help="image file that --question is about")
+    output: str | None = HfArg(default=None, help="folder for the results; that of --load if not given")
+    top_k: int | None = HfArg(default=None, help="also write this many answers of each question with probabilities")
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/ and vqa/")
+    batch_size: int = HfArg(aliases=["--batchSize"], default=32, help="questions per GPU and pass")
+    num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="data loading processes per rank")
+    worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
+        default="fork", help="how loading processes start; fork is much the quickest"
+    )
+    image_store: str | None = HfArg(default=None, help="LMDB that prepare.py images wrote, instead of the folders")
+    image_decoder: Literal["pillow", "simplejpeg"] = HfArg(default="pillow", help="as in training")
+    cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
+    sub_sampling_in_evaluation: bool = HfArg(
+        aliases=["--sub_sampling"], default=True, help="draw cells where the model was trained so; else take all"
+    )
+    seed: int = HfArg(default=9595, help="seed of the cells that are drawn")
+    human_answers: str | None = HfArg(
+        default=None, help="official annotation files with ten answers a question, for the official accuracy"
+    )
+    allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
+    max_unreadable_images: int = HfArg(default=0, help="damaged images to answer blindly before giving up")
+    fp16: bool = HfArg(default=False, help="half precision; needs a GPU")
+    bf16: bool = HfArg(default=False, help="bf16")
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag to change."""
+        if not self.load:
+            raise UserError("which model? add --load snap/vqa/NAME/BEST")
+        if (self.test is None) == (self.question is None):
+            raise UserError("either --test SPLIT or --question TEXT --image FILE is needed")
+        if (self.question is None) != (self.image is None):
+            raise UserError("--question and --image go together; add the other one")
+        for name in ("batch_size", "top_k"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name} {value}: at least 1 is needed")
+        for name in ("num_workers", "seed", "max_unreadable_images"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} {getattr(self, name)}: at least 0 is needed")
+        if self.fp16 and self.bf16:
+            raise UserError("--fp16 and --bf16 exclude each other; drop one")
+        if self.fp16 and not fp16_is_supported():
+            raise UserError("--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32")
 
 
 @dataclass

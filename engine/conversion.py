@@ -16,7 +16,7 @@ from engine.checkpoint.answers import match_answers
 from engine.checkpoint.description import ModelDescription, word_pieces
 from engine.checkpoint.manifest import verify
 from engine.checkpoint.original import SUFFIX, read_original, write_original
-from engine.checkpoint.pretrained import read_description, read_pretrained, save_pretrained
+from engine.checkpoint.pretrained import ModelFolder, save_pretrained
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import (
     CONTENT,
@@ -40,6 +40,7 @@ from engine.checkpoint.weights import (
 )
 from engine.config import ConvertConfig, OptimizationConfig, deepspeed_settings
 from engine.data.answers import AnswerTable
+from engine.data.trained_on import TrainedOn
 from engine.distributed import Ranks, join, pick_device
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, ResNetShape
@@ -61,6 +62,8 @@ class Source:
     bert: BertConfig | None = None
     training: SavedState | None = None  # of optimisers and schedules
     unexpected: list[str] = field(default_factory=list)
+    architecture: str = "pretraining"
+    trained_on: TrainedOn | None = None
 
 
 def read_source(kind: str, path: str) -> Source:
@@ -72,7 +75,7 @@ def read_source(kind: str, path: str) -> Source:
     name = f"{kind} {path}"
     if kind == "lxrt":
         original = read_original(Path(path if path.endswith(".pth") else path + SUFFIX))
-        return Source(name, original.state, original.unused, training=original)
+        return Source(name, original.state, original.unused, training=original, architecture=original.architecture)
     if kind == "openai-clip":
         state = read_clip(Path(path))
         used = {key: tensor for key, tensor in state.items() if not key.startswith(UNUSED)}
@@ -86,10 +89,11 @@ def read_source(kind: str, path: str) -> Source:
         verify(folder, progress=True)
         checkpoint = Checkpoint(folder)
         unused = checkpoint.content.get("unused", {})
-        return Source(name, checkpoint.weights(), unused, checkpoint.description, training=checkpoint)
+        description, trained_on = checkpoint.description, checkpoint.trained_on
+        return Source(name, checkpoint.weights(), unused, description, training=checkpoint, trained_on=trained_on)
     if kind == "safetensors":
-        weights, unused = read_pretrained(Path(path))
-        return Source(name, weights, unused, read_description(Path(path)))
+        model = ModelFolder(Path(path))
+        return Source(name, model.weights(), model.unused(), model.description, trained_on=model.trained_on)
     raise UserError(f"--from {kind}: one of {', '.join(SOURCES)} is needed")
 
 
@@ -98,7 +102,8 @@ def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescripti
     state = {key: tensor for source in reversed(sources) for key, tensor in source.weights.items()}
     found = next((source.description for source in sources if source.description is not None), None)
     if found is None:
-        found = ModelDescription.of(_bert(sources, state, config), _visual(state, config), None, None)
+        architecture = next((s.architecture for s in sources if s.architecture != "pretraining"), "pretraining")
+        found = ModelDescription.of(_bert(sources, state, config), _visual(state, config), None, None, architecture)
     if config.bert is not None:
         found = replace(found, vocabulary=word_pieces(read_bert(config.bert)[1]))
     rows = state[f"{HEAD}logit_fc.3.bias"].shape[0] if f"{HEAD}logit_fc.3.bias" in state else None
@@ -225,10 +230,11 @@ def convert(config: ConvertConfig) -> None:
     state = {key: tensor for key, tensor in model.state_dict().items()}
 
     if kind == "lxrt":
-        _write_lxrt(target, {**state, **unused}, config)
+        _write_lxrt(target, {**state, **unused}, config, description.architecture)
     elif kind == "safetensors":
         origins = ", ".join(f"{kind} {Path(path).name}" for kind, path in config.sources)  # no paths of this machine
-        save_pretrained(target, state, unused, description, origins)
+        trained_on = next((source.trained_on for source in sources if source.trained_on is not None), None)
+        save_pretrained(target, state, unused, description, origins, trained_on=trained_on)
     else:
         training = next((source.training for source in sources if source.training is not None), None)
         _write_deepspeed(target, model, unused, description, training)
@@ -248,7 +254,7 @@ def _check(report: LoadReport, unexpected: Sequence[str], config: ConvertConfig)
         raise UserError(f"{found} keys, listed above; nothing was written. {flags} takes the rest all the same")
 
 
-def _write_lxrt(target: Path, state: State, config: ConvertConfig) -> None:
+def _write_lxrt(target: Path, state: State, config: ConvertConfig, architecture: str) -> None:
     lacking = [part for part in UNUSED if not any(key.startswith(part) for key in state)]
     if lacking:
         print(
@@ -257,7 +263,7 @@ def _write_lxrt(target: Path, state: State, config: ConvertConfig) -> None:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_original(target, state, prefix=config.module_prefix)
+        write_original(target, state, prefix=config.module_prefix, architecture=architecture)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{target} can't be written ({reason}); free space or choose another place") from None

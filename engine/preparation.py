@@ -38,6 +38,7 @@ from engine.data.images import (
     ImageShape,
     image_path,
 )
+from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 
@@ -102,10 +103,6 @@ def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource
         names: AnnotationSource(annotation_files(folder, names), encoder, answers, config.with_text)
         for names in config.splits
     }
-
-
-def annotation_files(folder: Path, names: str) -> tuple[Path, ...]:
-    return tuple(folder / f"{name}.json" for name in names.split(",") if name)
 
 
 def cache_folder(config: PrepareAnnotations) -> Path:

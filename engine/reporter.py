@@ -12,8 +12,8 @@ from deepspeed import DeepSpeedEngine
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from engine.config import PretrainConfig
-from engine.data.pretraining import Batch
+from engine.config import TrainingConfig
+from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
 from engine.diagnosis import first_non_finite
 from engine.errors import UserError
@@ -36,7 +36,7 @@ class Reporter(Observer):
     """Progress and metrics of the training. Every rank has one; rank 0's also shows and writes."""
 
     def __init__(
-        self, engine: DeepSpeedEngine, config: PretrainConfig, batches: DataLoader[Batch], metrics: Metrics
+        self, engine: DeepSpeedEngine, config: TrainingConfig, batches: DataLoader[Batch], metrics: Metrics
     ) -> None:
         self.engine, self.config, self.metrics = engine, config, metrics
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
@@ -163,7 +163,8 @@ def with_total_loss(means: Mapping[str, float]) -> dict[str, float]:
 
 
 def as_line(record: Mapping[str, object]) -> str:
-    """A record for the eye: three or four significant digits, and no zero counts."""
-    shown = {k: v for k, v in record.items() if k != "kind" and not (v == 0 and k in ("skipped_steps", UNREADABLE))}
+    """A record for the eye: three or four significant digits, no zero counts, and no tables."""
+    zero = {k for k in ("skipped_steps", UNREADABLE) if record.get(k) == 0}
+    shown = {k: v for k, v in record.items() if k not in {"kind", *zero} and not isinstance(v, Mapping)}
     values = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
     return f"{record['kind']}: " + ", ".join(values)

@@ -10,9 +10,9 @@ from typing import IO, Any
 import torch.distributed as dist
 
 from engine.arguments import to_yaml
-from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, sweep
+from engine.checkpoint.manifest import MANIFEST, complete_checkpoints, newest_checkpoint, sweep
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
-from engine.config import PretrainConfig
+from engine.config import TrainingConfig
 from engine.distributed import Ranks
 from engine.errors import UserError
 from engine.files import only_here
@@ -25,6 +25,8 @@ MAY_CHANGE = frozenset(
     | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "save_step", "keep", "resume"}
+    | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
+    | {"sub_sampling_in_evaluation", "activation_checkpointing"}
 )
 
 
@@ -37,13 +39,14 @@ class RunFolder:
 
     def check(self, *, resume: bool) -> None:
         """Raises UserError if a run's checkpoints are here that this run isn't meant to go on from."""
-        if not resume and (found := complete_checkpoints(self.path)):
+        found = [*complete_checkpoints(self.path), *sorted(path.parent for path in self.path.glob(f"[!.]*/{MANIFEST}"))]
+        if not resume and found:
             raise UserError(
                 f"--output {self.path} holds a run, up to {found[0].name}; add --resume auto to go on from there, "
                 "choose another folder, or remove it"
             )
 
-    def claim(self, config: PretrainConfig) -> None:
+    def claim(self, config: TrainingConfig) -> None:
         """Keep other runs out until this process ends, and remove what an earlier one left unfinished.
 
         Raises:
@@ -59,7 +62,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
 
-    def write_config(self, config: PretrainConfig) -> None:
+    def write_config(self, config: TrainingConfig) -> None:
         """Leave the flags as a recipe.
 
         Raises:
@@ -88,7 +91,7 @@ def _wait(attempt: Callable[[], None], message: str) -> None:
 
 
 def find_start(
-    config: PretrainConfig, folder: RunFolder, ranks: Ranks, sentences: int
+    config: TrainingConfig, folder: RunFolder, ranks: Ranks, sentences: int
 ) -> tuple[Checkpoint | None, SavedState | None]:
     """What the weights come from, and whether the run goes on from there.
 
@@ -128,7 +131,7 @@ def check_agreement(resumed: Checkpoint | None) -> None:
         )
 
 
-def check_same_run(checkpoint: Checkpoint, config: PretrainConfig, world_size: int, sentences: int) -> None:
+def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int, sentences: int) -> None:
     """Raises UserError if a run goes on with other flags, data or samples per step than it began with."""
     if "ranks" not in checkpoint.content:
         raise UserError(f"{checkpoint.folder} was converted, and is no place to go on from; start from it with --load")

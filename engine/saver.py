@@ -17,9 +17,10 @@ from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.original import SUFFIX
 from engine.checkpoint.saving import Checkpoints, saved_buffers
 from engine.checkpoint.state import CONTENT, Checkpoint
-from engine.config import PretrainConfig
-from engine.data.pretraining import Batch
+from engine.config import TrainingConfig
+from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
+from engine.data.trained_on import TrainedOn
 from engine.preemption import Preemption
 from engine.reporter import Reporter
 from engine.trainer import Observer, TrainState
@@ -36,16 +37,21 @@ class Saver(Observer):
     def __init__(
         self,
         engine: DeepSpeedEngine,
-        config: PretrainConfig,
+        config: TrainingConfig,
         batches: DataLoader[Batch],
         description: ModelDescription,
         reporter: Reporter,
         checkpoints: Checkpoints,
         preemption: Preemption,
+        trained_on: TrainedOn,
+        *,
+        weights_files: bool,
     ) -> None:
+        """`weights_files`: whether EpochNN_LXRT.pth is written, too."""
         self.engine, self.config, self.description = engine, config, description
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
+        self.trained_on, self.weights_files = trained_on, weights_files
         self.save_step = config.save_step or sys.maxsize
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
         self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
@@ -65,14 +71,14 @@ class Saver(Observer):
         """Ranks saw different batches, so rank 0's batch norm statistics stand for all."""
         for buffer in self.engine.module.buffers():
             dist.broadcast(buffer, src=0)
-        self._save(f"Epoch{state.epoch + 1:02d}", state, weights_file=True)
+        self._save(f"Epoch{state.epoch + 1:02d}", state, weights_file=self.weights_files)
         self._finish()  # before a validation of minutes
         self.agree()
         self.last_step_of_epoch = None
 
     def after_training(self, state: TrainState) -> None:
         if state.batches:
-            self._save(f"Step{state.step:06d}", state, weights_file=not self.stop_requested)
+            self._save(f"Step{state.step:06d}", state, weights_file=self.weights_files and not self.stop_requested)
         self._finish()
         if self.stop_requested:
             self.reporter.say(f"asked to stop by a signal, after step {state.step}; --resume auto goes on from there")
@@ -125,6 +131,7 @@ class Saver(Observer):
             "description": self.description.to_dict(),
             "config": asdict(self.config),
             "samples": len(self.sampler.groups),
+            "trained_on": self.trained_on.to_tensors(),
             "ranks": positions,
         }
         self.checkpoints.save(name, state.step, {CONTENT: content}, weights_file=weights_file)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from engine.checkpoint.state import restore_masters
 from engine.config import OptimizationConfig
-from engine.data.pretraining import Batch
+from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
 from engine.metrics import Metrics
 from engine.optim.hybrid import HybridOptimizer, parameter_groups
@@ -126,14 +126,18 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], on_batch: Callable[[Batch], None] = lambda batch: None
+    model: nn.Module, batches: Iterable[Batch], on_batch: Callable[[Batch, Any], None] = lambda batch, output: None
 ) -> dict[str, float]:
-    """Means over every sample of all ranks' batches, each counted once. Every rank has to call it."""
+    """Means over every sample of all ranks' batches, each counted once. Every rank has to call it.
+
+    `on_batch` also sees each batch of this rank with the model's output.
+    """
     model.eval()
     device = next(model.parameters()).device
     metrics = Metrics(device)
     for batch in batches:
         batch = batch.to(device)
-        metrics.add(model(**batch.inputs).metrics)
-        on_batch(batch)
+        output = model(**batch.inputs)
+        metrics.add(output.metrics)
+        on_batch(batch, output)
     return metrics.means()

@@ -1,11 +1,14 @@
-"""Pre-train a tiny CLIP-ViL on drawn scenes: both stages on two ranks, then a test on scenes that it never saw.
+"""Pre-train a tiny CLIP-ViL on drawn scenes, fine-tune it to answer questions, and test both on scenes it never saw.
 
     make demo
 
 1. draw the data set               data/demo
 2. stage one, stage two            deepspeed --num_gpus 2 launch/pretrain.py --recipe demo_stage_one (_two)
-3. evaluate, with the images and blind (every image grey)
-4. print, and write snap/demo/summary.json
+3. fine-tune                       deepspeed --num_gpus 2 launch/finetune_vqa.py --recipe demo_vqa
+   and the same from random weights, to see what pre-training is good for
+4. predict                         deepspeed --num_gpus 2 launch/predict_vqa.py --load snap/demo/vqa/BEST --test minival
+5. evaluate, with the images and blind (every image grey)
+6. print, and write snap/demo/summary.json
 """
 
 import json
@@ -28,14 +31,21 @@ from engine.arguments import parse, parse_command
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import open_checkpoint
 from engine.checkpoint.weights import read_bert
-from engine.config import PretrainConfig
+from engine.config import PredictConfig, PretrainConfig
 from engine.data.demo import VISUAL_WORDS, write_demo
-from engine.data.pretraining import Batch, PretrainingDataset, evaluation_loader
+from engine.data.loading import Batch, evaluation_loader
+from engine.data.pretraining import PretrainingDataset
+from engine.data.questions import read_questions
 from engine.data.sampler import Sample
+from engine.data.splits import annotation_files
 from engine.distributed import Ranks, exit_with
 from engine.errors import UserError
+from engine.scoring import AnswerCollector, score_answers
 from engine.trainer import evaluate
-from launch.pretrain import RECIPES, build_model, describe_model, read_data
+from engine.training import build_model, describe_model
+from launch.predict_vqa import build_model as build_predictor
+from launch.predict_vqa import open_model, read_dataset
+from launch.pretrain import RECIPES, Pretraining
 
 ROOT = Path(__file__).resolve().parent.parent
 GREY = 128
@@ -52,10 +62,11 @@ class DemoConfig:
     seed: int = HfArg(default=9595, help="seed of the scenes")
     stage_one: str = HfArg(default="", help="more flags for stage one, in one string")
     stage_two: str = HfArg(default="", help="more flags for stage two, in one string")
+    vqa: str = HfArg(default="", help="more flags for fine-tuning, in one string")
 
 
-def run_stage(recipe: str, flags: list[str]) -> None:
-    """One training under the launcher, its output passed through.
+def run_program(name: str, flags: list[str]) -> None:
+    """A program of launch/ under the launcher, its output passed through.
 
     Raises:
         UserError: if it fails; its own message stands above.
@@ -66,11 +77,11 @@ def run_stage(recipe: str, flags: list[str]) -> None:
     accelerator = get_accelerator()
     ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
     launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port)]
-    command = [*launcher, str(ROOT / "launch" / "pretrain.py"), "--recipe", recipe, *flags]
+    command = [*launcher, str(ROOT / "launch" / name), *flags]
     print("\n$ deepspeed " + " ".join(command[1:]), flush=True)
     code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise UserError(f"{recipe} ended with code {code}; the reason stands above")
+        raise UserError(f"{name} ended with code {code}; the reason stands above")
 
 
 class MaskedWords(PretrainingDataset):
@@ -98,11 +109,12 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     """Accuracies on the held-out scenes, each with its blind twin."""
     alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     bert, tokenizer = read_bert(config.bert)
-    _, held_out, answers = read_data(config, tokenizer, alone)
+    task = Pretraining(config, tokenizer, alone)
+    held_out = task.validation
     assert held_out is not None
     assert config.load is not None
-    description = describe_model(config, bert, tokenizer, answers)
-    model = build_model(config, description, open_checkpoint(config.load), alone).to(get_accelerator().device_name())
+    description = describe_model(config, bert, task)
+    model = build_model(config, description, open_checkpoint(config.load), task).to(get_accelerator().device_name())
 
     images, words, split = held_out.images, held_out.vocabulary, held_out.split
     captions = replace(split, sentences=split.sentences.select(~split.sentences.questions))
@@ -124,6 +136,28 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     return summary
 
 
+def predict_held_out(model: str, data_root: str) -> float:
+    """The score of a fine-tuned model on the held-out scenes' questions, by launch/predict_vqa.py."""
+    run_program("predict_vqa.py", ["--load", model, "--test", "minival", "--data_root", data_root, "--num_workers=1"])
+    return float(json.loads(Path(model).with_name("minival_score.json").read_text())["score"])
+
+
+def predict_blind(model: str, data_root: str) -> float:
+    """The same without seeing them."""
+    config = PredictConfig(load=model, test="minival", data_root=data_root)
+    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    files = annotation_files(Path(data_root, "vqa"), "minival")
+    saved = open_model(config, alone)
+    dataset = read_dataset(config, saved, files, alone)
+    network = build_predictor(saved, config, torch.device(get_accelerator().device_name()))
+    collector = AnswerCollector()
+    batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)
+    evaluate(network, blind(batches), on_batch=collector.see)
+    questions, answers = read_questions(files), collector.gather(len(dataset)).answers[:, 0].tolist()
+    chosen = {q.question_id: (saved.answers or [])[row] for q, row in zip(questions, answers, strict=True)}
+    return float(score_answers(questions, chosen)["score"])
+
+
 def main() -> None:
     started = time.monotonic()
     try:
@@ -136,21 +170,36 @@ def main() -> None:
             seed=config.seed,
             progress=True,
         )
-        stage_one, stage_two = f"{config.output}/stage_one", f"{config.output}/stage_two"
-        for stage in (stage_one, stage_two):
+        names = ("stage_one", "stage_two", "vqa", "vqa_from_scratch")
+        stage_one, stage_two, vqa, from_scratch = (f"{config.output}/{name}" for name in names)
+        for stage in (stage_one, stage_two, vqa, from_scratch):
             shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
-        run_stage("demo_stage_one", [*folders, "--output", stage_one, *config.stage_one.split()])
-        first = last_checkpoint(stage_one)
-        run_stage("demo_stage_two", [*folders, "--load", first, "--output", stage_two, *config.stage_two.split()])
+        first = ["--recipe", "demo_stage_one", *folders, "--output", stage_one, *config.stage_one.split()]
+        run_program("pretrain.py", first)
+        second = ["--recipe", "demo_stage_two", *folders, "--load", last_checkpoint(stage_one), "--output", stage_two]
+        run_program("pretrain.py", [*second, *config.stage_two.split()])
         flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
         summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
+
+        pretrained = time.monotonic()
+        for output, start in (
+            (vqa, ["--load_lxmert_qa", last_checkpoint(stage_two)]),
+            (from_scratch, ["--load_lxmert_qa", "", "--fromScratch"]),
+        ):
+            recipe = ["--recipe", "demo_vqa", *folders, *start, "--output", output]
+            run_program("finetune_vqa.py", [*recipe, *config.vqa.split()])
+        summary["vqa_accuracy"] = predict_held_out(f"{vqa}/BEST", config.data_root)
+        summary["vqa_accuracy_blind"] = predict_blind(f"{vqa}/BEST", config.data_root)
+        summary["vqa_accuracy_from_scratch"] = predict_held_out(f"{from_scratch}/BEST", config.data_root)
+        summary["vqa_seconds"] = round(time.monotonic() - pretrained, 1)
     except UserError as error:
         exit_with(error)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(config.output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out scenes     with images   blind")
-    for name in ("masked_word_accuracy", "matched_accuracy", "qa_accuracy"):
+    for name in ("masked_word_accuracy", "matched_accuracy", "qa_accuracy", "vqa_accuracy"):
         print(f"{name:<22} {summary[name]:<13.3f} {summary[name + '_blind']:.3f}")
+    print(f"vqa_accuracy without pre-training: {summary['vqa_accuracy_from_scratch']:.3f}")
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
 
 

@@ -8,6 +8,7 @@ Exact quantities count their differences, tolerance 0. Where the tolerances come
 1. model_pretrain/  one forward and backward pass of each variant
 2. trajectory/      12 optimiser steps through DeepSpeed ZeRO-2 with one rank
 3. data/            answers, masking, grouping, geometry, pixels, tokens, whole batches
+4. vqa/             answer head surgery, tokens, forward and backward passes of fine-tuning, scores
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
-from engine.checkpoint.original import split_unused
+from engine.checkpoint.answers import match_answers
+from engine.checkpoint.original import our_name, split_unused
 from engine.checkpoint.saving import full_state
 from engine.checkpoint.weights import HEAD, load_state
 from engine.config import OptimizationConfig, deepspeed_settings
@@ -35,9 +38,12 @@ from engine.data.answers import AnswerTable, normalise_answer
 from engine.data.image_store import ImageStore
 from engine.data.image_writer import write_image_store
 from engine.data.images import SIZES_FILE, ImageFolder, ImageShape, image_path
+from engine.data.loading import Collator
 from engine.data.masking import mask_tokens
-from engine.data.pretraining import Collator, PretrainingDataset, PretrainingOptions, read_split
+from engine.data.pretraining import PretrainingDataset, PretrainingOptions
+from engine.data.questions import read_questions
 from engine.data.sampler import exhaustive_batches, grouped_batches
+from engine.data.splits import read_split
 from engine.data.text import TextEncoder
 from engine.data.transforms import (
     aspect_ratio_bins,
@@ -52,6 +58,8 @@ from engine.distributed import Ranks, join, pick_device
 from engine.model.clip_resnet import ResNetShape
 from engine.model.encoder import CLIP_STD, VisualShape, normalise_images
 from engine.model.pretraining import ClipVilForPretraining, PretrainingOutput
+from engine.model.question_answering import ClipVilForQuestionAnswering
+from engine.scoring import score_answers
 from engine.trainer import build_engine
 
 # Suggested by the recording's README from what a second recording with one thread showed (loss 2e-6, gradients
@@ -98,7 +106,13 @@ def recorded_images(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).float() / 64 - 2
 
 
-def build_model(config: dict[str, Any], variant: dict[str, Any], state: dict[str, np.ndarray]) -> ClipVilForPretraining:
+def build_model(
+    config: dict[str, Any],
+    variant: dict[str, Any],
+    state: dict[str, np.ndarray],
+    model_class: Callable[..., Any] = ClipVilForPretraining,
+) -> Any:
+    """A model of the recorded sizes; with an empty state, random."""
     bert = config["bert"]
     names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
     bert_config = BertConfig(
@@ -115,7 +129,9 @@ def build_model(config: dict[str, Any], variant: dict[str, Any], state: dict[str
         use_positional_embedding=variant["use_positional_embedding"],
         pos_num=config["pos_num"],
     )
-    model = ClipVilForPretraining(bert_config, visual, config["num_answers"] if variant["task_qa"] else None)
+    model = model_class(bert_config, visual, config["num_answers"] if variant["task_qa"] else None)
+    if not state:
+        return model
     source = "the recorded state"
     used, _ = split_unused({key: torch.from_numpy(value) for key, value in state.items()}, source)
     load_state(model, used, source, may_miss=(HEAD,))
@@ -468,10 +484,10 @@ def _check_batches(
     shape = arrays["batch_0_visual_feats"].shape[2:]
     images = ImageFolder(scratch, ImageShape(min(shape), max(shape), orient_after_resize=True))
     text = _text_encoder(folder)
-    split = read_split("tiny_train", scratch, text, answers, images, scratch / "cache", allow_missing_images=True)
+    source = AnnotationSource((scratch / "lxmert" / "tiny_train.json",), text, answers)
+    split = read_split(source, images, scratch / "cache", allow_missing_images=True)
     # The store of training holds no texts; the one with them holds the sentences without an image, too.
-    files = (scratch / "lxmert" / "tiny_train.json",)
-    with_text = AnnotationSource(files, text, answers, with_text=True).open(scratch / "cache")
+    with_text = replace(source, with_text=True).open(scratch / "cache")
     missing = images.missing(with_text.image_ids)
     ours = [
         {
@@ -535,6 +551,65 @@ def _lay_out(
     (scratch / SIZES_FILE).write_bytes((folder / "width_heigths.json").read_bytes())
 
 
+def check_vqa(folder: Path) -> Iterator[Quantity]:
+    """The answer head from pre-training's, then fine-tuning's passes with it, and a score over all questions."""
+    vqa, pretrained = folder / "vqa", folder / "model_pretrain"
+    recorded, description = read_arrays(vqa / "vqa.npz"), json.loads((vqa / "config.json").read_text())
+    labels = json.loads((vqa / "label2ans.json").read_text())
+    table = AnswerTable.read(vqa / "all_ans.json").answers
+    state = {key: torch.from_numpy(value) for key, value in read_arrays(pretrained / "state.npz").items()}
+    used, _ = split_unused(state, "the recorded state")
+    used = {key: tensor for key, tensor in used.items() if not key.startswith("cls.")}
+    head = match_answers(used, table, labels)
+    for layer in ("0.weight", "0.bias", "2.weight", "2.bias", "3.weight", "3.bias"):
+        error = largest_error(head[f"{HEAD}logit_fc.{layer}"], recorded[f"logit_fc_after/{layer}"])
+        yield Quantity(f"answer head {layer}", error, 0)
+
+    text = _text_encoder(vqa)
+    tokens = [text(sentence)[: description["max_seq_length"] - 2] for sentence in description["sentences"]]
+    framed = [[text.vocabulary.cls_id, *ids, text.vocabulary.sep_id] for ids in tokens]
+    padded = [ids + [text.vocabulary.pad_id] * (description["max_seq_length"] - len(ids)) for ids in framed]
+    yield Quantity("tokens", differences(padded, recorded["input_ids"].tolist()), 0)
+
+    inputs = {name: torch.from_numpy(recorded[name]) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    inputs |= {"images": recorded_images(recorded["images_u8"]), "target": torch.from_numpy(recorded["target"])}
+    shape = {**description["config"], "num_answers": len(labels)}
+    variant = {"sub_sampling": False, "use_positional_embedding": True, "task_qa": True}
+    for name, scale in (("num_answers", float(len(labels))), ("loss_scale_500", 500.0)):
+        model = build_model(shape, variant, {}, ClipVilForQuestionAnswering)
+        load_state(model, head, "the recorded state")
+        model.loss_scale = scale
+        output = model(**inputs)
+        output.loss.backward()
+        yield Quantity(f"{name} mean loss", largest_error(output.bce.detach(), recorded["bce_mean"]), LOSS)
+        yield Quantity(f"{name} loss", largest_error(output.loss.detach(), recorded[f"{name}/loss"]), LOSS * scale)
+        norm = recorded[f"{name}/grad_global_norm"]
+        yield Quantity(f"{name} gradient norm", abs(global_norm(model) / float(norm) - 1), GRADIENT)
+        if name == "num_answers":
+            error = largest_error(output.answer_scores.detach(), recorded["logit"], relative=True)
+            yield Quantity("answer scores", error, OUTPUT)
+            parameters = dict(model.named_parameters())
+            for key in (key.removeprefix("grad/") for key in recorded if key.startswith("grad/")):
+                gradient = parameters[our_name(key)].grad
+                yield Quantity(
+                    f"gradient {key[-36:]}", largest_error(gradient, recorded[f"grad/{key}"], relative=True), GRADIENT
+                )
+    model = build_model(shape, variant, {}, ClipVilForQuestionAnswering).eval()
+    load_state(model, head, "the recorded state")
+    with torch.no_grad():
+        scores = model(**inputs).answer_scores
+    yield Quantity("evaluation answer scores", largest_error(scores, recorded["eval_logit"], relative=True), OUTPUT)
+    yield Quantity("evaluation answers", differences(scores.argmax(1).tolist(), recorded["pred_label"].tolist()), 0)
+
+    evaluator = json.loads((folder / "data" / "data.json").read_text())["vqa_evaluator"]
+    predictions = {int(number): answer for number, answer in evaluator["predictions"].items()}
+    questions = read_questions((folder / "data" / "tinyval.json",))
+    score = score_answers(questions, predictions)["score"]
+    # The original divides by the questions that were predicted, we by all.
+    error = abs(score * len(questions) / len(predictions) - evaluator["score"])
+    yield Quantity("score of the recorded answers", error, 1e-12)
+
+
 def readable(folder: Path, quantities: Iterator[Quantity]) -> Iterator[Quantity]:
     """The quantities, or the program's end where a recorded file is missing, damaged or of another format."""
     try:
@@ -552,6 +627,7 @@ def main() -> int:
         "model_pretrain": lambda: check_model(folder / "model_pretrain"),
         "trajectory": lambda: check_trajectory(folder / "trajectory"),
         "data": lambda: check_data(folder / "data", folder / "vqa" / "all_ans.json"),
+        "vqa": lambda: check_vqa(folder),
     }
     for part in parts:
         if not (folder / part).is_dir():

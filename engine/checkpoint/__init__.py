@@ -9,7 +9,7 @@ shards.py       DeepSpeed's shards, read one parameter at a time whatever number
 original.py     the files of the original code
 state.py        where a run goes on from, of either kind, and into the engine
 answers.py      an answer head for another answer table
-pretrained.py   a folder with safetensors, configuration and model card
+pretrained.py   a folder with safetensors, configuration and model card, such as BEST
 """
 
 from engine.checkpoint.pretrained import load_pretrained

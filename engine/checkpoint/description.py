@@ -1,21 +1,40 @@
 """What has to be known to build a model again; every checkpoint holds it."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import BertConfig
+from transformers import BertConfig, BertTokenizer
 
 from engine.errors import UserError
 from engine.model.clip_resnet import ResNetShape
 from engine.model.encoder import VisualShape
 from engine.model.pretraining import ClipVilForPretraining
+from engine.model.question_answering import ClipVilForQuestionAnswering
+
+# By the name that checkpoints have for it. A model is made of a BertConfig, a VisualShape and the number of answers.
+MODELS: dict[str, Callable[..., Any]] = {
+    "pretraining": ClipVilForPretraining,
+    "question_answering": ClipVilForQuestionAnswering,
+}
 
 
 def word_pieces(tokenizer: Tokenizer) -> list[str]:
     """In the order of their ids."""
     ids = tokenizer.get_vocab()
     return sorted(ids, key=lambda word: ids[word])
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the model was trained to read; the flags of the same names."""
+
+    max_seq_length: int = 20
+    image_size_min: int = 384
+    image_size_max: int = 640
+    orient_after_resize: bool = False
+    aspect_ratio_group_factor: int = 5  # the cells that an evaluation draws depend on the order of its images
 
 
 @dataclass(frozen=True)
@@ -26,18 +45,31 @@ class ModelDescription:
     visual: VisualShape
     answers: list[str] | None = None  # of the answer head, in the order of its rows; None without a head
     vocabulary: list[str] | None = None  # word pieces in the order of their ids
+    architecture: str = "pretraining"  # one of MODELS
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     @classmethod
     def of(
-        cls, bert: BertConfig, visual: VisualShape, answers: list[str] | None, tokenizer: Tokenizer | None
+        cls,
+        bert: BertConfig,
+        visual: VisualShape,
+        answers: list[str] | None,
+        tokenizer: Tokenizer | None,
+        architecture: str = "pretraining",
+        preprocessing: Preprocessing | None = None,
     ) -> "ModelDescription":
-        return cls(bert.to_diff_dict(), visual, answers, word_pieces(tokenizer) if tokenizer is not None else None)
+        words = word_pieces(tokenizer) if tokenizer is not None else None
+        return cls(bert.to_diff_dict(), visual, answers, words, architecture, preprocessing or Preprocessing())
 
-    def build(self) -> ClipVilForPretraining:
-        """The model with random weights."""
-        return ClipVilForPretraining(
-            BertConfig.from_dict(self.bert), self.visual, None if self.answers is None else len(self.answers)
-        )
+    def build(self) -> Any:
+        """The model with random weights: one of MODELS."""
+        make = MODELS[self.architecture]
+        return make(BertConfig.from_dict(self.bert), self.visual, None if self.answers is None else len(self.answers))
+
+    def tokenizer(self) -> Tokenizer:
+        """That of the vocabulary, as BERT's uncased ones are."""
+        words = {word: number for number, word in enumerate(self.vocabulary or ())}
+        return BertTokenizer(vocab=words).backend_tokenizer
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -56,6 +88,10 @@ class ModelDescription:
             visual = dict(values["visual"])
             layers, width = visual["backbone"]["layers"], visual["backbone"]["width"]
             shape = VisualShape(**{**visual, "backbone": ResNetShape(tuple(layers), width)})
-            return cls(values["bert"], shape, values["answers"], values["vocabulary"])
+            architecture = values.get("architecture", "pretraining")
+            if architecture not in MODELS:
+                raise KeyError(architecture)
+            preprocessing = Preprocessing(**values.get("preprocessing", {}))
+            return cls(values["bert"], shape, values["answers"], values["vocabulary"], architecture, preprocessing)
         except (KeyError, TypeError) as error:
             raise UserError(f"{source} doesn't describe a model of this version ({error})") from None

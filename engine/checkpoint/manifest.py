@@ -60,13 +60,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The newest first. Complete is not yet verified."""
+    """Training states, the newest first. Complete is not yet verified."""
     found = []
     for path in folder.glob(f"[!.]*/{MANIFEST}"):
         try:
-            found.append((read_manifest(path.parent)["step"], path.stat().st_mtime, path.parent))
+            manifest = read_manifest(path.parent)
         except UserError:
             continue
+        if "world_size" in manifest:  # else a model without what training needs, such as BEST
+            found.append((manifest["step"], path.stat().st_mtime, path.parent))
     return [path for *_, path in sorted(found, reverse=True)]
 
 

@@ -5,6 +5,8 @@
     X_LXRT_SGDOptim.pth     SGD's, the same way
     X_LXRT_Scheduler.pth    AdamW's schedule
 
+Its VQA model is X.pth, which names the trunk `lxrt_encoder.model.bert.` and the answer head `logit_fc.`.
+
 An optimiser numbers its parameters in the order of the model's, which is that of the keys in X_LXRT.pth: first those
 with decay, then those without; SGD those of the backbone, used or not.
 """
@@ -16,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint.weights import BACKBONE, DECODER, UNUSED, WORDS, State, read_file, read_tensors
+from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, UNUSED, WORDS, State, read_file, read_tensors
+from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.files import replacing
 from engine.optim.hybrid import is_exempt_from_decay
 
 SUFFIX = "_LXRT.pth"
 PREFIX = "module."
+# Ours in front of the names of the original's VQA model
+VQA_NAMES = {"bert.": "lxrt_encoder.model.bert.", f"{HEAD}logit_fc.": "logit_fc."}
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -38,6 +43,8 @@ class OriginalState:
     scheduler: dict[str, Any] | None = None
     answers: list[str] | None = None  # the files don't say
     loss_scaler: Any = None
+    architecture: str = "pretraining"
+    trained_on: TrainedOn | None = None  # nor this
 
     def weights(self) -> State:
         return self.state
@@ -52,13 +59,22 @@ class OriginalState:
         return self.steps_by_name.get(name)
 
 
+def our_name(key: str) -> str:
+    """The original's name of a tensor, of either of its models, to ours."""
+    key = key.removeprefix(PREFIX)
+    for ours, theirs in VQA_NAMES.items():
+        if key.startswith(theirs):
+            return ours + key.removeprefix(theirs)
+    return key
+
+
 def split_unused(state: State, source: str) -> tuple[State, State]:
-    """Strip `module.`, untie the decoder, and set apart what this model doesn't have.
+    """Take our names, untie the decoder, and set apart what this model doesn't have.
 
     Raises:
         UserError: if the decoder isn't the word embeddings.
     """
-    state = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    state = {our_name(key): tensor for key, tensor in state.items()}
     decoder = state.pop(DECODER, None)
     if decoder is not None and WORDS in state and not torch.equal(decoder, state[WORDS]):
         raise UserError(f"{source}: {DECODER} differs from the word embeddings that it should be tied to")
@@ -75,7 +91,9 @@ def read_original(path: Path, *, optimizers: bool = True) -> OriginalState:
     raw = read_tensors(path)
     used, unused = split_unused(raw, str(path))
     found = OriginalState(str(path), used, unused)
-    if not optimizers:
+    if any(key.removeprefix(PREFIX).startswith("logit_fc.") for key in raw):
+        found.architecture = "question_answering"
+    if not optimizers or found.architecture != "pretraining":
         return found
     names = [key.removeprefix(PREFIX) for key in raw if not key.endswith((DECODER, *BUFFERS))]
     trunk = [name for name in names if not name.startswith(BACKBONE)]
@@ -120,20 +138,25 @@ def _read_optimizer(file: Path, order: list[str], shapes: dict[str, torch.Size],
                 found.moments_by_name.setdefault(name, {})[key] = value.float()
 
 
-def original_names(state: State, *, prefix: bool = True) -> State:
+def original_names(state: State, *, prefix: bool = True, architecture: str = "pretraining") -> State:
     """A state under the names that the original's loaders look for.
 
     All but its single-GPU path ask for `module.`, and skip in silence what lacks it.
     """
-    named = {}
-    for key, tensor in state.items():
-        named[(PREFIX if prefix else "") + key] = tensor
-    if WORDS in state:
-        named[(PREFIX if prefix else "") + DECODER] = state[WORDS]
-    return named
+    named = dict(state)
+    if architecture == "question_answering":
+        named = {_vqa_name(key): tensor for key, tensor in state.items()}
+    elif WORDS in state:
+        named[DECODER] = state[WORDS]
+    return {(PREFIX if prefix else "") + key: tensor for key, tensor in named.items()}
 
 
-def write_original(path: Path, state: State, *, prefix: bool = True) -> None:
-    """Write `X_LXRT.pth`, whole or not at all."""
+def _vqa_name(key: str) -> str:
+    ours = next(ours for ours in VQA_NAMES if key.startswith(ours))
+    return VQA_NAMES[ours] + key.removeprefix(ours)
+
+
+def write_original(path: Path, state: State, *, prefix: bool = True, architecture: str = "pretraining") -> None:
+    """Write `X_LXRT.pth`, or the `X.pth` of its VQA model, whole or not at all."""
     with replacing(path, "wb") as file:
-        torch.save(original_names(state, prefix=prefix), file)
+        torch.save(original_names(state, prefix=prefix, architecture=architecture), file)

@@ -4,6 +4,7 @@ model.safetensors     fp32 weights and buffers; the masked-LM decoder is the wor
 unused.safetensors    what the original's files hold and no model here uses, so that they can be written again
 config.json           the shape, and the answers of the head's rows
 vocab.txt             word pieces
+trained_on.safetensors  which questions and images it has seen, where that is known
 README.md             a model card
 manifest.json         every file's size and hash
 """
@@ -12,39 +13,85 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import MANIFEST, UNFINISHED, fingerprint, sync_folder, verify
+from engine.checkpoint.manifest import DELETED, MANIFEST, UNFINISHED, fingerprint, sync_folder, verify
 from engine.checkpoint.weights import State, load_state
+from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.files import NO_SPACE, write_json
-from engine.model.pretraining import ClipVilForPretraining
 
-WEIGHTS, UNUSED_WEIGHTS, CONFIG, VOCABULARY, CARD = (
+WEIGHTS, UNUSED_WEIGHTS, TRAINED_ON, CONFIG, VOCABULARY, CARD = (
     "model.safetensors",
     "unused.safetensors",
+    "trained_on.safetensors",
     "config.json",
     "vocab.txt",
     "README.md",
 )
 
 
-def load_pretrained(folder: str | Path) -> ClipVilForPretraining:
-    """The model in a folder that `launch/convert.py --to safetensors` wrote: fp32, on the CPU, in evaluation mode.
+def load_pretrained(folder: str | Path) -> Any:
+    """The model in a folder: BEST, LAST, or what `launch/convert.py --to safetensors` wrote.
+
+    One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode.
 
     `read_description` gives its answers and its vocabulary.
 
     Raises:
         UserError: if the folder is incomplete or damaged.
     """
-    folder = Path(folder)
-    state, _ = read_pretrained(folder)
-    model = read_description(folder).build()
-    load_state(model, state, str(folder))
+    saved = ModelFolder(Path(folder))
+    model = saved.description.build()
+    load_state(model, saved.weights(), saved.source)
     return model.eval()
+
+
+class ModelFolder:
+    """A folder with a model, verified, as what a training starts from: weights, and no state of optimisers."""
+
+    scheduler: dict[str, Any] | None = None
+    loss_scaler: Any = None
+
+    def __init__(self, folder: Path, *, progress: bool = False) -> None:
+        verify(folder, progress=progress)
+        self.source, self.folder = str(folder), folder
+        self.description = read_description(folder)
+
+    @property
+    def answers(self) -> list[str] | None:
+        return self.description.answers
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        return TrainedOn.from_tensors(self._load(TRAINED_ON))
+
+    def weights(self) -> State:
+        return self._load(WEIGHTS)
+
+    def unused(self) -> State:
+        """What the original's files hold and no model here uses."""
+        return self._load(UNUSED_WEIGHTS)
+
+    def _load(self, name: str) -> State:
+        path = self.folder / name
+        try:
+            return load_file(path) if path.exists() or name == WEIGHTS else {}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} can't be read ({error})") from None
+
+    def moment_keys(self, name: str) -> set[str]:
+        return set()
+
+    def moments(self, name: str) -> State:
+        return {}
+
+    def steps(self, name: str) -> float | None:
+        return None
 
 
 def read_description(folder: Path) -> ModelDescription:
@@ -58,18 +105,23 @@ def read_description(folder: Path) -> ModelDescription:
     return ModelDescription.from_dict({**values, "vocabulary": vocabulary}, str(folder / CONFIG))
 
 
-def read_pretrained(folder: Path) -> tuple[State, State]:
-    """Weights and unused parts, verified."""
-    verify(folder)
-    try:
-        unused = folder / UNUSED_WEIGHTS
-        return load_file(folder / WEIGHTS), load_file(unused) if unused.exists() else {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS} can't be read ({error})") from None
-
-
-def save_pretrained(folder: Path, state: State, unused: State, description: ModelDescription, origin: str) -> None:
+def save_pretrained(
+    folder: Path,
+    state: State,
+    unused: State,
+    description: ModelDescription,
+    origin: str,
+    *,
+    trained_on: TrainedOn | None = None,
+    notes: dict[str, Any] | None = None,
+    replace: bool = False,
+) -> None:
     """Write the folder, whole or not at all.
+
+    Args:
+        origin: for the model card.
+        notes: more entries of the manifest.
+        replace: whether the folder may take the place of an older one.
 
     Raises:
         UserError: if there is something already, or it can't be written.
@@ -83,6 +135,8 @@ def save_pretrained(folder: Path, state: State, unused: State, description: Mode
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
         if unused:
             save_file({name: tensor.contiguous() for name, tensor in unused.items()}, unfinished / UNUSED_WEIGHTS)
+        if trained_on is not None:
+            save_file(trained_on.to_tensors(), unfinished / TRAINED_ON)
         (unfinished / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
         if words is not None:
             (unfinished / VOCABULARY).write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
@@ -92,12 +146,15 @@ def save_pretrained(folder: Path, state: State, unused: State, description: Mode
             path.chmod(0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        write_json(
-            unfinished / MANIFEST, {"step": 0, "files": {path.name: fingerprint(path) for path in files}}, indent=1
-        )
+        manifest = {"step": 0, **(notes or {}), "files": {path.name: fingerprint(path) for path in files}}
+        write_json(unfinished / MANIFEST, manifest, indent=1)
         sync_folder(unfinished)
+        old = folder.with_name(f".{folder.name}{DELETED}")
+        if replace and folder.exists():
+            folder.rename(old)
         unfinished.rename(folder)
         sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         full = getattr(error, "errno", None) in NO_SPACE or "No space left" in str(error)

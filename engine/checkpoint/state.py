@@ -12,8 +12,10 @@ from engine.checkpoint.answers import match_answers
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.manifest import MANIFEST, verify
 from engine.checkpoint.original import SUFFIX, read_original
+from engine.checkpoint.pretrained import CONFIG, ModelFolder
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.weights import HEAD, LoadReport, State, load_state
+from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 
 CONTENT = "clipvil"  # our own entry beside DeepSpeed's
@@ -27,6 +29,8 @@ class SavedState(Protocol):
 
     @property
     def answers(self) -> list[str] | None: ...  # of the head's rows, where it is known
+    @property
+    def trained_on(self) -> TrainedOn | None: ...  # where it is known
     @property
     def loss_scaler(self) -> Any: ...
     def weights(self) -> State: ...
@@ -52,9 +56,15 @@ class Checkpoint(Shards):
     def answers(self) -> list[str] | None:
         return self.description.answers
 
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        return TrainedOn.from_tensors(self.content.get("trained_on"))
+
 
 def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = False) -> SavedState:
     """`snap/pretrain/NAME/Epoch09`, with or without `_LXRT.pth`: ours is verified, the original's read.
+
+    A folder with a model will do, too, and the `BEST.pth` of the original's VQA.
 
     Args:
         optimizers: whether the original's optimiser files are read, where there are any.
@@ -62,16 +72,26 @@ def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = Fals
     Raises:
         UserError: if there is none, or it is damaged.
     """
-    folder = Path(path.removesuffix(SUFFIX))
+    folder = Path(path.removesuffix(SUFFIX).removesuffix(".pth"))
+    if (folder / CONFIG).exists():
+        return ModelFolder(folder, progress=progress)
     if (folder / MANIFEST).exists():
         verify(folder, progress=progress)
         return Checkpoint(folder)
-    return read_original(Path(f"{folder}{SUFFIX}"), optimizers=optimizers)
+    file = Path(f"{folder}{SUFFIX}")
+    vqa = Path(f"{folder}.pth")
+    return read_original(vqa if vqa.exists() and not file.exists() else file, optimizers=optimizers)
 
 
-def load_weights(model: torch.nn.Module, saved: SavedState, answers: list[str] | None) -> LoadReport:
-    """Fill a freshly built model. The answer head may be new; rows of another table are matched by their answers."""
-    state = saved.weights()
+def load_weights(
+    model: torch.nn.Module, saved: SavedState, answers: list[str] | None, *, without: tuple[str, ...] = ()
+) -> LoadReport:
+    """Fill a freshly built model. The answer head may be new; rows of another table are matched by their answers.
+
+    Args:
+        without: what the model doesn't take, as the beginnings of names.
+    """
+    state = {key: tensor for key, tensor in saved.weights().items() if not key.startswith(without or ("\0",))}
     if answers is not None and saved.answers is not None:
         state = match_answers(state, saved.answers, answers)
     return load_state(model, state, saved.source, may_miss=(HEAD,))

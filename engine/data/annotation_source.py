@@ -32,7 +32,7 @@ from engine.data.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
 from engine.files import NO_SPACE
 
-FORMAT = 1  # of the columns; see annotation_store.py
+FORMAT = 2  # of the columns; see annotation_store.py
 LIMIT = 1 << 16  # of categories, of sentences of one category of one image, of different scores
 LARGEST_START = (1 << 30) - 1  # its place in bytes fits in 32 bits
 FLUSH = 1 << 16  # numbers in `rows` between two writes
@@ -47,6 +47,7 @@ class AnnotationSource:
     encoder: TextEncoder
     answers: AnswerTable
     with_text: bool = False
+    reader: type[AnnotationFile] = AnnotationFile
 
     def digests(self) -> list[str]:
         """sha256 of each file; reads them all, side by side."""
@@ -56,7 +57,7 @@ class AnnotationSource:
     def key(self, digests: list[str]) -> str:
         """Hash of the files, the vocabulary, the answers, the options and the format."""
         vocabulary = hashlib.sha256(self.encoder.tokenizer.to_str().encode()).hexdigest()
-        parts = [FORMAT, digests, vocabulary, self.answers.answers, self.with_text]
+        parts = [FORMAT, self.reader.format, digests, vocabulary, self.answers.answers, self.with_text]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open(self, cache: Path, *, progress: bool = False) -> AnnotationStore:
@@ -107,7 +108,7 @@ class AnnotationSource:
         size = sum(path.stat().st_size for path in self.files)
         with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
             for path, digest in zip(self.files, digests, strict=True):
-                file = AnnotationFile(path)
+                file = self.reader(path)
                 for texts in file.texts(bar):
                     try:
                         builder.add(texts)
@@ -147,6 +148,8 @@ class _Builder:
             "image_starts": array("I"),
             "image_names": bytearray(),
         }
+        if source.reader.has_question_ids:
+            self.pending["question_ids"] = array("q")
         if source.with_text:
             self.pending |= {"text_starts": array("Q"), "texts": bytearray()}
         self.encode = WordByWordEncoder(source.encoder, self.pending["words"].typecode)
@@ -187,6 +190,8 @@ class _Builder:
                 raise FieldError(f"there are more than {LARGEST_START:,} words in all; train on fewer files")
             words.frombytes(ids)
             rows.extend((start, image, code, 0 if scores is None else 1 + self._append_label(scores)))
+        if texts.question_id is not None:
+            self.pending["question_ids"].append(texts.question_id)
         self.sentences += count
         if len(rows) >= FLUSH:
             self._flush()

@@ -7,6 +7,7 @@ What is read together lies together, since a look-up costs what its cache misses
     score_values                   what score codes stand for
     image_starts    I + 1          the images' names as UTF-8, one after the other
     image_names
+    question_ids    N              where the format has them
     text_starts     N + 1          the sentences themselves, only if asked for
     texts
 """
@@ -154,6 +155,12 @@ class AnnotationStore(Sequence[Sentence]):
     def category_codes(self) -> np.ndarray:
         """Which of `categories` each sentence belongs to, shape (len,)."""
         return self._field(CATEGORY_AND_INDEX) >> 16
+
+    @property
+    def question_ids(self) -> np.ndarray:
+        """The questions' own numbers, int64, shape (len,); only in stores of a format that has them."""
+        ids = self.columns["question_ids"]
+        return ids if self._places is None else ids[self._places]
 
     @property
     def uid_codes(self) -> np.ndarray:

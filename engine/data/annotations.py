@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ class Texts(NamedTuple):
     category: str
     texts: list[str]
     labels: list[dict[str, float]] | None  # answers with scores, one dict for each question; None for captions
+    question_id: int | None = None  # of the only text, in a format that has ids
 
 
 class AnnotationFile:
@@ -31,6 +32,9 @@ class AnnotationFile:
 
     Categories with labels are questions.
     """
+
+    format: ClassVar[str] = "lxmert"
+    has_question_ids: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,9 +50,30 @@ class AnnotationFile:
         for number, item in enumerate(self.items(bar)):
             self.number = number
             try:
-                yield from _texts_of(item)
+                yield from self.texts_of(item)
             except FieldError as error:
                 raise self.error(error) from None
+
+    def texts_of(self, item: Any) -> Iterator[Texts]:
+        """The texts of one item.
+
+        Raises:
+            FieldError: naming the field that is missing or wrong.
+        """
+        img_id = field(item, "img_id", str)
+        texts_by_category = field(item, "sentf", dict)
+        labels_by_category: Mapping[str, Any] = field(item, "labelf", dict) if "labelf" in item else {}
+        for category, texts in texts_by_category.items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise FieldError(f"'sentf', category {category!r}: a list of sentences was expected")
+            labels = labels_by_category.get(category)
+            if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
+                found = len(labels) if isinstance(labels, list) else type(labels).__name__
+                raise FieldError(f"category {category!r} has {len(texts)} sentences and {found} labels")
+            for scores in labels or ():
+                if not is_label(scores):
+                    raise FieldError(f"'labelf', category {category!r}: answers with scores were expected")
+            yield Texts(img_id, category, texts, labels)
 
     def error(self, reason: Exception) -> UserError:
         """What to say of the item that was read last."""
@@ -161,26 +186,14 @@ class FieldError(Exception):
     """An item that isn't as it should be; the message says which part."""
 
 
-def _texts_of(item: Any) -> Iterator[Texts]:
-    img_id = _field(item, "img_id", str)
-    texts_by_category = _field(item, "sentf", dict)
-    labels_by_category: Mapping[str, Any] = _field(item, "labelf", dict) if "labelf" in item else {}
-    for category, texts in texts_by_category.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise FieldError(f"'sentf', category {category!r}: a list of sentences was expected")
-        labels = labels_by_category.get(category)
-        if labels is not None and (not isinstance(labels, list) or len(labels) != len(texts)):
-            found = len(labels) if isinstance(labels, list) else type(labels).__name__
-            raise FieldError(f"category {category!r} has {len(texts)} sentences and {found} labels")
-        for scores in labels or ():
-            if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
-                raise FieldError(f"'labelf', category {category!r}: answers with scores were expected")
-        yield Texts(img_id, category, texts, labels)
-
-
-def _field(item: Any, name: str, kind: type) -> Any:
+def field(item: Any, name: str, kind: type) -> Any:
     if not isinstance(item, dict) or name not in item:
         raise FieldError(f"the field '{name}' is missing")
     if not isinstance(item[name], kind):
         raise FieldError(f"the field '{name}' is {type(item[name]).__name__}, not {kind.__name__}")
     return item[name]
+
+
+def is_label(value: Any) -> bool:
+    """Whether it is answers with their scores."""
+    return isinstance(value, dict) and all(isinstance(score, int | float) for score in value.values())

@@ -53,7 +53,8 @@ def no_such_file(path: Path, error: OSError) -> UserError:
 class AnswerTable:
     """The answers that the QA head can give, in the order of their ids."""
 
-    def __init__(self, answers: Iterable[str]) -> None:
+    def __init__(self, answers: Iterable[str], name: str = "the answer table") -> None:
+        self.name = name  # for messages
         self.answers = list(answers)
         self.ids = {answer: number for number, answer in enumerate(self.answers)}
         if len(self.ids) != len(self.answers):
@@ -61,10 +62,15 @@ class AnswerTable:
 
     @classmethod
     def read(cls, path: Path, qa_sets: Iterable[str] | None = None) -> "AnswerTable":
-        """Read `all_ans.json`: [{"ans": str, "dsets": [str, ...]}, ...], or the answers of some data sets in it."""
+        """Read `all_ans.json`: [{"ans": str, "dsets": [str, ...]}, ...], or the answers of some data sets in it.
+
+        A plain list of answers will do, too.
+        """
         entries = read_json(path)
         if not isinstance(entries, list):
             raise UserError(f"{path}: a list of answers was expected, found {type(entries).__name__}")
+        if entries and all(isinstance(entry, str) for entry in entries):
+            entries = [{"ans": entry, "dsets": sorted(qa_sets or ())} for entry in entries]
         wanted = None if qa_sets is None else set(qa_sets)
         answers = []
         for number, entry in enumerate(entries):
@@ -75,7 +81,7 @@ class AnswerTable:
         if not answers:
             raise UserError(f"{path} has no answer for the data sets {sorted(wanted or [])}; check --qaSets")
         try:
-            return cls(answers)
+            return cls(answers, str(path))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -96,3 +102,29 @@ class AnswerTable:
             elif normalised != answer:
                 kept[normalised] = kept.pop(answer)
         return {self.ids[answer]: score for answer, score in kept.items()}
+
+
+class ExactAnswers(AnswerTable):
+    """The answers of a fine-tuning, which labels name exactly as the list does."""
+
+    @classmethod
+    def of_task(cls, folder: Path) -> "ExactAnswers":
+        """`trainval_label2ans.json`, [answer, ...], and `trainval_ans2label.json`, {answer: row}, which has to agree.
+
+        Raises:
+            UserError: if one can't be read, or they disagree.
+        """
+        table = cls.read(folder / "trainval_label2ans.json")
+        rows_file = folder / "trainval_ans2label.json"
+        if rows_file.exists() and (rows := read_json(rows_file)) != table.ids:
+            wrong = next((a for a, row in table.ids.items() if not isinstance(rows, dict) or rows.get(a) != row), None)
+            raise UserError(
+                f"{rows_file} and {table.name} disagree"
+                + (f", first on {wrong!r}" if wrong is not None else "")
+                + "; both have to be of one list of answers: download them again"
+            )
+        return cls(table.answers, table.name)
+
+    def label(self, scores: dict[str, float]) -> dict[int, float]:
+        """Answers with scores to rows with scores; unknown answers are dropped."""
+        return {self.ids[answer]: score for answer, score in scores.items() if answer in self.ids}

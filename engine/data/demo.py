@@ -1,7 +1,7 @@
 """A small world to try the engine on: seeded scenes of two shapes, with captions and questions about them.
 
-Everything lies where the real data would: LXMERT's JSON, COCO's folders, an answer table, and a BERT folder with a
-WordPiece vocabulary trained on the captions and the shape of a small encoder.
+Everything lies where the real data would: LXMERT's and VQA's JSON, COCO's folders, an answer table, and a BERT folder
+with a WordPiece vocabulary trained on the captions and the shape of a small encoder.
 """
 
 import json
@@ -30,6 +30,7 @@ SIDES = {True: ("left", "right"), False: ("top", "bottom")}  # of a landscape, o
 RELATIONS = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
 ANSWERS = [*COLORS, *SHAPES, "left", "right", "top", "bottom", "yes", "no"]
 VISUAL_WORDS = frozenset([*COLORS, *SHAPES])
+FIRST_QUESTION = {"mscoco_train": 0, "mscoco_minival": 10**9}  # ids differ between splits, as the real ones do
 
 # The shape of the demo's BERT, in the words of transformers' BertConfig.
 BERT_CONFIG = {
@@ -136,7 +137,7 @@ def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: i
     sizes: dict[str, tuple[int, int]] = {}
     texts: list[str] = []
     for name, split in zip(("mscoco_train", "mscoco_minival"), scenes, strict=True):
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for scene, draw in tqdm(split, desc=f"drawing {name}", unit="scene", disable=not progress):
             path = data_root / image_path(scene.img_id)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,11 @@ def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: i
             annotations.append(scene.annotation(draw))
             texts += [text for sentences in annotations[-1]["sentf"].values() for text in sentences]
         _write_json(data_root / "lxmert" / f"{name}.json", annotations)
+        questions = _vqa_questions(annotations, FIRST_QUESTION[name])
+        _write_json(data_root / "vqa" / f"{name.removeprefix('mscoco_')}.json", questions)
     _write_json(data_root / "lxmert" / "all_ans.json", [{"ans": answer, "dsets": ["vqa"]} for answer in ANSWERS])
+    _write_json(data_root / "vqa" / "trainval_label2ans.json", ANSWERS)
+    _write_json(data_root / "vqa" / "trainval_ans2label.json", {answer: row for row, answer in enumerate(ANSWERS)})
     _write_json(data_root / SIZES_FILE, sizes)
     _write_bert(data_root / "bert", texts)
 
@@ -154,6 +159,24 @@ def _scenes(coco_split: str, count: int, seed: int) -> list[tuple[Scene, random.
     """Each scene has a generator of its own, so that more scenes don't change the first ones."""
     generators = (random.Random(f"{seed}/{coco_split}/{number}") for number in range(count))
     return [(Scene.imagine(f"COCO_{coco_split}_{n:012d}", draw), draw) for n, draw in enumerate(generators)]
+
+
+def _vqa_questions(annotations: Iterable[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+    """The questions of LXMERT's annotations as VQA has them; real pre-training has seen VQA's questions, too."""
+    questions = []
+    for number, item in enumerate(annotations):
+        for index, (text, label) in enumerate(zip(item["sentf"]["vqa"], item["labelf"]["vqa"], strict=True)):
+            questions.append(
+                {
+                    "question_id": first + 1000 * number + index,
+                    "img_id": item["img_id"],
+                    "sent": text,
+                    "label": label,
+                    "answer_type": "yes/no" if label.keys() & {"yes", "no"} else "other",
+                    "question_type": " ".join(text.split()[:2]),
+                }
+            )
+    return questions
 
 
 def _write_bert(folder: Path, texts: Iterable[str]) -> None:

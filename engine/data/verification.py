@@ -17,7 +17,9 @@ from engine.config import PrepareVerify
 from engine.data.annotation_source import AnnotationSource
 from engine.data.annotation_store import AnnotationStore
 from engine.data.images import ImageFolder, ImageShape, ImageSource, UnreadableImage, image_path
-from engine.data.pretraining import PretrainingOptions, check_shared_memory, open_images, shared_memory_per_worker
+from engine.data.loading import check_shared_memory, shared_memory_per_worker
+from engine.data.pretraining import PretrainingOptions
+from engine.data.splits import open_images
 from engine.errors import UserError
 
 MOST_PROBLEMS = 1000  # of a kind that are listed; all are counted

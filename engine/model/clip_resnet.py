@@ -5,11 +5,15 @@ strided convolution, and (not built here, its output is never used) attention po
 carry OpenAI's names, so that OpenAI's weights load.
 """
 
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,46 @@ SHAPES = {
 }
 
 
+class Recomputation(threading.local):
+    """Entered by a thread while it runs a block for the second time: one of autograd's, on a GPU."""
+
+    running = False
+
+    def __enter__(self) -> None:
+        self.running = True
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+
+
+RECOMPUTATION = Recomputation()
+
+
+def run_block(block: Callable[..., Tensor], *inputs: Tensor, checkpointed: bool) -> Tensor:
+    """block(*inputs). If checkpointed, autograd keeps only the inputs, and the backward pass runs the block again."""
+    if not checkpointed:
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), RECOMPUTATION))
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose arithmetic stays in fp32 when its scale and shift are fp16 or bf16.
 
     DeepSpeed casts parameters but leaves the running statistics in fp32, which nn.BatchNorm2d refuses.
+    A batch counts once in the running statistics, also when it is normalised again for the backward pass.
     """
 
     def forward(self, features: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W), same dtype
-        if self.training and self.num_batches_tracked is not None:
+        running_mean, running_var = self.running_mean, self.running_var
+        if self.training and RECOMPUTATION.running and running_mean is not None and running_var is not None:
+            # Copies take the update. Without any, autograd would save fewer tensors than the first time, an error.
+            running_mean, running_var = running_mean.clone(), running_var.clone()
+        elif self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         normalised = F.batch_norm(
             features.float(),
-            self.running_mean,
-            self.running_var,
+            running_mean,
+            running_var,
             self.weight.float(),
             self.bias.float(),
             training=self.training,
@@ -111,10 +142,14 @@ class ClipResNet(nn.Module):
             if name.startswith("layer") and name.endswith("bn3.weight"):
                 nn.init.zeros_(parameter)  # as CLIP does: each block starts as its shortcut
 
-    def forward(self, images: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
-        x = self.avgpool(F.relu(self.bn3(self.conv3(x))))
+        return self.avgpool(F.relu(self.bn3(self.conv3(x))))
+
+    def forward(self, images: Tensor, checkpointed: bool = False) -> Tensor:
+        x = run_block(self.stem, images, checkpointed=checkpointed)
         for stage in range(1, 5):
-            x = self.get_submodule(f"layer{stage}")(x)
+            for block in self.get_submodule(f"layer{stage}").children():
+                x = run_block(block, x, checkpointed=checkpointed)
         return x

@@ -13,7 +13,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from engine.errors import UserError
-from engine.model.clip_resnet import ClipResNet, ResNetShape
+from engine.model.clip_resnet import ClipResNet, ResNetShape, run_block
 from kernels.grid_subsample import grid_subsample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -71,10 +71,19 @@ class VisualProjection(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images and embedded caption to the encoded sequence."""
+    """Images and embedded caption to the encoded sequence.
+
+    Two switches, to be set on the finished model, say how it runs and not what it is:
+
+        activation_checkpointing: in training, keep only the inputs of the stem and of each block and layer, and run
+            them again for the backward pass. The numbers stay the same.
+        sub_sampling_in_evaluation: draw cells also in evaluation, as the original does; False takes all, in order.
+    """
 
     def __init__(self, config: BertConfig, visual: VisualShape) -> None:
         super().__init__()
+        self.activation_checkpointing = False
+        self.sub_sampling_in_evaluation = True
         self.visual = visual
         self.visual_model = Backbone(visual.backbone)
         if visual.use_positional_embedding:
@@ -88,10 +97,15 @@ class Encoder(nn.Module):
             self.visual_model.eval()
         return self
 
+    @property
+    def checkpointed(self) -> bool:
+        """Of this module's own mode: the backbone, frozen, is in evaluation mode and still learns."""
+        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
+
     def grid(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or normalised floats -> (B, C, H / 32, W / 32) in the backbone's dtype."""
         backbone = self.visual_model.visual
-        return backbone(normalise_images(images).to(backbone.conv1.weight.dtype))
+        return backbone(normalise_images(images).to(backbone.conv1.weight.dtype), self.checkpointed)
 
     def visual_tokens(
         self, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None
@@ -100,7 +114,9 @@ class Encoder(nn.Module):
         tables: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.visual.use_positional_embedding:
             tables = (self.visual_pos.x_position_embedding.weight, self.visual_pos.y_position_embedding.weight)
-        num_samples = self.visual.sub_feat_num or grid.shape[2] * grid.shape[3]
+        num_samples = grid.shape[2] * grid.shape[3]
+        if self.visual.sub_feat_num and (self.training or self.sub_sampling_in_evaluation):
+            num_samples = self.visual.sub_feat_num
         tokens, _ = grid_subsample(
             grid, *tables, sampling_state, num_samples, first_image=first_image, positions=positions
         )
@@ -112,7 +128,7 @@ class Encoder(nn.Module):
         visual_mask = attention_mask.new_ones(visual_tokens.shape[:2])
         attended = torch.cat([attention_mask, visual_mask], dim=1).bool()[:, None, None, :]  # (B, 1, 1, L + S)
         for layer in self.layer:
-            hidden = layer(hidden, attended)
+            hidden = run_block(layer, hidden, attended, checkpointed=self.checkpointed)
         return hidden[:, : text.shape[1]], hidden[:, text.shape[1] :]
 
 

@@ -7,11 +7,14 @@ import yaml
 
 import engine.config
 from engine.arguments import parse, recipe_names, to_yaml
-from engine.config import PretrainConfig, deepspeed_settings
+from engine.config import PretrainConfig, TrainingConfig, VqaConfig, deepspeed_settings
 from engine.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
-FIELDS = {field.name for field in dataclasses.fields(PretrainConfig)}
+
+
+def program_of(recipe: str) -> type[TrainingConfig]:
+    return VqaConfig if "vqa" in recipe else PretrainConfig
 
 
 def read(*argv, recipes=RECIPES):
@@ -195,8 +198,9 @@ def test_program_flags_are_apart_from_the_configuration(recipes):
 @pytest.mark.parametrize("name", recipe_names(RECIPES))
 def test_every_recipe_is_complete_and_passes_the_checks(name, monkeypatch):
     monkeypatch.setattr(engine.config, "fp16_is_supported", lambda: True)  # as on the GPUs that recipes are for
-    assert yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).keys() == FIELDS
-    config = read("--recipe", name)
+    fields = {field.name for field in dataclasses.fields(program_of(name))}
+    assert yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).keys() == fields
+    config = parse(program_of(name), ["--recipe", name], RECIPES)[0]
     config.check(world_size=8)
     deepspeed_settings(config, world_size=8)
 
@@ -225,9 +229,9 @@ def test_printed_configuration_is_a_recipe_for_itself(tmp_path, config):
 
 @pytest.mark.parametrize("name", recipe_names(RECIPES))
 def test_recipe_survives_print_and_read(tmp_path, name):
-    config = read("--recipe", name)
+    config = parse(program_of(name), ["--recipe", name], RECIPES)[0]
     (tmp_path / "printed.yaml").write_text(to_yaml(config))
-    assert read("--recipe", str(tmp_path / "printed.yaml")) == config
+    assert parse(program_of(name), ["--recipe", str(tmp_path / "printed.yaml")], RECIPES)[0] == config
 
 
 # --- what can't be read
@@ -252,7 +256,7 @@ def test_unknown_flag_with_equals_sign_suggests_the_nearest():
 
 
 def test_abbreviations_are_no_flags():
-    assert message_of("--epoch", "3") == "unknown flag --epoch; did you mean --epochs?"
+    assert message_of("--max_step", "3") == "unknown flag --max_step; did you mean --max_steps?"
 
 
 @pytest.mark.parametrize(
@@ -289,8 +293,14 @@ def test_wrong_value_names_the_flag(argv, parts):
     ("content", "message"),
     [
         ("lr: 1\nepochs: [3\nschedule: 2\n", "{path}, line 3: not valid YAML; mend it"),
-        ("epoch: 3\n", "{path}: unknown setting epoch; use the names that --print_config prints"),
-        ("batchSize: 3\n", "{path}: unknown setting batchSize; use the names that --print_config prints"),
+        (
+            "epoch: 3\n",
+            "{path}: unknown setting epoch; use the names that --print_config prints, of this program",
+        ),
+        (
+            "batchSize: 3\n",
+            "{path}: unknown setting batchSize; use the names that --print_config prints, of this program",
+        ),
         ("- epochs\n", "{path}: settings, one `name: value` a line, were expected; see --print_config"),
         ("", "{path}: settings, one `name: value` a line, were expected; see --print_config"),
     ],

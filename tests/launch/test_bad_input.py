@@ -14,7 +14,8 @@ from engine.arguments import parse
 from engine.config import PretrainConfig
 from engine.distributed import Ranks
 from engine.errors import UserError
-from launch.pretrain import RECIPES, run
+from engine.training import run
+from launch.pretrain import RECIPES, Pretraining
 
 Flags = Callable[..., list[str]]
 Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
@@ -27,7 +28,7 @@ def error_of(flags: list[str]) -> str:
     def start() -> None:
         config, _ = parse(PretrainConfig, flags, RECIPES)
         config.check(ranks.world_size)
-        run(config, ranks)
+        run(config, Pretraining, ranks)
 
     with pytest.raises(UserError) as caught:
         start()

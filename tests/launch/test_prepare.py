@@ -211,7 +211,7 @@ def test_what_was_decoded_before_is_not_decoded_again(damaged):
 
 def test_too_small_shared_memory_is_a_problem(damaged, monkeypatch):
     with small_tmpfs(damaged / "shm", "16m"):
-        monkeypatch.setattr("engine.data.pretraining.SHARED_MEMORY", damaged / "shm")
+        monkeypatch.setattr("engine.data.loading.SHARED_MEMORY", damaged / "shm")
         (problem,) = verify(damaged, "--decode", "false", code=1)["problems"]
     assert "16 MB free" in problem
     assert "--num_workers" in problem

@@ -1,5 +1,7 @@
-"""Full-size RN50 on real photos, from random weights. Needs a folder in the original's layout, which the repository
-doesn't hold; a handful of photos with captions and questions is enough:
+"""Full-size RN50 on real photos, from random weights, and VQA's questions about them.
+
+Needs a folder in the original's layout, which the repository doesn't hold; a handful of photos with captions and
+questions is enough:
 
     CLIPVIL_REAL_DATA=/path/to/data python -m pytest tests/launch/test_real_photos.py
 """
@@ -35,6 +37,7 @@ def test_rn50_from_scratch_learns_on_two_ranks(bert: Path, tmp_path: Path) -> No
     against the first."""
     flags = ["--recipe", "rn50_stage_one", "--taskQA", "--fp16", "false", "--fromScratch", "--bert", str(bert)]
     flags += ["--data_root", str(DATA), "--train", "mscoco_train,mscoco_nominival", "--output", str(tmp_path / "run")]
+    flags += ["--cache_dir", str(tmp_path / "cache")]
     flags += ["--batchSize", "2", "--gradient_accumulation_steps", "1", "--lr", "1e-3", "--sgd_lr", "0.01"]
     flags += ["--warmup_ratio", "0", "--num_workers", "1", "--report_step", "8", "--max_steps", "24"]
     run = launch("launch/pretrain.py", flags, timeout=600)
@@ -44,3 +47,25 @@ def test_rn50_from_scratch_learns_on_two_ranks(bert: Path, tmp_path: Path) -> No
     for task in ("mask_lm_loss", "matched_loss", "qa_loss"):
         assert all(math.isfinite(record[task]) for record in records)
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+@pytest.mark.skipif(DATA is None, reason="CLIPVIL_REAL_DATA names no folder of real photos")
+def test_fine_tuning_overfits_the_questions_of_the_photos(bert: Path, tmp_path: Path) -> None:
+    """All questions, trained on and scored: a model that sees them all and learns has each right.
+
+    A small backbone on small images, so that it takes a minute; the way from files to score is that of the real recipe.
+    """
+    files = ["--train", "train,nominival,minival", "--valid", "", "--data_root", str(DATA), "--bert", str(bert)]
+    files += ["--cache_dir", str(tmp_path / "cache")]
+    flags = [*files, "--recipe", "demo_vqa", "--load_lxmert_qa", "", "--fromScratch", "--output", str(tmp_path / "run")]
+    flags += ["--image_size_min", "96", "--image_size_max", "160", "--pos_num", "5", "--max_seq_length", "20"]
+    flags += ["--batch_size", "4", "--epochs", "80", "--schedule", "80", "--num_workers", "1", "--report_step", "100"]
+    run = launch("launch/finetune_vqa.py", flags, launcher="torchrun", timeout=600)
+    assert run.code == 0, run.stderr[-3000:]
+    where = ["--load", str(tmp_path / "run" / "LAST"), "--data_root", str(DATA), "--num_workers", "1"]
+    where += ["--cache_dir", str(tmp_path / "cache")]
+    scored = ["--test", "train,nominival,minival", "--allow_trained_on"]
+    run = launch("launch/predict_vqa.py", [*where, *scored], launcher="python")
+    assert run.code == 0, run.stderr[-3000:]
+    score = json.loads((tmp_path / "run" / "train,nominival,minival_score.json").read_text())
+    assert (score["score"], score["questions"]) == (1.0, 23)

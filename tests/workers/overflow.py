@@ -16,10 +16,11 @@ from engine.arguments import parse
 from engine.checkpoint.saving import full_state
 from engine.checkpoint.weights import read_bert
 from engine.config import PretrainConfig, deepspeed_settings
-from engine.data.pretraining import training_loader
+from engine.data.loading import training_loader
 from engine.distributed import Ranks, join, pick_device
 from engine.trainer import build_engine
-from launch.pretrain import RECIPES, build_model, describe_model, read_data
+from engine.training import build_model, describe_model
+from launch.pretrain import RECIPES, Pretraining
 
 BAD_STEP = 3
 
@@ -33,9 +34,9 @@ ranks = Ranks.from_environment()
 device = pick_device(ranks)
 config.check(ranks.world_size)
 bert, tokenizer = read_bert(config.bert)
-data, _, answers = read_data(config, tokenizer, ranks)
+task = Pretraining(config, tokenizer, ranks)
 batches = training_loader(
-    data,
+    task.training,
     config.batch_size,
     accumulation=1,
     num_workers=0,
@@ -43,7 +44,7 @@ batches = training_loader(
     world_size=ranks.world_size,
     same_order=True,
 )
-model = build_model(config, describe_model(config, bert, tokenizer, answers), None, ranks)
+model = build_model(config, describe_model(config, bert, task), None, task)
 join(ranks)
 engine = build_engine(model, config, deepspeed_settings(config, ranks.world_size), len(batches))
 

@@ -29,7 +29,7 @@ from engine.data.benchmark.measuring import (
 from engine.data.benchmark.twin import Twin, check_same, read_items
 from engine.data.columns import SharedColumns
 from engine.data.images import ImageFolder, ImageShape
-from engine.data.synthetic import NAME, annotation_source
+from engine.data.synthetic import annotation_source
 
 BATCH = 32
 TWIN_ITEMS = 500_000  # at most; each costs the same
@@ -186,15 +186,17 @@ class ListedImages(ImageFolder):
 
 def measure_warm_start(data_root: Path, cache: Path, listing: tuple[str, ...], rounds: int) -> Results:
     """What launch/pretrain.py does with the data when the store exists, up to the first batch."""
-    from engine.data.pretraining import PretrainingDataset, PretrainingOptions, read_split, training_loader
+    from engine.data.loading import training_loader
+    from engine.data.pretraining import PretrainingDataset, PretrainingOptions
+    from engine.data.splits import read_split
 
-    encoder = annotation_source(data_root).encoder
+    source = annotation_source(data_root)
     images = ListedImages(data_root, ImageShape(384, 640), listing=listing)
 
     def start() -> None:
         answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
-        split = read_split(NAME, data_root, encoder, answers, images, cache)
-        dataset = PretrainingDataset(split, images, encoder.vocabulary, PretrainingOptions())
+        split = read_split(replace(source, answers=answers), images, cache)
+        dataset = PretrainingDataset(split, images, source.encoder.vocabulary, PretrainingOptions())
         loader = training_loader(dataset, BATCH, accumulation=1, num_workers=0, rank=0, world_size=1, same_order=False)
         next(iter(loader))
 

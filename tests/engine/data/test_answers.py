@@ -99,7 +99,7 @@ def test_raw_answers_are_left_as_they_were():
         ({"ans": "yes"}, None, "a list of answers was expected, found dict"),
         ([{"ans": "yes"}, {"answer": "no"}], None, "item 1: the field 'ans' is missing or no text"),
         ([{"ans": 3}], None, "item 0: the field 'ans' is missing or no text"),
-        (["yes"], None, "item 0: the field 'ans' is missing or no text"),
+        (["yes", 3], None, "item 0: the field 'ans' is missing or no text"),
         (ENTRIES, ["visual7w", "cc"], r"has no answer for the data sets \['cc', 'visual7w'\]; check --qaSets"),
         ([], None, r"has no answer for the data sets \[\]"),
         ([{"ans": "yes"}, {"ans": "yes"}], None, "an answer occurs twice in the table"),

@@ -14,22 +14,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
+from engine.data.annotation_source import AnnotationSource
 from engine.data.answers import AnswerTable
 from engine.data.image_writer import write_image_store
 from engine.data.images import ImageShape, image_path
+from engine.data.loading import Batch, Collator, check_shared_memory, evaluation_loader, training_loader
 from engine.data.masking import IGNORE
-from engine.data.pretraining import (
-    Batch,
-    Collator,
-    PretrainingDataset,
-    PretrainingOptions,
-    check_shared_memory,
-    evaluation_loader,
-    open_images,
-    read_split,
-    training_loader,
-)
+from engine.data.pretraining import PretrainingDataset, PretrainingOptions
 from engine.data.sampler import Sample
+from engine.data.splits import annotation_files, open_images, read_split
 from engine.data.text import TextEncoder
 from engine.errors import UserError
 from tests.conftest import small_tmpfs
@@ -80,8 +73,9 @@ def open_source(data_root, image_store=None):
 
 
 def read(data_root, names="train", *, answers=("yes", "no"), image_store=None, **options):
-    images, table = open_source(data_root, image_store), AnswerTable(answers)
-    return read_split(names, data_root, TextEncoder(tokenizer()), table, images, data_root / "cache", **options)
+    images, table = open_source(data_root, image_store), AnswerTable(answers, f"{data_root}/lxmert/all_ans.json")
+    source = AnnotationSource(annotation_files(data_root / "lxmert", names), TextEncoder(tokenizer()), table)
+    return read_split(source, images, data_root / "cache", **options)
 
 
 def make(data_root, split=None, image_store=None, **options):
@@ -441,7 +435,7 @@ def test_several_files_make_one_split(data_root):
     write(data_root, "more", [{"img_id": "one", "sentf": {"vg": ["word0"]}}])
     split = read(data_root, "more,train,")
     assert split.sentences[0].uid == "one_vg_000"
-    assert split.summary == "more,train,: 22 sentences, 3 images"
+    assert split.summary == "more,train: 22 sentences, 3 images"
 
 
 def test_sizes_are_those_of_the_images(data_root):

@@ -1,0 +1,88 @@
+"""Sentences with images as examples; what each task asks of them stands in pretraining.py and vqa.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from engine.data.images import ImageSource, UnreadableImage
+from engine.data.sampler import Sample
+from engine.data.splits import Split
+from engine.data.text import Vocabulary
+from engine.data.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size
+
+
+@dataclass(frozen=True)
+class ExampleOptions:
+    """How sentences and images become examples; the flags of the same names."""
+
+    max_seq_length: int = 20
+    image_size_min: int = 384
+    image_size_max: int = 640
+    aspect_ratio_group_factor: int = 5
+    seed: int = 9595
+
+    def sample_bytes(self) -> int:
+        """Of one example in a batch."""
+        pixels = 3 * self.image_size_min * self.image_size_max
+        return pixels + 4 * 8 * self.max_seq_length  # four tensors of int64
+
+
+class ImageTextDataset(Dataset[dict[str, Any]]):
+    """Sentences of one split. Ask with a Sample: the same Sample gives the same example, in any worker on any rank."""
+
+    def __init__(self, split: Split, images: ImageSource, vocabulary: Vocabulary, options: ExampleOptions) -> None:
+        self.split = split
+        self.sentences = split.sentences
+        self.images = images
+        self.vocabulary = vocabulary
+        self.options = options
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def groups(self) -> np.ndarray:
+        """Aspect-ratio group of each sentence's image, shape (len,)."""
+        bins = aspect_ratio_bins(self.options.aspect_ratio_group_factor)
+        by_image = aspect_ratio_group(self.split.sizes["height"] / self.split.sizes["width"], bins)
+        return by_image.astype(np.min_scalar_type(len(bins)))[self.sentences.images]
+
+    def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Examples of a whole batch, as DataLoader asks for them."""
+        examples = self.examples(samples)
+        for example, sample in zip(examples, samples, strict=True):
+            example.update(number=sample.index, epoch=sample.epoch, position=sample.position)
+        return examples
+
+    def examples(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """The task's part of examples: inputs and labels as numbers or arrays, `image`, and `unreadable`."""
+        raise NotImplementedError
+
+    def words(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """A text between [CLS] and [SEP], cut or padded to the length of all."""
+        length, words = self.options.max_seq_length, self.vocabulary
+        tokens = token_ids[: length - 2]
+        padding = length - 2 - len(tokens)
+        return {
+            "input_ids": [words.cls_id, *tokens, words.sep_id] + [words.pad_id] * padding,
+            "attention_mask": [1] * (len(tokens) + 2) + [0] * padding,
+        }
+
+    def pixels(self, number: int, img_id: str) -> dict[str, Any]:
+        """A sentence's image; one that can't be read comes black, and `unreadable` says why."""
+        try:
+            return {"image": self.images.load(img_id), "unreadable": None}
+        except UnreadableImage as error:
+            return {"image": self._black(number), "unreadable": str(error)}
+
+    def _black(self, number: int) -> np.ndarray:
+        """An empty canvas of the size that the sentence's image would have."""
+        image = self.sentences.image(number)
+        landscape = bool(self.split.sizes["width"][image] > self.split.sizes["height"][image])
+        width, height = canvas_size(landscape, self.options.image_size_min, self.options.image_size_max)
+        return np.zeros((3, height, width), dtype=np.uint8)

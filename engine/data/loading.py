@@ -1,0 +1,179 @@
+"""From examples to batches: a loader for training and one for evaluation, whatever the task.
+
+ImageTextDataset -> workers -> Collator -> Batch of tensors, images still uint8
+"""
+
+import atexit
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from engine.data.dataset import ExampleOptions, ImageTextDataset
+from engine.data.sampler import DealtSampler, EvaluationSampler, TrainingSampler
+from engine.data.transforms import MEAN_COLOR, stack_images
+from engine.errors import UserError
+from engine.workers import end_workers, outlive_signals
+
+PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
+SHARED_MEMORY = Path("/dev/shm")
+NO_INPUTS = ("image", "number", "epoch", "position", "unreadable")  # of an example; all else goes to the model
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank.
+
+    `inputs` are the model's keyword arguments: input_ids, token_type_ids, attention_mask (int64, B x L), the task's
+    labels, images (uint8, B x 3 x H x W), sampling_state (int64: seed, epoch) and first_image (the batch's place in
+    the epoch).
+    """
+
+    inputs: dict[str, Any]
+    numbers: list[int]  # of the sentences, in their split
+    unreadable: list[str]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def pin_memory(self) -> "Batch":
+        self.inputs = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        return self
+
+    def to(self, device: torch.device) -> "Batch":
+        self.inputs = {
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.inputs.items()
+        }
+        return self
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples to a Batch; `seed` is the one that the model's cell sampling draws from."""
+
+    seed: int
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
+        names = [name for name in examples[0] if name not in NO_INPUTS]
+        inputs: dict[str, Any] = {
+            name: torch.from_numpy(np.array([example[name] for example in examples])) for name in names
+        }
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples], MEAN_COLOR))
+        inputs["sampling_state"] = torch.tensor([self.seed, examples[0]["epoch"]])
+        inputs["first_image"] = examples[0]["position"]
+        numbers = [example["number"] for example in examples]
+        return Batch(inputs, numbers, [example["unreadable"] for example in examples if example["unreadable"]])
+
+
+def training_loader(
+    dataset: ImageTextDataset,
+    batch_size: int,
+    *,
+    accumulation: int,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+    same_order: bool,
+    start_method: str = "fork",
+) -> DataLoader[Batch]:
+    """This rank's share of the shuffled, grouped micro-batches; its batch_sampler takes `set_epoch`.
+
+    Raises:
+        UserError: if an epoch is too short for one optimiser step.
+    """
+    sampler = TrainingSampler(
+        dataset.groups(),
+        batch_size,
+        seed=dataset.options.seed,
+        rank=rank,
+        world_size=world_size,
+        same_order_each_epoch=same_order,
+    )
+    if len(sampler) < accumulation:
+        needed = batch_size * world_size * accumulation
+        raise UserError(
+            f"{dataset.split.name} has {len(dataset)} sentences, but one optimiser step takes {needed} (batches of "
+            f"{batch_size} x {world_size} ranks x accumulation {accumulation}); lower --batchSize or add data"
+        )
+    return _loader(dataset, sampler, num_workers, start_method)
+
+
+def evaluation_loader(
+    dataset: ImageTextDataset,
+    batch_size: int,
+    *,
+    num_workers: int,
+    rank: int,
+    world_size: int,
+    start_method: str = "fork",
+) -> DataLoader[Batch]:
+    """This rank's share of a split in which every sentence comes exactly once."""
+    sampler = EvaluationSampler(dataset.groups(), batch_size, rank=rank, world_size=world_size)
+    return _loader(dataset, sampler, num_workers, start_method)
+
+
+def _loader(dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, start_method: str) -> DataLoader[Batch]:
+    """A loader whose workers run already, without work, and stay for all epochs.
+
+    They are forked here, while the process is young: in a child that is forked while a thread of autograd enters or
+    leaves Python, CPython can wait for ever for a lock that nobody holds any more.
+    """
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the collator makes Batches
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=Collator(dataset.options.seed),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
+        multiprocessing_context=start_method if num_workers else None,
+        worker_init_fn=outlive_signals,
+        generator=torch.Generator(),  # else each epoch's start would take a number from the one that dropout draws from
+    )
+    if num_workers:
+        atexit.register(end_workers)
+        sampler.paused = True
+        iter(loader)
+        sampler.paused = False
+    return loader
+
+
+def shared_memory_per_worker(options: ExampleOptions, batch_size: int) -> int:
+    """Bytes of batches that one worker may have in /dev/shm: those it prepares ahead, and the one in use."""
+    return (PREFETCH_FACTOR + 1) * batch_size * options.sample_bytes()
+
+
+def check_shared_memory(
+    options: ExampleOptions,
+    batch_size: int,
+    *,
+    num_workers: int,
+    local_world_size: int,
+    folder: Path | None = None,
+) -> None:
+    """Batches travel from workers through /dev/shm; where it is too small, a worker would die in the midst of training.
+
+    Raises:
+        UserError: with the number of workers that would fit.
+    """
+    folder = folder or SHARED_MEMORY
+    per_worker = shared_memory_per_worker(options, batch_size)
+    try:
+        space = os.statvfs(folder)
+    except OSError:
+        return  # a machine that has no such folder shares memory in another way
+    free = space.f_bavail * space.f_frsize
+    needed = num_workers * local_world_size * per_worker
+    if needed > free:
+        fitting = free // (per_worker * local_world_size)
+        raise UserError(
+            f"{folder} has {free >> 20:,} MB free, but {num_workers} workers of {local_world_size} ranks may put "
+            f"{(needed >> 20) + 1:,} MB of batches there; enlarge it (docker run --shm-size={(needed >> 30) + 1}g, or "
+            f"mount -o remount,size=...) or lower --num_workers to {fitting}"
+        )

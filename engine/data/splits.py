@@ -1,0 +1,91 @@
+"""One split: the sentences of some annotation files, with their images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.data.annotation_source import AnnotationSource
+from engine.data.annotation_store import AnnotationStore
+from engine.data.columns import SharedColumns
+from engine.data.image_store import ImageStore
+from engine.data.images import Decoder, ImageFolder, ImageShape, ImageSource
+from engine.errors import UserError
+
+
+def open_images(data_root: Path, image_store: str | None, shape: ImageShape, decoder: Decoder) -> ImageSource:
+    """The images of the folders, or of an LMDB where one is named."""
+    if image_store is None:
+        return ImageFolder(data_root, shape, decoder)
+    return ImageStore(Path(image_store), data_root, shape, decoder)
+
+
+def annotation_files(folder: Path, names: str) -> tuple[Path, ...]:
+    """The files of a comma-separated list of names.
+
+    Raises:
+        UserError: if one isn't there, with the names of those that are.
+    """
+    files = tuple(folder / f"{name}.json" for name in names.split(",") if name)
+    if not files:
+        raise UserError(f"{names!r} names no file in {folder}")
+    for file in files:
+        if not file.is_file():
+            found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
+            raise UserError(
+                f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files"
+            )
+    return files
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sentences and the sizes of their images, in memory that all processes of the machine share."""
+
+    name: str
+    sentences: AnnotationStore
+    sizes: SharedColumns  # width and height in pixels, by image code
+    summary: str  # one line on what was found
+
+
+def read_split(
+    source: AnnotationSource,
+    images: ImageSource,
+    cache: Path,
+    *,
+    allow_missing_images: bool = False,
+    progress: bool = False,
+) -> Split:
+    """The sentences of a source, with the sizes of their images.
+
+    Raises:
+        UserError: for missing or broken files, images without a file (unless allowed), labels that the answer
+            table doesn't know at all.
+    """
+    name = ",".join(path.stem for path in source.files)
+    sentences = source.open(cache, progress=progress)
+    img_ids = sentences.image_ids
+    missing = set(images.missing(img_ids))
+    if missing and not allow_missing_images:
+        first = next(img_id for img_id in img_ids if img_id in missing)
+        raise UserError(
+            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {first}; "
+            "add them, or pass --allow_missing_images to leave them out"
+        )
+    count = sentences.label_count
+    if count.unknown and not count.known:
+        raise UserError(
+            f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
+            f"first answer is {count.example!r}); the table belongs to other data"
+        )
+    present = np.array([img_id not in missing for img_id in img_ids], dtype=bool)
+    sizes = np.ones((len(img_ids), 2), np.int32)
+    sizes[present] = images.sizes([img_id for img_id in img_ids if img_id not in missing], progress=progress)
+    if missing:
+        sentences = sentences.select(present[sentences.images])
+    summary = f"{name}: {len(sentences):,} sentences, {len(img_ids) - len(missing):,} images"
+    if missing:
+        summary += f", {len(missing):,} images without a file left out"
+    if count.unknown:
+        summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
+    return Split(name, sentences, SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]}), summary)

@@ -1,0 +1,76 @@
+"""What a task adds to a training; everything else is engine/training.py, the same for all."""
+
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from tokenizers import Tokenizer
+
+from engine.checkpoint.description import Preprocessing
+from engine.checkpoint.state import SavedState
+from engine.config import TrainingConfig
+from engine.data.dataset import ImageTextDataset
+from engine.data.images import ImageShape, ImageSource
+from engine.data.splits import open_images
+from engine.data.text import TextEncoder
+from engine.data.trained_on import TrainedOn
+from engine.distributed import Ranks
+from engine.validator import Judge
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Task(ABC, Generic[Config]):
+    """Data, model, and validation of one kind of training. Each rank makes one, before the ranks have joined."""
+
+    config_class: ClassVar[type[TrainingConfig]]
+    architecture: ClassVar[str]  # of engine.checkpoint.description.MODELS
+    epoch_weights: ClassVar[bool] = False  # write EpochNN_LXRT.pth with each epoch's checkpoint
+    best_and_last: ClassVar[bool] = False  # keep the models BEST and LAST
+
+    training: ImageTextDataset
+    validation: ImageTextDataset | None
+    answers: list[str] | None  # of the answer head's rows; None for a model without one
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, ranks: Ranks) -> None:
+        """Read everything that the flags name, so that what is missing or wrong is told before work starts."""
+        self.config, self.ranks = config, ranks
+        self.encoder = TextEncoder(tokenizer)
+        self.data_root = Path(config.data_root)
+        self.cache = Path(config.cache_dir or self.data_root / "cache")
+        self.read()
+
+    @abstractmethod
+    def read(self) -> None:
+        """Set `training`, `validation` and `answers`."""
+
+    def pretrained(self) -> SavedState | None:
+        """Weights to begin with instead of CLIP's and BERT's, where neither --load nor --resume gives any."""
+        return None
+
+    def check_start(self, saved: SavedState | None, trained_on: TrainedOn) -> None:
+        """Refuse weights that don't fit the task, once they are open.
+
+        Raises:
+            UserError: with what doesn't fit.
+        """
+
+    def unused(self, saved: SavedState) -> tuple[str, ...]:
+        """Parts of a checkpoint that the model doesn't take, as the beginnings of names."""
+        return ()
+
+    def set_up(self, model: Any) -> None:
+        """Set what is no part of the model's description."""
+
+    def judge(self) -> Judge:
+        return Judge()
+
+    def images(self) -> ImageSource:
+        config = self.config
+        shape = ImageShape(config.image_size_min, config.image_size_max, config.orient_after_resize)
+        return open_images(self.data_root, config.image_store, shape, config.image_decoder)
+
+    def preprocessing(self) -> Preprocessing:
+        config = self.config
+        return Preprocessing(**{field.name: getattr(config, field.name) for field in fields(Preprocessing)})

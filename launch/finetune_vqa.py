@@ -1,0 +1,142 @@
+"""Fine-tune CLIP-ViL on VQA v2.
+
+deepspeed --num_gpus 4 launch/finetune_vqa.py --recipe vqa_rn50x4 --load_lxmert_qa snap/pretrain/NAME/Epoch11
+"""
+
+from pathlib import Path
+from typing import Any
+
+from engine import training
+from engine.checkpoint.original import OriginalState
+from engine.checkpoint.state import SavedState, open_checkpoint
+from engine.checkpoint.weights import HEAD
+from engine.config import VqaConfig
+from engine.data.annotation_source import AnnotationSource
+from engine.data.answers import AnswerTable, ExactAnswers
+from engine.data.loading import Batch
+from engine.data.questions import Question, QuestionFile, check_unique, read_questions
+from engine.data.splits import annotation_files, read_split
+from engine.data.trained_on import TrainedOn
+from engine.data.vqa import QuestionDataset, QuestionOptions
+from engine.errors import UserError
+from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
+from engine.scoring import AnswerCollector, score_answers, score_table
+from engine.sharing import share_on_node
+from engine.task import Task
+from engine.validator import Judge
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class VqaJudge(Judge):
+    """The score of all questions of the validation."""
+
+    metric = "score"
+
+    def __init__(self, questions: list[Question], answers: list[str]) -> None:
+        self.questions, self.answers = questions, answers
+        self.collector = AnswerCollector()
+
+    def see(self, batch: Batch, output: AnsweringOutput) -> None:
+        self.collector.see(batch, output)
+
+    def report(self) -> tuple[dict[str, Any], str]:
+        best = self.collector.gather(len(self.questions)).answers[:, 0].tolist()
+        chosen = {q.question_id: self.answers[row] for q, row in zip(self.questions, best, strict=True)}
+        score = score_answers(self.questions, chosen)
+        return score, score_table(score)
+
+
+class Vqa(Task[VqaConfig]):
+    """Questions with soft scores for the answers, on VQA's annotations."""
+
+    config_class = VqaConfig
+    architecture = "question_answering"
+    best_and_last = True
+    training: QuestionDataset
+    validation: QuestionDataset | None
+
+    def read(self) -> None:
+        config = self.config
+        self.table = ExactAnswers.of_task(self.data_root / "vqa")
+        self.answers = self.table.answers
+        self.training = self._read(config.train, allow_missing_images=config.allow_missing_images)
+        self.validation = None
+        if config.valid:
+            self.validation = self._read(config.valid, allow_missing_images=False)
+            human_answers = [Path(path) for path in (config.human_answers or "").split(",") if path]
+            self.questions = read_questions(annotation_files(self.data_root / "vqa", config.valid), human_answers)
+            if self.questions[0].label is None:
+                raise UserError(f"--valid {config.valid} has no labels to score; launch/predict_vqa.py predicts it")
+
+    def _read(self, names: str, *, allow_missing_images: bool) -> QuestionDataset:
+        config, images, first = self.config, self.images(), self.ranks.rank == 0
+        files = annotation_files(self.data_root / "vqa", names)
+        source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
+        split = share_on_node(
+            self.ranks,
+            names,
+            lambda: read_split(source, images, self.cache, allow_missing_images=allow_missing_images, progress=first),
+        )
+        check_unique(split.sentences, names)
+        if first:
+            print(split.summary, flush=True)
+        options = QuestionOptions(
+            max_seq_length=config.max_seq_length,
+            image_size_min=config.image_size_min,
+            image_size_max=config.image_size_max,
+            aspect_ratio_group_factor=config.aspect_ratio_group_factor,
+            seed=config.seed,
+            num_answers=len(self.table),
+        )
+        return QuestionDataset(split, images, self.encoder.vocabulary, options)
+
+    def pretrained(self) -> SavedState | None:
+        config, first = self.config, self.ranks.rank == 0
+        path = config.load_lxmert_qa or config.load_lxmert
+        if path is None:
+            return None
+        saved = open_checkpoint(path, optimizers=False, progress=first)
+        rows = saved.weights().get(f"{HEAD}logit_fc.3.bias")
+        if config.load_lxmert_qa is None:
+            return saved
+        if rows is None:
+            raise UserError(f"{saved.source} has no answer head; take a stage-two checkpoint, or use --load_lxmert")
+        if isinstance(saved, OriginalState):  # whose files don't name their answers
+            table = AnswerTable.read(self.data_root / "lxmert" / "all_ans.json")
+            if len(table) != len(rows):
+                raise UserError(
+                    f"{saved.source} has an answer head of {len(rows):,} rows, {table.name} {len(table):,} answers; "
+                    "put the table there that it was pre-trained with"
+                )
+            saved.answers = table.answers
+        return saved
+
+    def check_start(self, saved: SavedState | None, trained_on: TrainedOn) -> None:
+        config = self.config
+        if saved is not None and config.load is not None and saved.answers not in (None, self.answers):
+            found = len(saved.answers or ())
+            raise UserError(
+                f"{saved.source} answers with {found:,} answers that are not the {len(self.table):,} of "
+                f"{self.table.name}; restore the list that it was trained with, or use --load_lxmert_qa {config.load}, "
+                "which goes by the answers' names"
+            )
+        if self.validation is not None and not config.allow_trained_on:
+            trained_on.check_unseen(self.validation.split)
+
+    def unused(self, saved: SavedState) -> tuple[str, ...]:
+        return ("cls.", HEAD) if self.config.load_lxmert is not None else ("cls.",)
+
+    def set_up(self, model: ClipVilForQuestionAnswering) -> None:
+        model.loss_scale = len(self.table) if self.config.loss_scale == 1 else self.config.loss_scale
+
+    def judge(self) -> Judge:
+        return VqaJudge(self.questions, self.table.answers)
+
+
+def main(argv: list[str] | None = None) -> None:
+    training.main(Vqa, RECIPES, argv)
+
+
+if __name__ == "__main__":
+    main()

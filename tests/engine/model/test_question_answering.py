@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from engine.model.clip_resnet import SHAPES
+from engine.model.encoder import VisualShape
+from engine.model.question_answering import ClipVilForQuestionAnswering
+
+ANSWERS = 5
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return ClipVilForQuestionAnswering(config, VisualShape(SHAPES["tiny"], sub_feat_num=None), ANSWERS)
+
+
+def inputs(target, is_labelled=None):
+    batch = len(target)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": torch.randint(1, 20, (batch, 6), generator=generator),
+        "token_type_ids": torch.zeros(batch, 6, dtype=torch.long),
+        "attention_mask": torch.ones(batch, 6, dtype=torch.long),
+        "images": torch.randint(0, 256, (batch, 3, 64, 96), generator=generator, dtype=torch.uint8),
+        "target": torch.tensor(target),
+        "is_labelled": is_labelled,
+    }
+
+
+TARGET = [[1.0, 0.0, 0.3, 0.0, 0.0], [0.0, 0.6, 0.0, 0.0, 0.0], [0.0] * 5]
+
+
+def test_the_loss_is_the_mean_times_the_number_of_answers(model):
+    """-t log s(x) - (1 - t) log(1 - s(x)), summed here by hand; two float32 ways to the same sum of 15 terms differ by
+    less than 1e-5 of it."""
+    output = model(**inputs(TARGET))
+    scores = output.answer_scores.double().tolist()
+    total = 0.0
+    for row, targets in zip(scores, TARGET, strict=True):
+        for x, t in zip(row, targets, strict=True):
+            total -= t * math.log(1 / (1 + math.exp(-x))) + (1 - t) * math.log(1 - 1 / (1 + math.exp(-x)))
+    assert output.bce.item() == pytest.approx(total / 15, rel=1e-5)
+    assert output.loss.item() == pytest.approx(total / 15 * ANSWERS, rel=1e-5)
+    model.loss_scale = 500.0
+    assert model(**inputs(TARGET)).loss.item() == pytest.approx(total / 15 * 500, rel=1e-5)
+
+
+def test_what_is_not_labelled_counts_nowhere(model):
+    model.eval()  # else batch norm sees the others
+    labelled = torch.tensor([True, False, True])
+    output = model(**inputs(TARGET, labelled))
+    spoilt = model(**inputs([TARGET[0], [9.0] * 5, TARGET[2]], labelled))
+    assert torch.equal(output.loss, spoilt.loss)
+    assert output.metrics["qa_loss"][1] == output.metrics["qa_score"][1] == 2
+    nothing = model(**inputs(TARGET, torch.zeros(3, dtype=torch.bool)))
+    assert nothing.loss == 0
+    nothing.loss.backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_the_score_is_that_of_the_likeliest_answer(model):
+    output = model.eval()(**inputs(TARGET))
+    expected = sum(TARGET[row][answer] for row, answer in enumerate(output.answer_scores.argmax(1).tolist()))
+    assert output.metrics["qa_score"][0].item() == pytest.approx(expected)
+
+
+def test_without_a_target_there_are_scores_alone(model):
+    output = model(**{**inputs(TARGET), "target": None})
+    assert output.answer_scores.shape == (3, ANSWERS)
+    assert output.loss is None
+    assert output.metrics == {}
+
+
+def test_every_parameter_takes_part(model):
+    """One without a gradient would stall ZeRO-2. Position 0 and word 0 aside, as in pre-training."""
+    model(**inputs(TARGET)).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
