@@ -551,6 +551,10 @@ def _lay_out(
     (scratch / SIZES_FILE).write_bytes((folder / "width_heigths.json").read_bytes())
 
 
+def recorded_scales(recorded: dict[str, np.ndarray]) -> list[str]:
+    return sorted({key.split("/")[0] for key in recorded if key.startswith("loss_scale_")})
+
+
 def check_vqa(folder: Path) -> Iterator[Quantity]:
     """The answer head from pre-training's, then fine-tuning's passes with it, and a score over all questions."""
     vqa, pretrained = folder / "vqa", folder / "model_pretrain"
@@ -575,7 +579,8 @@ def check_vqa(folder: Path) -> Iterator[Quantity]:
     inputs |= {"images": recorded_images(recorded["images_u8"]), "target": torch.from_numpy(recorded["target"])}
     shape = {**description["config"], "num_answers": len(labels)}
     variant = {"sub_sampling": False, "use_positional_embedding": True, "task_qa": True}
-    for name, scale in (("num_answers", float(len(labels))), ("loss_scale_500", 500.0)):
+    scales = {name: float(name.removeprefix("loss_scale_")) for name in recorded_scales(recorded)}
+    for name, scale in {"num_answers": float(len(labels)), **scales}.items():
         model = build_model(shape, variant, {}, ClipVilForQuestionAnswering)
         load_state(model, head, "the recorded state")
         model.loss_scale = scale

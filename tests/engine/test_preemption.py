@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.validator import Validator
+from engine.validator import Judge, Validator
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -94,7 +94,7 @@ def test_a_signal_cuts_a_validation_short(signal_at: int | None) -> None:
                 preemption.received = "SIGTERM"
             yield Batch(number)
 
-    Validator(reporter, saver, batches()).after_epoch(SimpleNamespace(epoch=0, step=7))
+    Validator(reporter, saver, batches(), Judge()).after_epoch(SimpleNamespace(epoch=0, step=7))
     assert reporter.engine.module.calls == (5 if signal_at is None else 2)
     assert records == (
         [{"kind": "valid", "epoch": 1, "step": 7, "loss": 2.0, "mask_lm_loss": 2.0}] if signal_at is None else []

@@ -49,7 +49,7 @@ def test_another_run_is_told_from_a_resumed_one(
 
 def add_checkpoint(folder: Path) -> None:
     (folder / "Epoch01").mkdir(parents=True)
-    (folder / "Epoch01" / "manifest.json").write_text(json.dumps({"step": 1, "files": {}}))
+    (folder / "Epoch01" / "manifest.json").write_text(json.dumps({"step": 1, "world_size": 1, "files": {}}))
 
 
 def test_checkpoints_are_not_overwritten_by_a_run_that_does_not_resume(tmp_path: Path) -> None:
