@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -146,6 +147,21 @@ def _parent(pid: int) -> int:
 def has_lost_a_rank(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone."""
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "gloo/transport" in str(error)
+
+
+@contextmanager
+def telling_errors(ranks: Ranks) -> Iterator[None]:
+    """What ends a program under a launcher becomes one line and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        exit_with(error)
+    except RuntimeError as error:
+        if not has_lost_a_rank(error):
+            raise
+        leave(f"rank {ranks.rank} ends, another one is gone", code=1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 from engine.checkpoint.description import Preprocessing
 from engine.checkpoint.state import SavedState
 from engine.config import TrainingConfig
+from engine.data.annotation_source import AnnotationSource
 from engine.data.dataset import ImageTextDataset
 from engine.data.images import ImageShape, ImageSource
-from engine.data.splits import open_images
+from engine.data.splits import Split, open_images, read_split
 from engine.data.text import TextEncoder
 from engine.data.trained_on import TrainedOn
 from engine.distributed import Ranks
+from engine.sharing import share_on_node
 from engine.validator import Judge
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -35,7 +37,7 @@ class Task(ABC, Generic[Config]):
 
     def __init__(self, config: Config, tokenizer: Tokenizer, ranks: Ranks) -> None:
         """Read everything that the flags name, so that what is missing or wrong is told before work starts."""
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self.opened = config, ranks, 0
         self.encoder = TextEncoder(tokenizer)
         self.data_root = Path(config.data_root)
         self.cache = Path(config.cache_dir or self.data_root / "cache")
@@ -65,6 +67,19 @@ class Task(ABC, Generic[Config]):
 
     def judge(self) -> Judge:
         return Judge()
+
+    def open_split(self, source: AnnotationSource, images: ImageSource, *, allow_missing_images: bool) -> Split:
+        """Read once for all ranks of a machine; says what was found."""
+        first = self.ranks.rank == 0
+        self.opened += 1  # the same files may be trained on and validated on
+        split = share_on_node(
+            self.ranks,
+            f"{self.opened} {source.name}",
+            lambda: read_split(source, images, self.cache, allow_missing_images=allow_missing_images, progress=first),
+        )
+        if first:
+            print(split.summary, flush=True)
+        return split
 
     def images(self) -> ImageSource:
         config = self.config

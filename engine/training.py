@@ -26,16 +26,7 @@ from engine.checkpoint.weights import pretrained_parts, read_bert
 from engine.config import TrainingConfig, deepspeed_settings
 from engine.data.loading import Batch, check_shared_memory, evaluation_loader, training_loader
 from engine.data.trained_on import TrainedOn
-from engine.distributed import (
-    Ranks,
-    end_with_launcher,
-    exit_with,
-    has_lost_a_rank,
-    join,
-    leave,
-    pick_device,
-    pick_kernels,
-)
+from engine.distributed import Ranks, end_with_launcher, join, pick_device, pick_kernels, telling_errors
 from engine.errors import UserError
 from engine.metrics import Metrics
 from engine.model.clip_resnet import SHAPES, STRIDE
@@ -194,7 +185,7 @@ def main(task_class: type[Task[Any]], recipes: Path, argv: list[str] | None = No
         argv: flags; those of the command line if not given.
     """
     ranks = Ranks.from_environment()
-    try:
+    with telling_errors(ranks):
         config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, recipes)
         config.check(ranks.world_size)
         if not arguments.print_config:
@@ -202,11 +193,3 @@ def main(task_class: type[Task[Any]], recipes: Path, argv: list[str] | None = No
         elif ranks.rank == 0:
             deepspeed_settings(config, ranks.world_size)
             print(to_yaml(config), end="")
-    except UserError as error:
-        exit_with(error)
-    except RuntimeError as error:
-        if not has_lost_a_rank(error):
-            raise
-        leave(f"rank {ranks.rank} ends, another one is gone", code=1)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -15,13 +15,12 @@ from engine.data.annotation_source import AnnotationSource
 from engine.data.answers import AnswerTable, ExactAnswers
 from engine.data.loading import Batch
 from engine.data.questions import Question, QuestionFile, check_unique, read_questions
-from engine.data.splits import annotation_files, read_split
+from engine.data.splits import annotation_files
 from engine.data.trained_on import TrainedOn
 from engine.data.vqa import QuestionDataset, QuestionOptions
 from engine.errors import UserError
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.scoring import AnswerCollector, score_answers, score_table
-from engine.sharing import share_on_node
 from engine.task import Task
 from engine.validator import Judge
 
@@ -70,17 +69,11 @@ class Vqa(Task[VqaConfig]):
                 raise UserError(f"--valid {config.valid} has no labels to score; launch/predict_vqa.py predicts it")
 
     def _read(self, names: str, *, allow_missing_images: bool) -> QuestionDataset:
-        config, images, first = self.config, self.images(), self.ranks.rank == 0
+        config, images = self.config, self.images()
         files = annotation_files(self.data_root / "vqa", names)
         source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
-        split = share_on_node(
-            self.ranks,
-            names,
-            lambda: read_split(source, images, self.cache, allow_missing_images=allow_missing_images, progress=first),
-        )
+        split = self.open_split(source, images, allow_missing_images=allow_missing_images)
         check_unique(split.sentences, names)
-        if first:
-            print(split.summary, flush=True)
         options = QuestionOptions(
             max_seq_length=config.max_seq_length,
             image_size_min=config.image_size_min,

@@ -33,7 +33,7 @@ from engine.data.questions import Question, QuestionFile, check_unique, read_que
 from engine.data.splits import annotation_files, open_images, read_split
 from engine.data.text import TextEncoder
 from engine.data.vqa import QuestionDataset, QuestionOptions
-from engine.distributed import Ranks, end_with_launcher, exit_with, has_lost_a_rank, join, leave, pick_device
+from engine.distributed import Ranks, end_with_launcher, join, pick_device, telling_errors
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 from engine.model.clip_resnet import STRIDE
@@ -60,6 +60,8 @@ def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
         raise UserError(f"{saved.source} is a model of {saved.description.architecture}; fine-tune it on VQA first")
     if saved.description.vocabulary is None:
         raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
+    if (config.top_k or 1) > len(saved.answers or ()):
+        raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
     reads = saved.description.preprocessing
     for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
         check_grid(saved.description.visual, height, width, STRIDE)
@@ -227,26 +229,16 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
 
 def main() -> None:
     ranks = Ranks.from_environment()
-    try:
+    with telling_errors(ranks):
         config = parse_command(PredictConfig, "predict_vqa.py", sys.argv[1:])
         config.check()
         end_with_launcher()
         device = pick_device(ranks)
         saved = open_model(config, ranks)
-        if (config.top_k or 1) > len(saved.answers or ()):
-            raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
         if config.question is None:
             predict(config, saved, ranks, device)
         elif ranks.rank == 0:
             answer_one(config, saved, device)
-    except UserError as error:
-        exit_with(error)
-    except RuntimeError as error:
-        if not has_lost_a_rank(error):
-            raise
-        leave(f"rank {ranks.rank} ends, another one is gone", code=1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

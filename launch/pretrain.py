@@ -10,8 +10,7 @@ from engine.config import PretrainConfig
 from engine.data.annotation_source import AnnotationSource
 from engine.data.answers import AnswerTable
 from engine.data.pretraining import PretrainingDataset, PretrainingOptions
-from engine.data.splits import annotation_files, read_split
-from engine.sharing import share_on_node
+from engine.data.splits import annotation_files
 from engine.task import Task
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -36,17 +35,10 @@ class Pretraining(Task[PretrainConfig]):
         self.validation = self._read(config.valid) if config.valid else None
 
     def _read(self, names: str) -> PretrainingDataset:
-        config, images, first = self.config, self.images(), self.ranks.rank == 0
+        config, images = self.config, self.images()
         files = annotation_files(self.data_root / "lxmert", names)
         source = AnnotationSource(files, self.encoder, self.table)
-        missing = config.allow_missing_images
-        split = share_on_node(
-            self.ranks,
-            names,
-            lambda: read_split(source, images, self.cache, allow_missing_images=missing, progress=first),
-        )
-        if first:
-            print(split.summary, flush=True)
+        split = self.open_split(source, images, allow_missing_images=config.allow_missing_images)
         options = PretrainingOptions(
             task_mask_lm=config.task_mask_lm,
             task_matched=config.task_matched,

@@ -49,6 +49,11 @@ class AnnotationSource:
     with_text: bool = False
     reader: type[AnnotationFile] = AnnotationFile
 
+    @property
+    def name(self) -> str:
+        """Its files, as --train names them."""
+        return ",".join(path.stem for path in self.files)
+
     def digests(self) -> list[str]:
         """sha256 of each file; reads them all, side by side."""
         with ThreadPoolExecutor() as pool:

@@ -62,7 +62,7 @@ def read_split(
         UserError: for missing or broken files, images without a file (unless allowed), labels that the answer
             table doesn't know at all.
     """
-    name = ",".join(path.stem for path in source.files)
+    name = source.name
     sentences = source.open(cache, progress=progress)
     img_ids = sentences.image_ids
     missing = set(images.missing(img_ids))
