@@ -90,12 +90,10 @@ class Vqa(Task[VqaConfig]):
         if path is None:
             return None
         saved = open_checkpoint(path, optimizers=False, progress=first)
-        rows = saved.weights().get(f"{HEAD}logit_fc.3.bias")
         if config.load_lxmert_qa is None:
             return saved
-        if rows is None:
-            raise UserError(f"{saved.source} has no answer head; take a stage-two checkpoint, or use --load_lxmert")
-        if isinstance(saved, OriginalState):  # whose files don't name their answers
+        rows = saved.state.get(f"{HEAD}logit_fc.3.bias") if isinstance(saved, OriginalState) else None
+        if isinstance(saved, OriginalState) and rows is not None:  # its files don't name their answers
             table = AnswerTable.read(self.data_root / "lxmert" / "all_ans.json")
             if len(table) != len(rows):
                 raise UserError(
@@ -103,6 +101,8 @@ class Vqa(Task[VqaConfig]):
                     "put the table there that it was pre-trained with"
                 )
             saved.answers = table.answers
+        if saved.answers is None:
+            raise UserError(f"{saved.source} has no answer head; take a stage-two checkpoint, or use --load_lxmert")
         return saved
 
     def check_start(self, saved: SavedState | None, trained_on: TrainedOn) -> None:
