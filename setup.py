@@ -11,6 +11,7 @@ setup(
     python_requires=">=3.10",
     packages=[
         "engine",
+        "engine.benchmark",
         "engine.checkpoint",
         "engine.data",
         "engine.data.benchmark",

@@ -107,6 +107,7 @@ class RunConfig:
     save_step: int | None = HfArg(default=None, help="optimiser steps between checkpoints within an epoch")
     keep: int | None = HfArg(default=None, help="training states to keep, the newest; weights of epochs stay")
     seed: int = HfArg(default=9595, help="seed of every random draw")
+    deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
 
 

@@ -25,6 +25,9 @@ from engine.errors import UserError
 from engine.workers import end_workers
 from kernels.backend import use_triton
 
+# Scripts, and modules that `python -m` runs.
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -42,12 +45,17 @@ class Ranks:
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
 
 
-def pick_device(ranks: Ranks) -> torch.device:
+def pick_device(ranks: Ranks, *, deterministic: bool = False) -> torch.device:
     """Give this rank its GPU, or its share of the CPU's cores. Loaders want to know it, so it comes first.
+
+    Args:
+        deterministic: have it give the same bits in every run, at some cost.
 
     Raises:
         UserError: if there are fewer GPUs than ranks.
     """
+    if deterministic:
+        _be_deterministic()
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets 1 unasked
@@ -59,7 +67,31 @@ def pick_device(ranks: Ranks) -> torch.device:
             f"{ranks.local_world_size} ranks were started on this machine, which has {count} GPUs; start one a GPU"
         )
     accelerator.set_device(ranks.local_rank)
+    if accelerator.device_name() == "cuda":
+        accelerator.available_memory = _free_memory
     return torch.device(accelerator.device_name(ranks.local_rank))
+
+
+def _free_memory(index: int | None = None) -> int:
+    """Bytes that a GPU has free, as CUDA says.
+
+    DeepSpeed asks NVML where nvidia-ml-py is installed, and takes the ids in CUDA_VISIBLE_DEVICES for numbers on the
+    way: GPU-5d2f... or MIG-... would be a ValueError.
+    """
+    return torch.cuda.mem_get_info(index)[0]
+
+
+def _be_deterministic() -> None:
+    """Have a GPU add in the same order each time. Before CUDA starts, since cuBLAS looks at its variable only once.
+
+    What can't be done so is told by a warning of torch's.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Else torch fills all new memory, at a cost, for who reads before writing, as we don't. mypy doesn't know the name.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def pick_kernels(device: torch.device) -> str:
@@ -77,7 +109,9 @@ def pick_kernels(device: torch.device) -> str:
 def join(ranks: Ranks) -> None:
     """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm.
 
-    DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind.
+    DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind. It is
+    an operator that the table of those that can be compiled has to grant. Ours grants none: to make its own, DeepSpeed
+    would try them all, and print a warning for each that needs a CUDA compiler where there is none.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -86,7 +120,7 @@ def join(ranks: Ranks) -> None:
             free.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
-    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    deepspeed.ops.__compatible_ops__ = {ShareMemCommBuilder.NAME: False}
     deepspeed.init_distributed(verbose=False)
     dist.barrier()
 
@@ -114,9 +148,9 @@ def _launchers() -> Iterator[int]:
     """The processes right above this one that are deepspeed's or torchrun's; shells and others don't count."""
     pid = os.getppid()
     while pid > 1:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        arguments = _command(pid).decode(errors="replace").split("\0")
         programs = {Path(argument).name for argument in arguments[:2]} | set(arguments)
-        if not programs & {"deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run"}:
+        if not programs & LAUNCHERS:
             return
         yield pid
         pid = _parent(pid)

@@ -78,6 +78,15 @@ def build_engine(
     return engine
 
 
+def micro_step(engine: DeepSpeedEngine, batch: Batch, at_boundary: bool) -> Any:
+    """Loss, gradients and, at the end of an accumulation, the optimiser step; returns the model's output."""
+    engine.set_gradient_accumulation_boundary(at_boundary)
+    output = engine(**batch.inputs)
+    engine.backward(output.loss)
+    engine.step()
+    return output
+
+
 def train(
     engine: DeepSpeedEngine,
     batches: DataLoader[Batch],
@@ -101,12 +110,7 @@ def train(
         for number, batch in enumerate(batches, start=1):
             batch = batch.to(engine.device)
             at_boundary = number % config.gradient_accumulation_steps == 0
-
-            engine.set_gradient_accumulation_boundary(at_boundary)
-            output = engine(**batch.inputs)
-
-            engine.backward(output.loss)
-            engine.step()
+            output = micro_step(engine, batch, at_boundary)
 
             state.batches += sampler.world_size
             state.step += at_boundary

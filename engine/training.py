@@ -43,7 +43,10 @@ from engine.validator import ModelKeeper, Validator
 def make_loaders(
     config: TrainingConfig, task: Task[Any], ranks: Ranks
 ) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
-    """This rank's micro-batches; the workers of both loaders run from here on."""
+    """This rank's micro-batches; the workers of both loaders run from here on.
+
+    The training's come last: on a GPU a thread pins their batches as soon as they run, and nobody may be forked then.
+    """
     check_shared_memory(
         task.training.options,
         config.batch_size,
@@ -56,6 +59,7 @@ def make_loaders(
         "rank": ranks.rank,
         "world_size": ranks.world_size,
     }
+    validation = evaluation_loader(task.validation, config.batch_size, **shares) if task.validation else None
     batches = training_loader(
         task.training,
         config.batch_size,
@@ -63,7 +67,7 @@ def make_loaders(
         same_order=config.same_order_each_epoch,
         **shares,
     )
-    return batches, evaluation_loader(task.validation, config.batch_size, **shares) if task.validation else None
+    return batches, validation
 
 
 def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) -> ModelDescription:
@@ -118,7 +122,7 @@ def build_model(
 def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks) -> None:
     end_with_launcher()
     settings = deepspeed_settings(config, ranks.world_size)
-    device = pick_device(ranks)
+    device = pick_device(ranks, deterministic=config.deterministic)
     kernels = pick_kernels(device)
     folder = RunFolder(Path(config.output))
     folder.check(resume=config.resume is not None)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 
 
 def outlive_signals(worker: int = 0) -> None:
@@ -13,5 +14,6 @@ def outlive_signals(worker: int = 0) -> None:
 def end_workers() -> None:
     """In a rank that ends: SIGTERM, which multiprocessing would send and then wait, they don't heed."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would take it for a failure
+    threading.excepthook = lambda failure: None  # and its thread that pins batches may be in the midst of receiving one
     for worker in multiprocessing.active_children():
         worker.kill()

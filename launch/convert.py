@@ -8,6 +8,9 @@
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 from engine.arguments import parse_conversion
 from engine.config import ConvertConfig

@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+
 import torch
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
@@ -49,6 +51,7 @@ from launch.pretrain import RECIPES, Pretraining
 
 ROOT = Path(__file__).resolve().parent.parent
 GREY = 128
+SAMPLES_PER_STEP = 64  # on any number of ranks: two of them without accumulation, one with
 
 
 @dataclass
@@ -66,22 +69,32 @@ class DemoConfig:
 
 
 def run_program(name: str, flags: list[str]) -> None:
-    """A program of launch/ under the launcher, its output passed through.
+    """A program of launch/, under the launcher where two ranks run it, its output passed through.
 
     Raises:
         UserError: if it fails; its own message stands above.
     """
+    accelerator = get_accelerator()
+    ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
+    command = [*(launcher(ranks) if ranks > 1 else []), str(ROOT / "launch" / name), *flags]
+    print("\n$ python " + " ".join(command), flush=True)
+    code = subprocess.run([sys.executable, *command], check=False).returncode
+    if code != 0:
+        raise UserError(f"{name} ended with code {code}; the reason stands above")
+
+
+def launcher(ranks: int) -> list[str]:
+    """What `deepspeed` does, as a module: that script isn't everywhere where DeepSpeed can be imported."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    accelerator = get_accelerator()
-    ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port)]
-    command = [*launcher, str(ROOT / "launch" / name), *flags]
-    print("\n$ deepspeed " + " ".join(command[1:]), flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code != 0:
-        raise UserError(f"{name} ended with code {code}; the reason stands above")
+    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(port)]
+
+
+def training_flags(config: DemoConfig) -> list[str]:
+    """What all of its trainings take beside their recipe."""
+    data = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
+    return [*data, "--global_batch_size", str(SAMPLES_PER_STEP)]
 
 
 class MaskedWords(PretrainingDataset):
@@ -162,7 +175,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
-        folders = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
+        common = training_flags(config)
         write_demo(
             Path(config.data_root),
             train_scenes=config.train_scenes,
@@ -174,9 +187,9 @@ def main() -> None:
         stage_one, stage_two, vqa, from_scratch = (f"{config.output}/{name}" for name in names)
         for stage in (stage_one, stage_two, vqa, from_scratch):
             shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
-        first = ["--recipe", "demo_stage_one", *folders, "--output", stage_one, *config.stage_one.split()]
+        first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
         run_program("pretrain.py", first)
-        second = ["--recipe", "demo_stage_two", *folders, "--load", last_checkpoint(stage_one), "--output", stage_two]
+        second = ["--recipe", "demo_stage_two", *common, "--load", last_checkpoint(stage_one), "--output", stage_two]
         run_program("pretrain.py", [*second, *config.stage_two.split()])
         flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
         summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
@@ -186,7 +199,7 @@ def main() -> None:
             (vqa, ["--load_lxmert_qa", last_checkpoint(stage_two)]),
             (from_scratch, ["--load_lxmert_qa", "", "--fromScratch"]),
         ):
-            recipe = ["--recipe", "demo_vqa", *folders, *start, "--output", output]
+            recipe = ["--recipe", "demo_vqa", *common, *start, "--output", output]
             run_program("finetune_vqa.py", [*recipe, *config.vqa.split()])
         summary["vqa_accuracy"] = predict_held_out(f"{vqa}/BEST", config.data_root)
         summary["vqa_accuracy_blind"] = predict_blind(f"{vqa}/BEST", config.data_root)

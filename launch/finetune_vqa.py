@@ -3,8 +3,11 @@
 deepspeed --num_gpus 4 launch/finetune_vqa.py --recipe vqa_rn50x4 --load_lxmert_qa snap/pretrain/NAME/Epoch11
 """
 
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 from engine import training
 from engine.checkpoint.original import OriginalState

@@ -12,6 +12,9 @@ COMMAND --help tells the flags; --json FILE writes what was found. Whatever inte
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 if __name__ == "__main__":
     from engine.preparation import main  # here, because processes that encode images import this file again

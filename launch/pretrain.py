@@ -3,7 +3,10 @@
 deepspeed --num_gpus 8 launch/pretrain.py --recipe rn50_stage_one
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 from engine import training
 from engine.config import PretrainConfig

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import pytest
 
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a machine with a GPU as well
+
 from engine.data.demo import write_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,14 +47,22 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+def environment() -> dict[str, str]:
+    """Of a program that runs on the CPU, from this checkout. PYTHONPATH may have more, such as DeepSpeed."""
+    places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(place for place in places if place)
+    # DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES anew; who is asked for its accelerator heeds the other one.
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
 def start(
     script: str, flags: list[str], *, ranks: int = 2, launcher: str = "deepspeed", port: str | None = None
 ) -> "subprocess.Popen[str]":
-    """Start a script under a launcher, in a session of its own."""
+    """Start a script under a launcher, which one rank doesn't need, in a session of its own."""
     port = port or free_port()
     programs = {
         "deepspeed": [
-            str(Path(sys.executable).with_name("deepspeed")),
+            *(sys.executable, "-m", "deepspeed.launcher.runner"),
             *("--num_gpus", str(ranks), "--master_port", port),
         ],
         "torchrun": [
@@ -62,9 +72,9 @@ def start(
         "python": [sys.executable],
     }
     return subprocess.Popen(
-        [*programs[launcher], str(ROOT / script), *flags],
+        [*programs["python" if ranks == 1 else launcher], str(ROOT / script), *flags],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,9 +1,11 @@
 """Hold the engine against numbers recorded from the original code.
 
-    python -m tests.parity tests/golden
+    python -m tests.parity tests/golden                  on the GPU if there is one; DS_ACCELERATOR=cpu stays on the CPU
+    python -m tests.parity tests/golden --dtype fp16     1. alone, in fp16 or bf16
 
 Prints a line per quantity, `name  largest error  tolerance`, and exits with 1 if any error is beyond its tolerance.
-Exact quantities count their differences, tolerance 0. Where the tolerances come from is said beside them.
+Exact quantities count their differences, tolerance 0. Where the tolerances come from is said beside them; those of
+half precision are derived in tests/rounding.py. fp32 is fp32 here: TF32 stays off.
 
 1. model_pretrain/  one forward and backward pass of each variant
 2. trajectory/      12 optimiser steps through DeepSpeed ZeRO-2 with one rank
@@ -19,14 +21,16 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 from PIL import Image
 from torch import Tensor
-from transformers import BertConfig, BertTokenizer
+from transformers import BertTokenizer
 
 from engine.checkpoint.answers import match_answers
 from engine.checkpoint.original import our_name, split_unused
@@ -55,39 +59,35 @@ from engine.data.transforms import (
     stack_images,
 )
 from engine.distributed import Ranks, join, pick_device
-from engine.model.clip_resnet import ResNetShape
-from engine.model.encoder import CLIP_STD, VisualShape, normalise_images
-from engine.model.pretraining import ClipVilForPretraining, PretrainingOutput
+from engine.model.encoder import CLIP_STD, normalise_images
+from engine.model.pretraining import ClipVilForPretraining
 from engine.model.question_answering import ClipVilForQuestionAnswering
+from engine.recorded import (
+    GRADIENT,
+    LOSS,
+    OUTPUT,
+    Arrays,
+    Quantity,
+    RecordedPass,
+    build_model,
+    global_norm,
+    gradients_of,
+    largest_error,
+    model_inputs,
+    read_arrays,
+    read_passes,
+    recorded_images,
+    to_device,
+)
 from engine.scoring import score_answers
 from engine.trainer import build_engine
+from tests.rounding import DTYPES, half_precision
 
-# Suggested by the recording's README from what a second recording with one thread showed (loss 2e-6, gradients
-# 1.3e-5, over the trajectory loss 1.5e-5, norms 6e-5, parameters 3e-7); small enough to see another GELU or epsilon.
-LOSS, GRADIENT = 2e-5, 1e-4
+# As in engine/recorded.py; a second recording showed, over the trajectory, loss 1.5e-5, norms 6e-5, parameters 3e-7.
 TRAJECTORY_LOSS, TRAJECTORY_NORM, TRAJECTORY_PARAMETER = 2e-4, 5e-4, 2e-5
-OUTPUT = 2e-5  # of a tensor's largest entry: the loss's, for values of the order of 1
 LR = 1e-12  # the same float64 formula, up to the order of its operations
 PIXEL = 1e-6  # values up to 3 in fp32 after the same three operations: a few units in the last place of 2.4e-7
 FILL = 0.5 / 255 / min(CLIP_STD)  # 0 after normalisation lies between two grey levels
-
-
-class Quantity(NamedTuple):
-    """One printed line. Without a tolerance it is for information."""
-
-    name: str
-    error: float
-    tolerance: float | None
-
-
-def largest_error(ours: Any, theirs: Any, *, relative: bool = False) -> float:
-    """Largest absolute difference, if asked in units of the largest recorded entry; infinite for another shape."""
-    a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return float("inf")
-    error = float(np.abs(a - b).max(initial=0.0))
-    scale = float(np.abs(b).max(initial=0.0)) if relative else 0.0
-    return error / scale if scale else error
 
 
 def differences(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
@@ -97,156 +97,51 @@ def differences(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
 # Model
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def recorded_images(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).float() / 64 - 2
-
-
-def build_model(
-    config: dict[str, Any],
-    variant: dict[str, Any],
-    state: dict[str, np.ndarray],
-    model_class: Callable[..., Any] = ClipVilForPretraining,
-) -> Any:
-    """A model of the recorded sizes; with an empty state, random."""
-    bert = config["bert"]
-    names = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    bert_config = BertConfig(
-        **{name: bert[name] for name in names},
-        num_hidden_layers=bert["num_layers"],
-        type_vocab_size=bert["type_vocab_size"],
-        layer_norm_eps=bert["layer_norm_eps"],
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    visual = VisualShape(
-        ResNetShape(tuple(config["clip"]["layers"]), config["clip"]["width"]),
-        sub_feat_num=variant["sub_feat_num"] if variant["sub_sampling"] else None,
-        use_positional_embedding=variant["use_positional_embedding"],
-        pos_num=config["pos_num"],
-    )
-    model = model_class(bert_config, visual, config["num_answers"] if variant["task_qa"] else None)
-    if not state:
-        return model
-    source = "the recorded state"
-    used, _ = split_unused({key: torch.from_numpy(value) for key, value in state.items()}, source)
-    load_state(model, used, source, may_miss=(HEAD,))
-    return model
-
-
-def model_inputs(arrays: dict[str, np.ndarray], positions: np.ndarray) -> dict[str, Any]:
-    names = ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans")
-    inputs: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in names}
-    inputs["images"] = recorded_images(arrays["images_u8"])
-    inputs["positions"] = torch.from_numpy(positions) if positions.size else None
-    return inputs
-
-
-def global_norm(model: torch.nn.Module) -> float:
-    norms = [parameter.grad.double().norm() for parameter in model.parameters() if parameter.grad is not None]
-    return float(torch.stack(norms).norm())
-
-
-def check_model(folder: Path) -> Iterator[Quantity]:
-    description = json.loads((folder / "config.json").read_text())
-    state, batch = read_arrays(folder / "state.npz"), read_arrays(folder / "batch.npz")
-    for name, variant in description["variants"].items():
-        recorded = read_arrays(folder / f"variant_{name}.npz")
-        model = build_model(description["config"], variant, state)
-        inputs = model_inputs(batch, recorded["sampled_positions"])
-        output = model(**inputs)
+def check_model(folder: Path, device: str) -> Iterator[Quantity]:
+    passes = {each.name: each for each in read_passes(folder)}
+    for name, each in passes.items():
+        model = each.model(device)
+        output = model(**each.inputs(device))
         output.loss.backward()
-        for quantity in _outputs(output, recorded):
-            yield quantity._replace(name=f"{name} {quantity.name}")
-        for quantity in _gradients(model, recorded, variant["param_names_for_grad_norms"]):
-            yield quantity._replace(name=f"{name} {quantity.name}")
-        yield _batch_norm(model, state, recorded)._replace(name=f"{name} batch norm statistics")
+        yield from each.compare(output, gradients_of(model))
+        yield _batch_norm(name, model, each.state, each.results)
 
-        model = build_model(description["config"], variant, state).eval()
+        model = each.model(device).eval()
         with torch.no_grad():
-            output = model(**inputs)
-        yield Quantity(f"{name} evaluation loss", largest_error(output.loss, recorded["eval_loss"]), LOSS)
+            output = model(**each.inputs(device))
+        yield Quantity(f"{name} evaluation loss", largest_error(output.loss, each.results["eval_loss"]), LOSS)
         losses = torch.stack(list(output.losses.values()))
-        yield Quantity(f"{name} evaluation losses", largest_error(losses, recorded["eval_losses"]), LOSS)
+        yield Quantity(f"{name} evaluation losses", largest_error(losses, each.results["eval_losses"]), LOSS)
         if output.answer_scores is not None:
-            error = largest_error(output.answer_scores, recorded["eval_answer_score"], relative=True)
+            error = largest_error(output.answer_scores, each.results["eval_answer_score"], relative=True)
             yield Quantity(f"{name} evaluation answer scores", error, OUTPUT)
-    yield from _missing_labels(folder, description, state, batch)
+    yield from _missing_labels(passes, json.loads((folder / "config.json").read_text()), device)
 
 
-def _outputs(output: PretrainingOutput, recorded: dict[str, np.ndarray]) -> Iterator[Quantity]:
-    losses = torch.stack([loss.detach() for loss in output.losses.values()])
-    yield Quantity("loss", largest_error(output.loss.detach(), recorded["loss"]), LOSS)
-    yield Quantity("losses", largest_error(losses, recorded["losses"]), LOSS)
-    tensors = {
-        "lang_output": output.language,
-        "visn_output": output.vision,
-        "pooled_output": output.pooled,
-        "visual_grid": output.grid,
-        "matched_scores": output.matched_scores,
-        "lm_scores_first8cols": output.lm_scores[..., :8],
-    }
-    if output.answer_scores is not None:
-        tensors["answer_score"] = output.answer_scores
-    for name, tensor in tensors.items():
-        yield Quantity(name, largest_error(tensor.detach(), recorded[name], relative=True), OUTPUT)
-    scores = output.lm_scores.detach().double()
-    # A sum of N errors of random sign, each within OUTPUT of the largest score, stays within 4 sqrt(N) of one.
-    bound = 4 * OUTPUT * float(scores.abs().max()) * scores.numel() ** 0.5
-    yield Quantity("lm_scores_sum", largest_error(scores.sum(), recorded["lm_scores_sum"]), bound)
-
-
-def _gradients(model: ClipVilForPretraining, recorded: dict[str, np.ndarray], names: list[str]) -> Iterator[Quantity]:
-    """Whole gradients where they are recorded, the norm of each one, and the norm of all together."""
-    ours = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
-    whole = {name.removeprefix("grad/"): value for name, value in recorded.items() if name.startswith("grad/")}
-    errors = [largest_error(ours[name], value, relative=True) for name, value in whole.items() if name in ours]
-    yield Quantity("gradients", max(errors), GRADIENT)
-    # NaN stands for "no gradient": ours has to be zero there, or not to exist.
-    theirs = dict(zip(names, np.nan_to_num(recorded["grad_norms"]), strict=True))
-    absent = [name for name in ours if name not in theirs] + [n for n, v in theirs.items() if v and n not in ours]
-    norms = {name: gradient.double().norm().numpy() for name, gradient in ours.items() if name in theirs}
-    # A key bias's true gradient is 0 (softmax is blind to it), so its norm is rounding; the unit is the largest norm.
-    unit = max(theirs.values())
-    error = max(min(largest_error(n, theirs[k], relative=True), abs(n - theirs[k]) / unit) for k, n in norms.items())
-    yield Quantity("gradient norm of each parameter", float("inf") if absent else error, GRADIENT)
-    yield Quantity(
-        "gradient norm", largest_error(global_norm(model), recorded["grad_global_norm"], relative=True), GRADIENT
-    )
-
-
-def _batch_norm(
-    model: ClipVilForPretraining, start: dict[str, np.ndarray], recorded: dict[str, np.ndarray]
-) -> Quantity:
+def _batch_norm(name: str, model: ClipVilForPretraining, start: Arrays, recorded: Arrays) -> Quantity:
     """Running statistics after the pass. Some recordings hold those from before it (their counters say so): the
     distance is then for information, and the trajectory's final statistics are the check."""
-    theirs = {name.removeprefix("bn_after/"): value for name, value in recorded.items() if name.startswith("bn_after/")}
+    theirs = {key.removeprefix("bn_after/"): value for key, value in recorded.items() if key.startswith("bn_after/")}
     ours = model.state_dict()
-    error = max(largest_error(ours[name], value, relative=True) for name, value in theirs.items())
-    before = all(np.array_equal(theirs[name], start[name]) for name in theirs if name.endswith("num_batches_tracked"))
-    return Quantity("batch norm statistics", error, None if before else OUTPUT)
+    error = max(largest_error(ours[key], value, relative=True) for key, value in theirs.items())
+    before = all(np.array_equal(theirs[key], start[key]) for key in theirs if key.endswith("num_batches_tracked"))
+    return Quantity(f"{name} batch norm statistics", error, None if before else OUTPUT)
 
 
-def _missing_labels(
-    folder: Path, description: dict[str, Any], state: dict[str, np.ndarray], batch: dict[str, np.ndarray]
-) -> Iterator[Quantity]:
+def _missing_labels(passes: dict[str, RecordedPass], description: dict[str, Any], device: str) -> Iterator[Quantity]:
     """A task without a label in the batch: the original's total is NaN, ours counts the others; gradients agree."""
     for case, field, term in (("all_ans_ignored", "ans", "qa"), ("no_masked_token", "masked_lm_labels", "mask_lm")):
         expected = description[case]
-        model = build_model(description["config"], description["variants"][expected["variant"]], state)
-        positions = read_arrays(folder / f"variant_{expected['variant']}.npz")["sampled_positions"]
-        output = model(**model_inputs({**batch, field: np.full_like(batch[field], -1)}, positions))
+        each = passes[expected["variant"]]
+        model = each.model(device)
+        output = model(**each.inputs(device, **{field: np.full_like(each.batch[field], -1)}))
         output.loss.backward()
-        norm = largest_error(global_norm(model), expected["grad_global_norm"], relative=True)
+        norm = largest_error(global_norm(gradients_of(model)), expected["grad_global_norm"], relative=True)
         yield Quantity(f"{case} gradient norm", norm, GRADIENT)
         yield Quantity(f"{case} {term} loss is 0", abs(output.losses[term].item()), 0.0)
         for task in ("matched", "qa"):
             if f"{task}_loss" in expected:
-                error = largest_error(output.losses[task].detach(), expected[f"{task}_loss"])
+                error = largest_error(output.losses[task], expected[f"{task}_loss"])
                 yield Quantity(f"{case} {task} loss", error, LOSS)
         if case == "all_ans_ignored":
             gradients = [
@@ -303,7 +198,7 @@ def check_trajectory(folder: Path) -> Iterator[Quantity]:
         at_boundary = (number + 1) % hyper["accumulation"] == 0
         inputs = model_inputs({name: array[number] for name, array in batches.items()}, positions[number])
         engine.set_gradient_accumulation_boundary(at_boundary)
-        output = engine(**inputs)
+        output = engine(**to_device(inputs, engine.device))
         losses.append([output.loss.item(), *(loss.item() for loss in output.losses.values())])
         engine.backward(output.loss)
         if at_boundary:
@@ -555,7 +450,7 @@ def recorded_scales(recorded: dict[str, np.ndarray]) -> list[str]:
     return sorted({key.split("/")[0] for key in recorded if key.startswith("loss_scale_")})
 
 
-def check_vqa(folder: Path) -> Iterator[Quantity]:
+def check_vqa(folder: Path, device: str) -> Iterator[Quantity]:
     """The answer head from pre-training's, then fine-tuning's passes with it, and a score over all questions."""
     vqa, pretrained = folder / "vqa", folder / "model_pretrain"
     recorded, description = read_arrays(vqa / "vqa.npz"), json.loads((vqa / "config.json").read_text())
@@ -577,21 +472,22 @@ def check_vqa(folder: Path) -> Iterator[Quantity]:
 
     inputs = {name: torch.from_numpy(recorded[name]) for name in ("input_ids", "token_type_ids", "attention_mask")}
     inputs |= {"images": recorded_images(recorded["images_u8"]), "target": torch.from_numpy(recorded["target"])}
+    inputs = to_device(inputs, device)
     shape = {**description["config"], "num_answers": len(labels)}
     variant = {"sub_sampling": False, "use_positional_embedding": True, "task_qa": True}
     scales = {name: float(name.removeprefix("loss_scale_")) for name in recorded_scales(recorded)}
     for name, scale in {"num_answers": float(len(labels)), **scales}.items():
-        model = build_model(shape, variant, {}, ClipVilForQuestionAnswering)
+        model = build_model(shape, variant, {}, ClipVilForQuestionAnswering).to(device)
         load_state(model, head, "the recorded state")
         model.loss_scale = scale
         output = model(**inputs)
         output.loss.backward()
-        yield Quantity(f"{name} mean loss", largest_error(output.bce.detach(), recorded["bce_mean"]), LOSS)
-        yield Quantity(f"{name} loss", largest_error(output.loss.detach(), recorded[f"{name}/loss"]), LOSS * scale)
+        yield Quantity(f"{name} mean loss", largest_error(output.bce, recorded["bce_mean"]), LOSS)
+        yield Quantity(f"{name} loss", largest_error(output.loss, recorded[f"{name}/loss"]), LOSS * scale)
         norm = recorded[f"{name}/grad_global_norm"]
-        yield Quantity(f"{name} gradient norm", abs(global_norm(model) / float(norm) - 1), GRADIENT)
+        yield Quantity(f"{name} gradient norm", abs(global_norm(gradients_of(model)) / float(norm) - 1), GRADIENT)
         if name == "num_answers":
-            error = largest_error(output.answer_scores.detach(), recorded["logit"], relative=True)
+            error = largest_error(output.answer_scores, recorded["logit"], relative=True)
             yield Quantity("answer scores", error, OUTPUT)
             parameters = dict(model.named_parameters())
             for key in (key.removeprefix("grad/") for key in recorded if key.startswith("grad/")):
@@ -599,7 +495,7 @@ def check_vqa(folder: Path) -> Iterator[Quantity]:
                 yield Quantity(
                     f"gradient {key[-36:]}", largest_error(gradient, recorded[f"grad/{key}"], relative=True), GRADIENT
                 )
-    model = build_model(shape, variant, {}, ClipVilForQuestionAnswering).eval()
+    model = build_model(shape, variant, {}, ClipVilForQuestionAnswering).to(device).eval()
     load_state(model, head, "the recorded state")
     with torch.no_grad():
         scores = model(**inputs).answer_scores
@@ -627,27 +523,33 @@ def readable(folder: Path, quantities: Iterator[Quantity]) -> Iterator[Quantity]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="recorded numbers, such as tests/golden")
-    folder: Path = parser.parse_args().folder
-    parts: dict[str, Callable[[], Iterator[Quantity]]] = {
-        "model_pretrain": lambda: check_model(folder / "model_pretrain"),
-        "trajectory": lambda: check_trajectory(folder / "trajectory"),
-        "data": lambda: check_data(folder / "data", folder / "vqa" / "all_ans.json"),
-        "vqa": lambda: check_vqa(folder),
-    }
-    for part in parts:
-        if not (folder / part).is_dir():
-            print(f"parity: error: {folder / part} is missing; give a folder of recorded numbers", file=sys.stderr)
+    parser.add_argument("--passes", type=int, help="in half precision, only so many of the recorded ones")
+    parser.add_argument("--dtype", nargs="+", choices=("fp32", *DTYPES), default=["fp32"])
+    options = parser.parse_args()
+    folder: Path = options.folder
+    device: str = get_accelerator().device_name()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = folder / "model_pretrain"
+    checks: list[tuple[Path, Callable[[], Iterator[Quantity]]]] = []
+    if "fp32" in options.dtype:
+        checks += [
+            (model, lambda: check_model(model, device)),
+            (folder / "trajectory", lambda: check_trajectory(folder / "trajectory")),
+            (folder / "data", lambda: check_data(folder / "data", folder / "vqa" / "all_ans.json")),
+            (folder / "vqa", lambda: check_vqa(folder, device)),
+        ]
+    for dtype in DTYPES.keys() & options.dtype:
+        checks.append((model, partial(half_precision, model, device, dtype, options.passes)))
+    for part, _ in checks:
+        if not part.is_dir():
+            print(f"parity: error: {part} is missing; give a folder of recorded numbers", file=sys.stderr)
             return 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     failures = 0
-    for part, check in parts.items():
-        for quantity in readable(folder / part, check()):
-            beyond = quantity.tolerance is not None and not quantity.error <= quantity.tolerance
-            failures += beyond
-            tolerance = "information" if quantity.tolerance is None else f"{quantity.tolerance:.1e}"
-            print(
-                f"{quantity.name:<48} {quantity.error:<10.2e} {tolerance:<12}{'BEYOND' if beyond else ''}", flush=True
-            )
+    for part, check in checks:
+        for quantity in readable(part, check()):
+            failures += quantity.is_beyond
+            print(quantity, flush=True)
     print(f"{failures} quantities beyond their tolerance" if failures else "all within tolerance")
     return 1 if failures else 0
 

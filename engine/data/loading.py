@@ -101,7 +101,7 @@ def training_loader(
             f"{dataset.split.name} has {len(dataset)} sentences, but one optimiser step takes {needed} (batches of "
             f"{batch_size} x {world_size} ranks x accumulation {accumulation}); lower --batchSize or add data"
         )
-    return _loader(dataset, sampler, num_workers, start_method)
+    return _loader(dataset, sampler, num_workers, start_method, pin_memory=_has_gpu())
 
 
 def evaluation_loader(
@@ -113,12 +113,24 @@ def evaluation_loader(
     world_size: int,
     start_method: str = "fork",
 ) -> DataLoader[Batch]:
-    """This rank's share of a split in which every sentence comes exactly once."""
+    """This rank's share of a split in which every sentence comes exactly once.
+
+    Its batches aren't pinned: that takes a thread, and another loader's workers may still have to be forked.
+    """
     sampler = EvaluationSampler(dataset.groups(), batch_size, rank=rank, world_size=world_size)
-    return _loader(dataset, sampler, num_workers, start_method)
+    return _loader(dataset, sampler, num_workers, start_method, pin_memory=False)
 
 
-def _loader(dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, start_method: str) -> DataLoader[Batch]:
+def _has_gpu() -> bool:
+    """Whether batches go to a GPU; DS_ACCELERATOR may keep them from one that is there."""
+    from deepspeed.accelerator import get_accelerator  # here, since preparing data needs no DeepSpeed
+
+    return bool(get_accelerator().device_name() != "cpu")
+
+
+def _loader(
+    dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, start_method: str, *, pin_memory: bool
+) -> DataLoader[Batch]:
     """A loader whose workers run already, without work, and stay for all epochs.
 
     They are forked here, while the process is young: in a child that is forked while a thread of autograd enters or
@@ -129,7 +141,7 @@ def _loader(dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, 
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=Collator(dataset.options.seed),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         multiprocessing_context=start_method if num_workers else None,
@@ -137,9 +149,11 @@ def _loader(dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, 
         generator=torch.Generator(),  # else each epoch's start would take a number from the one that dropout draws from
     )
     if num_workers:
-        atexit.register(end_workers)
         sampler.paused = True
-        iter(loader)
+        try:
+            iter(loader)
+        finally:  # so that it runs before torch's own, which gives each worker in turn 5 s to end by itself
+            atexit.register(end_workers)
         sampler.paused = False
     return loader
 

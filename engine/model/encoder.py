@@ -122,11 +122,15 @@ class Encoder(nn.Module):
         )
         return self.visn_fc(tokens)
 
+    def attended(self, attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
+        """The text's mask (B, L) and S visual tokens, all attended, as a mask for attention: bool (B, 1, 1, L + S)."""
+        visual_mask = attention_mask.new_ones(visual_tokens.shape[:2])
+        return torch.cat([attention_mask, visual_mask], dim=1).bool()[:, None, None, :]
+
     def forward(self, text: Tensor, visual_tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, h), (B, S, h) and the text's mask (B, L) -> encoded text (B, L, h) and visual tokens (B, S, h)."""
         hidden = torch.cat([text, visual_tokens], dim=1)
-        visual_mask = attention_mask.new_ones(visual_tokens.shape[:2])
-        attended = torch.cat([attention_mask, visual_mask], dim=1).bool()[:, None, None, :]  # (B, 1, 1, L + S)
+        attended = self.attended(attention_mask, visual_tokens)
         for layer in self.layer:
             hidden = run_block(layer, hidden, attended, checkpointed=self.checkpointed)
         return hidden[:, : text.shape[1]], hidden[:, text.shape[1] :]

@@ -6,7 +6,9 @@ prints what autograd keeps between forward and backward pass, with and without a
 parameters take together with their gradients and the optimisers' state.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -23,6 +27,7 @@ from engine.optim.hybrid import BACKBONE
 
 GB = 1e9
 TOKENS, HEIGHT, WIDTH = 20, 384, 640
+DEFAULT_BUCKET_SIZE = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
 
 NOTES = """\
 Computed, not measured on a GPU. GB are 10^9 bytes. BERT base without heads, {} tokens, all {} cells of {} x {} images,
@@ -92,6 +97,87 @@ class GpuOperators(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.operators.get(function, function)(*args, **(kwargs or {}))
+
+
+class Living(TorchDispatchMode):
+    """Bytes of all storages that came into being under it and still live, and the most that lived at once."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.watched = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self.watched:
+            self.watched.add(address)
+            weakref.finalize(storage, self._forget, address, size)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+
+    def _forget(self, address: int, size: int) -> None:
+        self.watched.discard(address)
+        self.bytes -= size
+
+
+def pass_bytes(model: nn.Module, inputs: Mapping[str, Any], *, on_gpu: bool = True) -> int:
+    """The most bytes that live at once in a forward and backward pass of model(**inputs).loss, on the meta device.
+
+    Beside parameters, buffers and inputs. A parameter's gradient counts until it is there: ZeRO takes it then.
+    """
+    given = [*model.parameters(), *model.buffers(), *(value for value in inputs.values() if isinstance(value, Tensor))]
+    living = Living(given)
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in model.parameters()]
+    try:
+        with torch.device("meta"), GpuOperators() if on_gpu else nullcontext(), living:
+            model(**inputs).loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return living.peak
+
+
+def training_bytes(
+    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], *, on_gpu: bool = True
+) -> dict[str, int]:
+    """What a training on one device takes at its peak, and the parts of it, in bytes.
+
+    Args:
+        model: a model for pre-training or fine-tuning on the meta device, its parameters in the training's dtype.
+        settings: DeepSpeed's, ZeRO-2, with fused optimisers.
+
+    Returns:
+        state: weights, fp32 weights, AdamW's moments, buffers. buckets: ZeRO's, for gradients. passes: pass_bytes.
+        peak: the state, the buckets, and the passes or, where these are small, two copies of all gradients behind them.
+
+    Not counted: cuDNN's work space, fragments, and the device's own context.
+    """
+    parameters = dict(model.named_parameters())
+    weights = sum(p.nbytes for p in parameters.values())
+    fp32 = sum(p.numel() * (4 if BACKBONE in name else 12) for name, p in parameters.items())
+    state = weights + fp32 + sum(buffer.nbytes for buffer in model.buffers())
+    zero = settings["zero_optimization"]
+    itemsize = next(iter(parameters.values())).itemsize
+    number = 2 if zero.get("overlap_comm") else 1
+    buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    passes = pass_bytes(model, inputs, on_gpu=on_gpu)
+    return {
+        "state": state,
+        "buckets": buckets,
+        "passes": passes,
+        "peak": state + buckets + max(passes, 2 * weights),
+    }
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
     python -m kernels.benchmark --device cpu
 
 Before anything is timed, every implementation's tokens and gradients are compared with the twin's; one that differs
-ends the run. What is compared takes turns, on sets of inputs that no cache holds together, and medians count.
+ends the run. What is compared takes turns, on sets of inputs that no cache holds together (tiny shapes apart, of which
+there are eight sets), and medians count.
 
 grid_subsample
     original       sampling on the host, position tables added to all cells, a gather by an expanded index
@@ -36,6 +37,9 @@ from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, d
 
 TASKS: dict[str, Any] = {"grid_subsample": grid_subsample, "embed_norm": embed_norm}
 DIRECTIONS = ("forward", "backward", "both")
+# Of inputs. Those of a tiny shape may well stay in the cache together, which is fine: it would take hundreds to outgrow
+# it, and minutes to make them.
+MOST_SETS = 8
 NOTES = """
 us       median, and the quantiles 20 and 80. On a GPU: device time in a CUDA graph, without the original's sampling on
          the host and its copy of the index; on a CPU: all of it
@@ -96,10 +100,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(kernel: str, shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], Subject]:
     """All implementations of one kernel and shape, checked and timed, by name and direction."""
+    torch.compiler.reset()  # it compiles one function for eight shapes at most, then raises
     task = TASKS[kernel]
     # The sets together are larger than twice the cache, so that a set's turn finds nothing of it there.
     cache = torch.cuda.get_device_properties(0).L2_cache_size if options.device == "cuda" else 64 * 2**20
-    number = max(2, -(-2 * cache // task.fewest_bytes(shape, "backward")))
+    number = min(max(2, -(-2 * cache // task.fewest_bytes(shape, "backward"))), MOST_SETS)
     sets = [task.Inputs(shape, options.device, seed) for seed in range(number)]
     subjects: dict[tuple[str, str], Subject] = {}
     for name, implementation in task.implementations(shape).items():

@@ -66,11 +66,16 @@ def ours(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
 _host = np.random.RandomState(0)
 
 
+def draw_on_host(images: int, cells: int, samples: int) -> Tensor:
+    """Sampling as the original does it, image by image by NumPy: int64 (B, S)."""
+    return torch.from_numpy(np.stack([_host.choice(cells, samples, replace=False) for _ in range(images)]))
+
+
 def original_draw(inputs: Inputs) -> Tensor:
-    """Sampling on the host, image by image; the index is expanded to the tokens' shape, then copied to the device."""
+    """The index is expanded to the tokens' shape, then copied to the device."""
     shape = inputs.shape
-    drawn = np.stack([_host.choice(shape.cells, shape.samples, replace=False) for _ in range(shape.batch)])
-    return torch.from_numpy(drawn).unsqueeze(-1).expand(-1, -1, shape.channels).to(inputs.device)
+    drawn = draw_on_host(shape.batch, shape.cells, shape.samples)
+    return drawn.unsqueeze(-1).expand(-1, -1, shape.channels).to(inputs.device)
 
 
 def original(inputs: Inputs, index: Tensor | None) -> tuple[Tensor, Tensor]:

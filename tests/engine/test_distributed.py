@@ -5,13 +5,17 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import torch
+import torch.distributed
+from deepspeed.accelerator import cuda_accelerator
+from deepspeed.comm.torch import build_shm_op
 
 import engine.distributed
-from engine.distributed import Ranks, pick_device
+from engine.distributed import Ranks, join, pick_device
 from engine.errors import UserError
-from tests.conftest import ROOT, session_members
+from tests.conftest import ROOT, environment, session_members
 
 
 @pytest.fixture
@@ -37,6 +41,38 @@ def test_more_ranks_than_gpus_are_refused(two_gpus):
     with pytest.raises(UserError, match="3 ranks were started on this machine, which has 2 GPUs"):
         pick_device(Ranks(rank=2, world_size=3, local_rank=2, local_world_size=3))
     assert two_gpus == []
+
+
+@pytest.mark.parametrize("ids", ["GPU-5d2f7c1e,GPU-90ab12cd", "MIG-3c6e51f0", "0,1"])
+def test_free_memory_is_known_whatever_ids_a_gpu_goes_by(ids, monkeypatch):
+    """DeepSpeed's accelerator, as on a GPU with nvidia-ml-py, knows it for numbers alone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ids)
+    nvml = SimpleNamespace(
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=handle),
+    )
+    monkeypatch.setattr(cuda_accelerator, "pynvml", nvml)
+    accelerator = cuda_accelerator.CUDA_Accelerator()
+    if ids != "0,1":
+        with pytest.raises(ValueError, match="invalid literal for int"):
+            accelerator.available_memory(0)
+    monkeypatch.setattr(engine.distributed, "get_accelerator", lambda: accelerator)
+    for name, value in (("device_count", 2), ("set_device", None), ("mem_get_info", (7 << 30, 9 << 30))):
+        monkeypatch.setattr(torch.cuda, name, lambda *index, value=value: value)
+    pick_device(Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1))
+    assert accelerator.available_memory() == accelerator.available_memory(0) == 7 << 30
+
+
+def test_no_operator_is_tried_and_warned_of(monkeypatch, capfd):
+    """Where there is no nvcc, DeepSpeed would print a warning for each that it can't compile, on every rank."""
+    monkeypatch.delitem(vars(deepspeed.ops), "__compatible_ops__", raising=False)
+    monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("it looks what can be compiled"))
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: build_shm_op())
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    join(Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1))
+    assert build_shm_op() is None
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +120,7 @@ class Family:
         self.top = subprocess.Popen(
             [*commands, sys.executable, "-c", RANK],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **({} if delay is None else {"DELAY": str(delay)})},
+            env={**environment(), **({} if delay is None else {"DELAY": str(delay)})},
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -115,6 +151,29 @@ def family(tmp_path):
     yield start
     for each in started:
         each.close()
+
+
+MODULE = "python\0-u\0-m\0deepspeed.launcher.launch\0--world_info=e30=\0launch/pretrain.py\0"
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"),
+    [
+        ([MODULE, "/usr/bin/python\0/opt/bin/deepspeed\0--num_gpus\0002\0", "bash\0"], 2),
+        ([MODULE, "python\0-m\0deepspeed.launcher.runner\0--num_gpus\0002\0", "bash\0"], 2),
+        (["/usr/bin/python\0/opt/bin/torchrun\0launch/pretrain.py\0", "sh\0-c\0torchrun\0"], 2),
+        (["python\0-m\0torch.distributed.run\0launch/pretrain.py\0", "make\0demo\0"], 1),
+        (["python\0launch/demo.py\0", "/opt/bin/deepspeed\0"], 0),
+    ],
+    ids=["deepspeed", "deepspeed_as_a_module", "torchrun", "torchrun_as_a_module", "none"],
+)
+def test_launchers_are_known_by_their_commands(monkeypatch, above, expected):
+    """Those right above a rank; what is above another program is not the rank's."""
+    commands = dict(enumerate(above, start=10))
+    monkeypatch.setattr(os, "getppid", lambda: 10)
+    monkeypatch.setattr(engine.distributed, "_command", lambda pid: commands[pid].encode())
+    monkeypatch.setattr(engine.distributed, "_parent", lambda pid: pid + 1 if pid + 1 in commands else 1)
+    assert list(engine.distributed._launchers()) == list(commands)[:expected]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +220,7 @@ def test_a_launcher_that_a_person_left_alone_keeps_its_ranks(tmp_path, monkeypat
     shell = subprocess.Popen(
         ["sh", "-c", '"$@" & exit', "sh", sys.executable, str(tmp_path / "deepspeed"), sys.executable, "-c", RANK],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DELAY": "0.5"},
+        env={**environment(), "DELAY": "0.5"},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -184,7 +243,7 @@ def test_the_end_with_the_launcher_is_a_sigterm(tmp_path):
     top = subprocess.Popen(
         [*(sys.executable, str(tmp_path / "deepspeed")), *(sys.executable, str(between)), sys.executable, "-c", RANK],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -116,6 +117,28 @@ def test_a_wrong_result_is_found_before_anything_is_timed(change, monkeypatch, c
     monkeypatch.setattr(grid_subsample, "implementations", lambda shape: {"ours": wrong(change)})
     with pytest.raises(SystemExit, match="error: ours is wrong, so nothing is timed"):
         benchmark.measure("grid_subsample", shape, benchmark.parse(SMALL))
+
+
+def test_more_shapes_are_compiled_than_torch_compiles_of_one_function(monkeypatch):
+    """It gives up at the ninth; here at the second, to be quick."""
+    options, all_of = benchmark.parse([*SMALL, "--rounds", "1"]), grid_subsample.implementations
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(grid_subsample, "implementations", lambda shape: {"compiled": all_of(shape)["compiled"]})
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for batch in (1, 2):
+            subjects = benchmark.measure("grid_subsample", Shape("RN50", "nchw", "fp32", batch, 2, 3, 4), options)
+            assert len(subjects) == len(benchmark.DIRECTIONS)
+
+
+@pytest.mark.parametrize(("batch", "number"), [(1, 8), (32, 2)])
+def test_a_tiny_shape_has_eight_sets_of_inputs_at_most(batch, number, monkeypatch):
+    """A large one as many as twice this machine's cache takes, of 64 MB by assumption."""
+    made = []
+    monkeypatch.setattr(grid_subsample, "Inputs", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(grid_subsample, "implementations", lambda shape: {})
+    shape = Shape("RN50", "nchw", "fp32", batch, *((2, 3, 4) if batch == 1 else (12, 20, 100)))
+    benchmark.measure("grid_subsample", shape, benchmark.parse(SMALL))
+    assert len(made) == number
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])

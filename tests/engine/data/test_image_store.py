@@ -23,7 +23,7 @@ from engine.data.image_store import FORMAT_KEY, ImageStore, image_of, pack
 from engine.data.image_writer import StoreSummary, write_image_store
 from engine.data.images import ImageFolder, ImageShape, UnreadableImage, image_path
 from engine.errors import UserError
-from tests.conftest import ROOT, small_tmpfs
+from tests.conftest import environment, small_tmpfs
 from tests.engine.data.test_images import noise, save, smooth, write_sizes
 
 SHAPE = ImageShape(96, 160)
@@ -660,7 +660,7 @@ def test_ended_writer_leaves_a_readable_store_and_no_process(data_root, path, en
     script.write_text(WRITER)
     writer = subprocess.Popen(
         [sys.executable, script, path, data_root, ",".join(img_ids)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

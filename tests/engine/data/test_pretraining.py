@@ -1,3 +1,4 @@
+import atexit
 import dataclasses
 import itertools
 import json
@@ -9,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -25,6 +27,7 @@ from engine.data.sampler import Sample
 from engine.data.splits import annotation_files, open_images, read_split
 from engine.data.text import TextEncoder
 from engine.errors import UserError
+from engine.workers import end_workers
 from tests.conftest import small_tmpfs
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(40))]
@@ -350,6 +353,25 @@ def test_workers_start_with_the_loader_and_stay(data_root):
         for batches in loaders:
             assert len(list(batches)) == len(batches)
     assert set(multiprocessing.active_children()) - before == workers
+
+
+def test_at_exit_workers_are_ended_before_anyone_waits_for_them(data_root, monkeypatch):
+    """What was registered last runs first, and torch registers its waiting with the workers of pinned batches."""
+    before, order = len(multiprocessing.active_children()), []
+    monkeypatch.setattr(
+        atexit, "register", lambda what: order.append((what, len(multiprocessing.active_children()) - before))
+    )
+    batches = loader(make(data_root), num_workers=1)
+    assert order[-1] == (end_workers, 1)
+    assert len(list(batches)) == len(batches)
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "cpu"])
+def test_only_training_batches_for_a_gpu_are_pinned(data_root, monkeypatch, accelerator):
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: accelerator)
+    dataset = make(data_root)
+    assert loader(dataset).pin_memory == (accelerator == "cuda")
+    assert not evaluation(dataset).pin_memory
 
 
 def test_ranks_give_the_batches_of_one_rank(data_root):

@@ -1,0 +1,106 @@
+"""What a step is made of, counted: operations and bytes on the meta device, kernels and memory while it runs."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.model.memory import GpuOperators
+from engine.model.pretraining import ClipVilForPretraining
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own log would stand among the results
+ALLOCATIONS_ONLY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+
+
+def is_kernel(function: Any) -> bool:
+    """Whether an operator computes anything: views and fresh memory don't."""
+    is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in function._schema.returns)
+    return not is_view and function._schema.name.split("::")[-1] not in ALLOCATIONS_ONLY
+
+
+class Traffic(TorchDispatchMode):
+    """Counts operators, and bytes as if each read its inputs and wrote its results once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if is_kernel(function):
+            self.operators += 1
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        return result
+
+
+def flops(model: ClipVilForPretraining, inputs: dict[str, Any]) -> int:
+    """Of forward and backward pass, matrix products and convolutions only; model and inputs on the meta device."""
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), GpuOperators(), counter:
+        model(**inputs).loss.backward()
+    return counter.get_total_flops()
+
+
+def backbone_bytes(model: ClipVilForPretraining, images: Tensor) -> int:
+    """Memory traffic of the backbone's forward and backward pass, at the least that its operators allow one by one.
+
+    A kernel that reads its input twice, as batch norm may, moves more; one that fuses several operators moves less.
+    """
+    backbone = model.bert.encoder.visual_model.visual
+    traffic = Traffic()
+    with torch.device("meta"), traffic:
+        grid = backbone(images.to(backbone.conv1.weight.dtype))
+        grid.backward(torch.empty_like(grid))
+    return traffic.bytes
+
+
+def launches(step: Callable[[], object], device: str) -> int:
+    """Kernels of a step on a GPU, copies and memory sets too; on a CPU, operators that would be kernels there."""
+    if device == "cpu":
+        with Traffic() as traffic:
+            step()
+        return traffic.operators
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+
+
+class Memory:
+    """What is allocated in a block of code, by the allocator's own account: `kept` at its end, and the `peak` in it."""
+
+    kept: int
+    peak: int
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = device == "cuda"
+
+    def __enter__(self) -> "Memory":
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+            self.profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            self.kept = torch.cuda.memory_allocated() - self.before
+            self.peak = torch.cuda.max_memory_allocated() - self.before
+            return
+        self.profiler.__exit__(*error)
+        self.kept = self.peak = 0
+        events = self.profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+            self.kept += event.nbytes()  # type: ignore[union-attr]
+            self.peak = max(self.peak, self.kept)

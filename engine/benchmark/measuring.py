@@ -1,0 +1,125 @@
+"""Steps timed in turns, the memory that they take, and the check that comes before."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from engine.benchmark.counting import Memory
+from engine.benchmark.parts import PARTS, Recorder
+from engine.errors import UserError
+from engine.model.pretraining import ClipVilForPretraining
+from engine.recorded import Quantity, gradients_of, read_passes
+
+WARM_UP = 3  # steps: the first ones find memory, choose algorithms, and make AdamW's moments
+
+
+class Subject(Protocol):
+    """What is measured: a model with all that a step needs."""
+
+    recorder: Recorder
+
+    def step(self) -> None: ...
+
+
+AnySubject = TypeVar("AnySubject", bound=Subject)
+
+
+@dataclass
+class Samples:
+    """Seconds of a step each; `host` until the last kernel is launched, `parts` of steps that are not in `seconds`."""
+
+    seconds: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def quantile(self, share: float) -> float:
+        return torch.tensor(self.seconds).quantile(share).item()
+
+    def median_parts(self) -> dict[str, float]:
+        return {part: statistics.median(values) for part, values in self.parts.items()}
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def sample(step: Callable[[], object], samples: Samples, device: str, steps: int) -> None:
+    """Several steps on end, as training runs them: on a GPU the host may be ahead of the device."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    launched = time.perf_counter()
+    synchronise(device)
+    samples.seconds.append((time.perf_counter() - started) / steps)
+    samples.host.append((launched - started) / steps)
+
+
+def sample_parts(subject: Subject, samples: Samples, device: str, steps: int) -> None:
+    synchronise(device)
+    subject.recorder.start()
+    for _ in range(steps):
+        subject.step()
+    for part, seconds in subject.recorder.stop().items():
+        samples.parts[part].append(seconds / steps)
+
+
+def measure(subjects: Mapping[str, Any], device: str, rounds: int, steps: int) -> dict[str, Samples]:
+    """Subjects and functions in turns, so that what else the machine does meets them alike; functions have no parts."""
+    found = {name: Samples() for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            if callable(subject):
+                sample(subject, found[name], device, steps)
+            else:
+                sample(subject.step, found[name], device, steps)
+                sample_parts(subject, found[name], device, steps)
+    return found
+
+
+def built(make: Callable[[], AnySubject], device: str) -> tuple[AnySubject, int]:
+    """A subject that is warm, and its peak of memory: what it keeps, and what a step needs beside."""
+    with Memory(device) as kept:
+        subject = make()
+        for _ in range(WARM_UP - 1):
+            subject.step()
+        gc.collect()  # what is only unreachable isn't kept
+    with Memory(device) as step:
+        subject.step()
+    return subject, kept.kept + step.peak
+
+
+def check(
+    name: str, change: Callable[[ClipVilForPretraining], object], folder: Path, device: str, passes: int | None = None
+) -> int:
+    """Hold a changed model against passes recorded from the original; gives the number of quantities.
+
+    Raises:
+        UserError: with each quantity beyond its tolerance.
+    """
+    backends = torch.backends
+    tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False  # the tolerances are those of fp32
+    quantities: list[Quantity] = []
+    for each in read_passes(folder)[:passes]:
+        model = each.model(device)
+        change(model)
+        output = model(**each.inputs(device))
+        output.loss.backward()
+        quantities += each.compare(output, gradients_of(model))
+    backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = tf32
+    beyond = [f"\n    {quantity}" for quantity in quantities if quantity.is_beyond]
+    if beyond:
+        raise UserError(f"{name} is off the recorded numbers, so nothing is timed:{''.join(beyond)}")
+    return len(quantities)

@@ -1,0 +1,94 @@
+"""The command itself: what becomes of parts that fail, hang, or lack something, and a whole rehearsal on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.gpu.__main__ import Run
+from tests.gpu.parts import Part, figures_file
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    for name in ("out", "scratch"):
+        (tmp_path / name).mkdir()
+    return Run(tmp_path / "out", tmp_path / "scratch", time.monotonic() + 60, dict(os.environ))
+
+
+def told(run: Run) -> list[str]:
+    return (run.out / "summary.txt").read_text().splitlines()
+
+
+def test_a_part_that_fails_hides_no_other(run: Run) -> None:
+    write = f"import pathlib; pathlib.Path({str(figures_file(run.scratch, 'last one'))!r}).write_text('[7]')"
+    run.run(Part("broken", 20, [python("print('a kernel is wrong'); raise SystemExit(3)"), python("print('not run')")]))
+    run.run(Part("no program", 20, [["/nowhere/program"]]))
+    run.run(Part("last one", 20, [python(write)], lambda figures: f"the figure is {figures[0]}"))
+    lines = told(run)
+    assert "FAILED" in lines[0]
+    assert lines[0].endswith("code 3: a kernel is wrong")
+    assert "FAILED" in lines[1]
+    assert "/nowhere/program" in lines[1]
+    assert "passed" in lines[2]
+    assert lines[2].endswith("the figure is 7")
+    assert run.failed == 2
+    results = json.loads((run.out / "results.json").read_text())
+    assert results["last one"]["figures"] == [7]
+    assert "not run" not in (run.out / "log.txt").read_text().replace("print('not run')", "")
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(run: Run) -> None:
+    """And what it had written before counts."""
+    path = figures_file(run.scratch, "hangs")
+    code = "import pathlib, signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    code += f"pathlib.Path({str(path)!r}).write_text('{{\"steps\": 5}}'); print('five steps'); sys.stdout.flush(); "
+    code += f"child = subprocess.Popen(['sleep', '600']); pathlib.Path({str(path) + '.pid'!r}).write_text(str(child.pid)); child.wait()"
+    started = time.monotonic()
+    run.run(Part("hangs", 2, [python(code)], lambda figures: f"{figures['steps']} steps"))
+    assert time.monotonic() - started < 15
+    assert "too long" in told(run)[0]
+    assert told(run)[0].endswith("ended after 2 s: five steps; 5 steps")
+    assert not Path(f"/proc/{Path(str(path) + '.pid').read_text()}").exists()
+
+
+def test_no_part_begins_when_all_time_is_used(run: Run) -> None:
+    run.deadline = time.monotonic() - 1
+    run.run(Part("late", 20, [python("print('ran')")]))
+    run.run(Part("not here", 20, [], left_out="no compute-sanitizer"))
+    assert "no time" in told(run)[0]
+    assert "left out" in told(run)[1]
+    assert run.failed == 1
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    """With -S there are no installed packages, as if all wheels were missing."""
+    found = subprocess.run([sys.executable, "-S", "-m", "tests.gpu.packages"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stdout.startswith("missing: torch, triton, deepspeed")
+    none = subprocess.run(
+        [sys.executable, "-m", "tests.gpu", "--wheels", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert none.returncode == 2
+    assert none.stderr.startswith(f"gpu: error: --wheels {tmp_path} holds no wheels")
+
+
+def test_the_rehearsal_passes(tmp_path: Path) -> None:
+    """Every part, on the CPU. Three of them run programs that no other test starts."""
+    command = ["make", "gpu", "DEVICE=cpu", "SMALL=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + (tmp_path / "log.txt").read_text()[-6000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(part["state"] == "passed" for part in results.values()), done.stdout
+    assert results["training"]["figures"]["checks"]["resumed, it reports the same"]["holds"]
+    assert results["step"]["figures"]["images_per_second"] > 0
+    assert len(list(tmp_path.iterdir())) <= 8

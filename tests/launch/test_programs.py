@@ -1,0 +1,64 @@
+"""Where the programs of launch/ find the engine, and what the demo starts."""
+
+import builtins
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.arguments import parse
+from engine.config import PretrainConfig, VqaConfig
+from launch import demo
+from tests.conftest import ROOT
+
+PROGRAMS = sorted(path.name for path in (ROOT / "launch").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_imports_from_its_own_checkout(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be installed; and where another checkout is, this one still comes first."""
+    first_places: list[str] = []
+    import_as_ever = builtins.__import__
+
+    def note(name: str, *more: Any) -> Any:
+        if name.split(".")[0] in ("engine", "launch", "kernels"):
+            first_places.append(sys.path[0])
+        return import_as_ever(name, *more)
+
+    monkeypatch.setattr(sys, "path", ["elsewhere", *(place for place in sys.path if place not in ("", str(ROOT)))])
+    monkeypatch.setattr(builtins, "__import__", note)
+    runpy.run_path(str(ROOT / "launch" / program))
+    assert sys.path[0] == str(ROOT)
+    assert set(first_places) <= {str(ROOT)}
+    assert first_places or program == "prepare.py"  # which imports only when it is the program
+
+
+@pytest.mark.parametrize("gpus", [None, 1, 8])
+def test_the_demo_needs_no_launcher_for_one_rank(gpus: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks on a CPU, one a GPU on up to two GPUs."""
+    accelerator = SimpleNamespace(device_name=lambda: "cuda" if gpus else "cpu", device_count=lambda: gpus)
+    monkeypatch.setattr(demo, "get_accelerator", lambda: accelerator)
+    commands: list[list[str]] = []
+    ended = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command) or ended)
+    demo.run_program("pretrain.py", ["--epochs", "1"])
+    [[python, *launcher, program, flag, value]] = commands
+    assert (python, program, flag, value) == (sys.executable, str(ROOT / "launch/pretrain.py"), "--epochs", "1")
+    assert launcher[:4] == ([] if gpus == 1 else ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config_class"),
+    [("demo_stage_one", PretrainConfig), ("demo_stage_two", PretrainConfig), ("demo_vqa", VqaConfig)],
+)
+def test_the_demo_takes_the_same_steps_on_one_rank_as_on_two(recipe: str, config_class: Any) -> None:
+    """One that takes twice the accumulation; two take the recipe's own."""
+    flags = ["--recipe", recipe, *demo.training_flags(demo.DemoConfig())]
+    for ranks, accumulation in ((1, 2), (2, 1)):
+        config, _ = parse(config_class, flags, demo.RECIPES)
+        config.check(ranks)
+        assert (config.batch_size, config.gradient_accumulation_steps) == (32, accumulation)
+    assert parse(config_class, flags[:2], demo.RECIPES)[0].gradient_accumulation_steps == accumulation
