@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ class Subject(Protocol):
     recorder: Recorder
 
     def step(self) -> None: ...
+    def close(self) -> None: ...  # nothing holds its memory then but who holds the subject
 
 
 AnySubject = TypeVar("AnySubject", bound=Subject)
@@ -76,28 +78,44 @@ def sample_parts(subject: Subject, samples: Samples, device: str, steps: int) ->
 
 
 def measure(subjects: Mapping[str, Any], device: str, rounds: int, steps: int) -> dict[str, Samples]:
-    """Subjects and functions in turns, so that what else the machine does meets them alike; functions have no parts."""
+    """Subjects and functions in turns, so that what else the machine does meets them alike; functions have no parts.
+
+    The steps whose parts are noted and those that are timed whole take turns in being the first after another subject.
+    """
     found = {name: Samples() for name in subjects}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, subject in subjects.items():
-            if callable(subject):
-                sample(subject, found[name], device, steps)
-            else:
-                sample(subject.step, found[name], device, steps)
-                sample_parts(subject, found[name], device, steps)
+            step = subject if callable(subject) else subject.step
+            both = [partial(sample, step, found[name], device, steps)]
+            if not callable(subject):
+                both.append(partial(sample_parts, subject, found[name], device, steps))
+            for each in both if number % 2 else reversed(both):
+                each()
     return found
 
 
 def built(make: Callable[[], AnySubject], device: str) -> tuple[AnySubject, int]:
-    """A subject that is warm, and its peak of memory: what it keeps, and what a step needs beside."""
+    """A subject that is warm, and its peak of memory: what it keeps, and what a step needs beside.
+
+    Raises:
+        OutOfMemoryError: with nothing of the subject left.
+    """
     with Memory(device) as kept:
         subject = make()
-        for _ in range(WARM_UP - 1):
-            subject.step()
+        warm_up(subject, WARM_UP - 1)
         gc.collect()  # what is only unreachable isn't kept
     with Memory(device) as step:
-        subject.step()
+        warm_up(subject, 1)
     return subject, kept.kept + step.peak
+
+
+def warm_up(subject: Subject, steps: int) -> None:
+    try:
+        for _ in range(steps):
+            subject.step()
+    except torch.OutOfMemoryError:
+        subject.close()
+        raise
 
 
 def check(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
+from engine.benchmark.original import as_loaded
 from engine.benchmark.parts import Recorder
 from engine.benchmark.switches import SWITCHES
 from engine.config import OptimizationConfig, deepspeed_settings
@@ -38,7 +39,7 @@ class Ours:
             switch.settings(settings)
             batch = switch.batch(batch)
         self.around = [switch.around for switch in switches]
-        self.batch, self.device = batch, device
+        self.batch, self.device = as_loaded(batch, device), device
         self.engine = build_engine(turn_over(model, turned), config, settings, BATCHES_PER_EPOCH)
         for switch in switches:
             switch.engine(self.engine)
@@ -54,3 +55,6 @@ class Ours:
         output = micro_step(self.engine, batch, at_boundary=True)
         self.recorder.begin("host")
         self.metrics.add(output.metrics)
+
+    def close(self) -> None:
+        self.engine.destroy()  # the hooks on its parameters would keep it for ever

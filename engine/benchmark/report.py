@@ -52,7 +52,7 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
         "baseline's step over ours": f"{report['step_ratio_to_baseline']:.2f}" if compared else "it doesn't fit",
         "images a second": f"{report['images_per_second']:.2f}",
         "host, until all is launched": f"{1e3 * report['host_seconds']:.2f} ms",
-        "kernels launched": f"{report['kernel_launches']}",
+        "kernels launched" if report["device"] == "cuda" else "operators": f"{report['kernel_launches']}",
         "operations": f"{report['flops_per_step'] / 1e12:.3f} TFLOP, MFU {100 * report['mfu']:.1f} %",
         "backbone's memory traffic, at least": f"{report['backbone_gb']:.2f} GB, at "
         f"{100 * report['backbone_share_of_copy']:.0f} % of the copy's bandwidth",

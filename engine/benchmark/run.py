@@ -50,6 +50,7 @@ class Benchmark:
         self.images = 0
         self.report: dict[str, Any] = {
             "date": datetime.date.today().isoformat(),
+            "device": self.kind,
             "model": options.model,
             "layers": options.layers,
             "hidden_size": options.hidden_size,
@@ -98,12 +99,10 @@ class Benchmark:
         return ours + check("the baseline", in_the_original_way, folder, self.kind)
 
     def make(self, turned: list[str]) -> Ours:
-        batch = self.work.batch(self.images, pinned=self.kind == "cuda")
-        return Ours(self.work.model(), batch, self.work.config(self.images), self.device, turned)
+        return Ours(self.work.model(), self.work.batch(self.images), self.work.config(self.images), self.device, turned)
 
     def make_baseline(self) -> Baseline:
-        batch = self.work.batch(self.images, pinned=self.kind == "cuda")
-        return Baseline(self.work.model(), batch, self.work.config(self.images), self.device)
+        return Baseline(self.work.model(), self.work.batch(self.images), self.work.config(self.images), self.device)
 
     def build_baseline(self) -> tuple[Baseline | None, int | None]:
         """Nothing where it doesn't fit beside ours."""
@@ -140,9 +139,10 @@ class Benchmark:
 
     def fits(self, limit: float) -> bool:
         try:
-            _, peak = built(partial(self.make, self.turned), self.kind)
+            subject, peak = built(partial(self.make, self.turned), self.kind)
         except torch.OutOfMemoryError:
             return False
+        subject.close()
         return peak <= limit
 
     def counted_figures(self, ours: Samples, kernels: int) -> dict[str, Any]:
@@ -193,7 +193,8 @@ class Benchmark:
         turned = [*self.turned, name]
         check(f"our model, {name} turned over", partial(turn_over, names=turned), self.options.golden, self.kind, 1)
         other, other_peak = built(partial(self.make, turned), self.kind)
-        samples = measure({"ours": ours, name: other}, self.kind, self.options.rounds, self.options.steps)
+        samples = measure({"ours": ours.step, name: other.step}, self.kind, self.options.rounds, self.options.steps)
+        other.close()
         seconds = samples[name].median
         return {
             "step_seconds": seconds,

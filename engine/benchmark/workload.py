@@ -49,7 +49,7 @@ class Workload:
         )
         return ClipVilForPretraining(bert, VisualShape(SHAPES[self.backbone], self.sub_feat_num))
 
-    def batch(self, images: int, *, pinned: bool = False) -> Batch:
+    def batch(self, images: int) -> Batch:
         """Noise, captions of 8 to 20 tokens, 15 % of the words masked."""
         generator = torch.Generator().manual_seed(SEED)
 
@@ -70,8 +70,7 @@ class Workload:
             "sampling_state": torch.tensor([SEED, 0]),
             "first_image": 0,
         }
-        batch = Batch(inputs, list(range(images)), [])
-        return batch.pin_memory() if pinned else batch
+        return Batch(inputs, list(range(images)), [])
 
     def on_meta(self, images: int, turned: Iterable[str] = ()) -> tuple[ClipVilForPretraining, dict[str, Any]]:
         """The model as DeepSpeed casts it, with switches turned over, and its inputs: without memory, to be counted."""

@@ -50,9 +50,15 @@ def test_a_part_that_fails_hides_no_other(run: Run) -> None:
 def test_a_part_that_hangs_is_ended_with_its_children(run: Run) -> None:
     """And what it had written before counts."""
     path = figures_file(run.scratch, "hangs")
-    code = "import pathlib, signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    code += f"pathlib.Path({str(path)!r}).write_text('{{\"steps\": 5}}'); print('five steps'); sys.stdout.flush(); "
-    code += f"child = subprocess.Popen(['sleep', '600']); pathlib.Path({str(path) + '.pid'!r}).write_text(str(child.pid)); child.wait()"
+    code = f"""
+import pathlib, signal, subprocess
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path({str(path)!r}).write_text('{{"steps": 5}}')
+print("five steps", flush=True)
+child = subprocess.Popen(["sleep", "600"])
+pathlib.Path({str(path) + ".pid"!r}).write_text(str(child.pid))
+child.wait()
+"""
     started = time.monotonic()
     run.run(Part("hangs", 2, [python(code)], lambda figures: f"{figures['steps']} steps"))
     assert time.monotonic() - started < 15

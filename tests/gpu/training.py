@@ -78,48 +78,62 @@ def fifths(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values[:size]), statistics.mean(values[-size:])
 
 
-def run(program: Program) -> tuple[dict[str, Any], dict[str, tuple[bool, str]]]:
-    """Figures, and what has to hold with what was found."""
+class Findings:
+    """Figures, and what has to hold with what was found; printed and written as they come."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.figures: dict[str, Any] = {}
+        self.checks: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, holds: bool, found: str) -> bool:
+        self.checks[name] = {"holds": holds, "found": found}
+        print(f"{name:32}{'yes' if holds else 'NO':5}{found}", flush=True)
+        if self.path:
+            self.path.write_text(json.dumps({"checks": self.checks, **self.figures}, indent=1) + "\n")
+        return holds
+
+    @property
+    def failed(self) -> int:
+        return sum(not check["holds"] for check in self.checks.values())
+
+
+def train_whole(program: Program, findings: Findings) -> list[dict[str, Any]]:
+    """Its reports; none if it failed."""
     code = program.start("whole", launcher=True).wait()
     reports, valid = program.reports("whole"), program.reports("whole", "valid")
-    checks = {"trains to its end": (code == 0 and len(reports) == program.steps, f"code {code}, {len(reports)} steps")}
-    if not checks["trains to its end"][0]:
-        return {}, checks
-    first, last = fifths([report["loss"] for report in reports])
-    checks["losses fall"] = last < first, f"{first:.3f} to {last:.3f}"
+    if not findings.add("trains to its end", code == 0 and len(reports) == program.steps, f"code {code}"):
+        return []
     late = reports[-len(reports) // 3 :]
-    scales, skipped = [report["loss_scale"] for report in late], late[-1]["skipped_steps"] - late[0]["skipped_steps"]
-    settled = min(scales) >= 1 and skipped == 0
-    checks["loss scale settles"] = settled, f"{scales[-1]:g}, {late[-1]['skipped_steps']} steps skipped in all"
-    checks["validates"] = len(valid) == 1, f"loss {valid[0]['loss']:.3f}" if valid else "no validation was reported"
+    scale, skipped = late[-1]["loss_scale"], late[-1]["skipped_steps"]
+    findings.figures = {
+        **{name: [report[name] for report in reports] for name in ("loss", "loss_scale", "grad_norm")},
+        "images_per_second": statistics.median(report["images_per_second"] for report in late),
+        "validation": {key: value for report in valid for key, value in report.items() if isinstance(value, float)},
+    }
+    first, last = fifths([report["loss"] for report in reports])
+    findings.add("losses fall", last < first, f"{first:.3f} to {last:.3f}")
+    settled = scale >= 1 and skipped == late[0]["skipped_steps"]
+    findings.add("loss scale settles", settled, f"{scale:g}, {skipped} steps skipped in all")
+    findings.add(
+        "validates", len(valid) == 1, f"loss {valid[0]['loss']:.3f}" if valid else "no validation was reported"
+    )
+    return reports
 
-    stopped = program.start("stopped", launcher=False)
-    code = program.stop_at("stopped", stopped, max(1, program.steps // 4))
-    at = len(program.reports("stopped"))
-    checks["SIGTERM saves and ends with 0"] = code == 0 and 0 < at < program.steps, f"code {code}, after step {at}"
-    until = min(program.steps, at + max(2, program.steps // 4))
+
+def stop_and_resume(program: Program, reports: list[dict[str, Any]], findings: Findings) -> None:
+    code = program.stop_at("stopped", program.start("stopped", launcher=False), step=2)
+    stopped = len(program.reports("stopped"))
+    findings.add("SIGTERM saves and ends with 0", code == 0 and 0 < stopped < program.steps, f"after step {stopped}")
+    until = min(program.steps, stopped + 5)
     code = program.start("stopped", "--resume", "auto", "--max_steps", str(until), launcher=False).wait()
     again = program.reports("stopped")
-    differing = [
-        (ours, theirs)
-        for ours, theirs in zip(map(without_times, again), map(without_times, reports), strict=False)
-        if ours != theirs
-    ]
-    same = code == 0 and len(again) == until and not differing
+    pairs = zip(map(without_times, again), map(without_times, reports), strict=False)
+    differing = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
     found = f"code {code}, {len(again)} reports, {len(differing)} differ"
-    if differing:
-        found += (
-            f"; at step {differing[0][0]['step']} losses {differing[0][0]['loss']!r} and {differing[0][1]['loss']!r}"
-        )
-    checks["resumed, it reports the same"] = same, found
-    figures = {
-        "loss": [report["loss"] for report in reports],
-        "loss_scale": [report["loss_scale"] for report in reports],
-        "grad_norm": [report["grad_norm"] for report in reports],
-        "images_per_second": statistics.median(report["images_per_second"] for report in late),
-        "validation": {key: value for key, value in valid[0].items() if isinstance(value, float)} if valid else None,
-    }
-    return figures, checks
+    for ours, theirs in differing[:1]:
+        found += f"; at step {ours['step']} losses {ours['loss']!r} and {theirs['loss']!r}"
+    findings.add("resumed, it reports the same", code == 0 and len(again) == until and not differing, found)
 
 
 def main() -> int:
@@ -129,17 +143,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     steps = options.steps or (8 if options.small else 60)
+    findings = Findings(options.json)
     with tempfile.TemporaryDirectory(prefix="clipvil-gpu-training-") as folder:
-        figures, checks = run(Program(Path(folder), small=options.small, steps=steps))
-    for name, (holds, found) in checks.items():
-        print(f"{name:32}{'yes' if holds else 'NO':5}{found}")
-    if options.json:
-        plain = {name: {"holds": holds, "found": found} for name, (holds, found) in checks.items()}
-        options.json.write_text(json.dumps({"checks": plain, **figures}, indent=1) + "\n")
-    failed = sum(not holds for holds, _ in checks.values())
-    speed = f", {figures['images_per_second']:.0f} images a second" if figures else ""
-    print(f"{len(checks) - failed} of {len(checks)} hold{speed}")
-    return 1 if failed else 0
+        program = Program(Path(folder), small=options.small, steps=steps)
+        reports = train_whole(program, findings)
+        if reports:
+            stop_and_resume(program, reports, findings)
+    holding = len(findings.checks) - findings.failed
+    speed = f", {findings.figures['images_per_second']:.0f} images a second" if findings.figures else ""
+    print(f"{holding} of {len(findings.checks)} hold{speed}")
+    return 1 if findings.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m engine.benchmark: the baseline and every switch, by their numbers, and a whole run on the smallest sizes."""
+"""python -m engine.benchmark: the numbers of the baseline and of every switch, what is counted, and bad flags."""
 
 import json
 from functools import partial
@@ -15,7 +15,6 @@ from engine.benchmark.measuring import check
 from engine.benchmark.original import in_the_original_way, sample_on_the_host
 from engine.benchmark.ours import turn_over
 from engine.benchmark.parts import PARTS, Recorder
-from engine.benchmark.switches import SWITCHES
 from engine.benchmark.workload import Workload
 from engine.errors import UserError
 from engine.model.memory import pass_bytes, training_bytes
@@ -174,8 +173,11 @@ def test_a_run_reports_everything(finished: tuple[dict, Path]) -> None:
     ],
 )
 def test_bad_flags_are_one_line(flags: list[str], message: str) -> None:
-    with pytest.raises(UserError) as caught:
+    def read() -> None:
         options = program.parse([*TINY, *flags])
         program.check_options(options)
         stages.Benchmark(options, torch.device("cpu"))
+
+    with pytest.raises(UserError) as caught:
+        read()
     assert message in str(caught.value)
