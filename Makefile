@@ -45,7 +45,7 @@ lint: $(READY)
 
 # The Python that is named has torch already and gets its missing packages from WHEELS; without a name it is .venv's.
 gpu: $(if $(NAMED),,$(READY))
-	$(or $(NAMED),$(BIN)/python) -m tests.gpu --device $(DEVICE) --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(SMALL),--small)
+	$(or $(NAMED),$(BIN)/python) -m tests.gpu --device $(DEVICE) --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(SMALL),--small) --only '$(ONLY)'
 
 # What a machine with torch, triton, transformers and pytest lacks, for Python 3.12 on x86-64: 8 MB.
 MISSING := hjson pydantic pydantic_core annotated-types lmdb lz4 msgpack msgpack_numpy ninja py-cpuinfo

@@ -13,18 +13,11 @@ from typing import Any
 
 import torch
 
-from kernels.benchmark.timing import copy_gigabytes_per_second
+from kernels.benchmark.timing import copy_gigabytes_per_second, device_name
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "pillow", "lmdb")
 MATRIX = {"cuda": 8192, "cpu": 1024}
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,6 @@ import argparse
 import datetime
 import itertools
 import json
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +32,7 @@ from tqdm import tqdm
 from kernels.backend import triton, use_triton
 from kernels.benchmark import embed_norm, grid_subsample
 from kernels.benchmark.shapes import CHANNELS, DTYPES, LAYOUTS, Shape
-from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, directions
+from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, device_name, directions
 
 TASKS: dict[str, Any] = {"grid_subsample": grid_subsample, "embed_norm": embed_norm}
 DIRECTIONS = ("forward", "backward", "both")
@@ -223,11 +222,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def save(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(path)
@@ -237,9 +231,8 @@ def save(path: Path, write: Callable[[Path], object]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    device = torch.cuda.get_device_name() if options.device == "cuda" else cpu_name()
     machine: dict[str, Any] = {
-        "device": device,
+        "device": device_name(options.device),
         "threads": torch.get_num_threads(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,

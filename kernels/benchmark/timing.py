@@ -1,11 +1,13 @@
 """Clocks: of the device, by CUDA events around eager calls or replays of a CUDA graph, and of the wall."""
 
 import itertools
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +119,14 @@ def capture(make_calls: Callable[[], list[Call]]) -> tuple[torch.cuda.CUDAGraph,
             call()
     torch.cuda.synchronize()
     return graph, calls
+
+
+def device_name(device: str) -> str:
+    """That of the GPU, or of the CPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def copy_gigabytes_per_second(device: str, rounds: int) -> float:

@@ -51,23 +51,33 @@ class Run:
         """Run a part, and write down what became of it."""
         started = time.monotonic()
         state, last = ("left out", part.left_out) if part.left_out else self._run_commands(part)
-        found = self._read(part)
-        figures = part.tell(found) if found is not None else ""
+        found, figures = self._read(part)
         seconds = time.monotonic() - started
         self.failed += state not in ("passed", "left out")
         told = figures if state == "passed" and figures else "; ".join(text for text in (last, figures) if text)
         line = f"{part.name:<16}{state:<10}{seconds:5.0f} s  {told}"
         print(line, flush=True)
-        with (self.out / "summary.txt").open("a") as summary:
-            summary.write(line + "\n")
+        self._write("summary.txt", line + "\n")
         self.results[part.name] = {"state": state, "seconds": round(seconds, 1), "told": told, "figures": found}
-        (self.out / "results.json").write_text(json.dumps(self.results, indent=1) + "\n")
+        self._write("results.json", json.dumps(self.results, indent=1) + "\n", mode="w")
 
-    def _read(self, part: Part) -> Any:
+    def _write(self, name: str, text: str, mode: str = "a") -> None:
         try:
-            return json.loads(figures_file(self.scratch, part.name).read_text())
-        except (OSError, ValueError):  # it has none, or was ended while it wrote
-            return None
+            with (self.out / name).open(mode) as file:
+                file.write(text)
+        except OSError as error:  # what comes is still printed
+            print(f"gpu: {self.out / name} can't be written: {error.strerror}", file=sys.stderr)
+
+    def _read(self, part: Part) -> tuple[Any, str]:
+        """A part's figures, and what it says of them; a part that was ended may have written some of them only."""
+        try:
+            found = json.loads(figures_file(self.scratch, part.name).read_text())
+        except (OSError, ValueError):
+            return None, ""
+        try:
+            return found, part.tell(found)
+        except (LookupError, TypeError):
+            return found, ""
 
     def _run_commands(self, part: Part) -> tuple[str, str]:
         """Its state, and the last line that it printed."""
@@ -89,18 +99,26 @@ class Run:
     def _call(self, command: Sequence[str], seconds: float) -> tuple[int | None, str]:
         """Exit code, None for one that took too long, and output; nothing of it runs on."""
         with (self.scratch / "output").open("w+b") as output:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            code: int | None
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return 127, f"{command[0]}: {error.strerror}"
+            code: int | None = None
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
-                code = None
-            end_group(process)
+                pass
+            finally:
+                end_group(process)
             text = last_bytes(output, KEPT_OUTPUT)
-        with (self.out / "log.txt").open("a") as log:
-            log.write(f"\n$ {' '.join(command)}\n{text}\nexit code {code}\n")
+        self._write("log.txt", f"\n$ {' '.join(command)}\n{text}\nexit code {code}\n")
         return code, text
 
 
@@ -135,7 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="the smallest sizes: a rehearsal")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="folder of wheels to install; nothing is downloaded")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder for what is found")
+    parser.add_argument("--out", type=Path, default=Path("snap/gpu"), metavar="DIR", help="folder for what is found")
     parser.add_argument("--minutes", type=float, default=8, help="for all parts together")
     parser.add_argument("--only", default="", metavar="NAMES", help="these parts, with commas between them")
     return parser.parse_args()
@@ -152,6 +170,12 @@ def problem(options: argparse.Namespace) -> str | None:
         return (
             f"127.0.0.1 can't be reached ({error}), which torch.distributed needs; after unshare -n: ip link set lo up"
         )
+    if options.device == "cuda":
+        finds_gpu = [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"]
+        found = subprocess.run(finds_gpu, capture_output=True, text=True)
+        if found.returncode != 0:
+            *_, reason = found.stderr.strip().splitlines() or ["no reason given"]
+            return f"PyTorch of {sys.executable} can't use a GPU ({reason}); DEVICE=cpu SMALL=1 rehearses without one"
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for name in ("summary.txt", "log.txt"):
@@ -163,6 +187,7 @@ def problem(options: argparse.Namespace) -> str | None:
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a part that runs ends with this program
     if (reason := problem(options)) is not None:
         print(f"gpu: error: {reason}", file=sys.stderr)
         return 2
@@ -170,8 +195,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="clipvil-gpu-") as scratch:
         path = [f"{scratch}/site", str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"}
-        if options.device == "cpu":
-            environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}  # the small sizes gain nothing from more
+        environment["DS_ACCELERATOR"] = options.device
+        if options.small:
+            environment["OMP_NUM_THREADS"] = "1"  # more gain nothing, and wait for each other where others compute
         run = Run(options.out.resolve(), Path(scratch), started + 60 * options.minutes, environment)
         parts = make_parts(options, run.out, run.scratch)
         chosen = [name.strip() for name in options.only.split(",") if name.strip()] or [part.name for part in parts]

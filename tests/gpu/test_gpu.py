@@ -6,12 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from engine.benchmark.parts import PARTS
 from tests.conftest import ROOT
 from tests.gpu.__main__ import Run
 from tests.gpu.parts import Part, figures_file
+
+STEP_KEYS = {
+    *("step_ratio_to_baseline", "memory_ratio_to_baseline", "images_per_second", "mfu", "parts", "ablation"),
+    *("versions", "device_name", "kernel_launches", "data_wait", "flops_per_step", "backbone_gb", "peak_gb"),
+}
 
 
 def python(code: str) -> list[str]:
@@ -33,14 +40,17 @@ def test_a_part_that_fails_hides_no_other(run: Run) -> None:
     write = f"import pathlib; pathlib.Path({str(figures_file(run.scratch, 'last one'))!r}).write_text('[7]')"
     run.run(Part("broken", 20, [python("print('a kernel is wrong'); raise SystemExit(3)"), python("print('not run')")]))
     run.run(Part("no program", 20, [["/nowhere/program"]]))
+    figures_file(run.scratch, "half").write_text('{"checks": {}}')
+    run.run(Part("half", 20, [python("print('ended early')")], lambda figures: figures["not there yet"]))
     run.run(Part("last one", 20, [python(write)], lambda figures: f"the figure is {figures[0]}"))
     lines = told(run)
     assert "FAILED" in lines[0]
     assert lines[0].endswith("code 3: a kernel is wrong")
     assert "FAILED" in lines[1]
     assert "/nowhere/program" in lines[1]
-    assert "passed" in lines[2]
-    assert lines[2].endswith("the figure is 7")
+    assert lines[2].endswith("ended early")
+    assert "passed" in lines[3]
+    assert lines[3].endswith("the figure is 7")
     assert run.failed == 2
     results = json.loads((run.out / "results.json").read_text())
     assert results["last one"]["figures"] == [7]
@@ -88,13 +98,28 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert none.stderr.startswith(f"gpu: error: --wheels {tmp_path} holds no wheels")
 
 
+def check_step(report: dict[str, Any]) -> None:
+    """The JSON of python -m engine.benchmark, and that its figures follow from one another."""
+    assert report.keys() >= STEP_KEYS
+    assert set(report["parts"]) == set(report["baseline_parts"]) == set(PARTS)
+    assert all(seconds > 0 for seconds in report["parts"].values())
+    assert report["step_ratio_to_baseline"] == report["baseline_step_seconds"] / report["step_seconds"]
+    assert report["images_per_second"] == report["batch"] / report["step_seconds"]
+    assert report["predicted_to_measured_peak"] == pytest.approx(1, abs=0.15)
+    ablation = report["ablation"]
+    assert ablation["uint8_images"].keys() == {"engine", "step_seconds", "step_ratio", "memory_ratio"}
+    assert ablation.keys() >= {"sdpa", "channels_last", "no_throughput_timer"}
+
+
 def test_the_rehearsal_passes(tmp_path: Path) -> None:
-    """Every part, on the CPU. Three of them run programs that no other test starts."""
-    command = ["make", "gpu", "DEVICE=cpu", "SMALL=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}"]
+    """On the CPU. Left out are the kernels' tests and benchmark, which have tests of their own, and a repeated part."""
+    parts = ["ONLY=machine,sanitizer,parity,training,step,step largest"]
+    command = ["make", "gpu", "DEVICE=cpu", "SMALL=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}", *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + (tmp_path / "log.txt").read_text()[-6000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert all(part["state"] == "passed" for part in results.values()), done.stdout
     assert results["training"]["figures"]["checks"]["resumed, it reports the same"]["holds"]
-    assert results["step"]["figures"]["images_per_second"] > 0
+    check_step(results["step"]["figures"])
+    assert results["step largest"]["figures"]["peak_gb"] <= 2.1
     assert len(list(tmp_path.iterdir())) <= 8

@@ -149,9 +149,6 @@ def main() -> int:
         reports = train_whole(program, findings)
         if reports:
             stop_and_resume(program, reports, findings)
-    holding = len(findings.checks) - findings.failed
-    speed = f", {findings.figures['images_per_second']:.0f} images a second" if findings.figures else ""
-    print(f"{holding} of {len(findings.checks)} hold{speed}")
     return 1 if findings.failed else 0
 
 
