@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engine.benchmark.parts import PARTS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, session_members
+from tests.gpu import __main__ as program
 from tests.gpu.__main__ import Run
 from tests.gpu.parts import Part, figures_file
 
@@ -57,16 +58,17 @@ def test_a_part_that_fails_hides_no_other(run: Run) -> None:
     assert "not run" not in (run.out / "log.txt").read_text().replace("print('not run')", "")
 
 
-def test_a_part_that_hangs_is_ended_with_its_children(run: Run) -> None:
+def test_a_part_that_hangs_is_ended_with_its_children(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it had written before counts."""
+    monkeypatch.setattr(program, "KILL_AFTER", 1.0)
     path = figures_file(run.scratch, "hangs")
     code = f"""
-import pathlib, signal, subprocess
+import os, pathlib, signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path({str(path)!r}).write_text('{{"steps": 5}}')
 print("five steps", flush=True)
 child = subprocess.Popen(["sleep", "600"])
-pathlib.Path({str(path) + ".pid"!r}).write_text(str(child.pid))
+pathlib.Path({str(path) + ".pid"!r}).write_text(str(os.getpid()))
 child.wait()
 """
     started = time.monotonic()
@@ -74,7 +76,7 @@ child.wait()
     assert time.monotonic() - started < 15
     assert "too long" in told(run)[0]
     assert told(run)[0].endswith("ended after 2 s: five steps; 5 steps")
-    assert not Path(f"/proc/{Path(str(path) + '.pid').read_text()}").exists()
+    assert session_members(int(Path(f"{path}.pid").read_text())) == []
 
 
 def test_no_part_begins_when_all_time_is_used(run: Run) -> None:
@@ -112,8 +114,8 @@ def check_step(report: dict[str, Any]) -> None:
 
 
 def test_the_rehearsal_passes(tmp_path: Path) -> None:
-    """On the CPU. Left out are the kernels' tests and benchmark, which have tests of their own, and a repeated part."""
-    parts = ["ONLY=machine,sanitizer,parity,training,step,step largest"]
+    """On the CPU. Left out are the kernels' tests and benchmark, which have tests of their own, and repeated parts."""
+    parts = ["ONLY=machine,sanitizer,parity,training,step"]
     command = ["make", "gpu", "DEVICE=cpu", "SMALL=1", f"OUT={tmp_path}", f"PYTHON={sys.executable}", *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + (tmp_path / "log.txt").read_text()[-6000:]
@@ -121,5 +123,4 @@ def test_the_rehearsal_passes(tmp_path: Path) -> None:
     assert all(part["state"] == "passed" for part in results.values()), done.stdout
     assert results["training"]["figures"]["checks"]["resumed, it reports the same"]["holds"]
     check_step(results["step"]["figures"])
-    assert results["step largest"]["figures"]["peak_gb"] <= 2.1
     assert len(list(tmp_path.iterdir())) <= 8

@@ -125,6 +125,28 @@ def test_the_predicted_peak_has_its_parts() -> None:
     assert 3 < four["passes"] / one["passes"] < 4.1
 
 
+@pytest.mark.parametrize(("really", "tried"), [(74, [74]), (69, [74, 70, 66]), (0.5, [74, 70, 66, 62])])
+def test_the_largest_batch_is_looked_for_from_the_prediction_downwards(
+    really: float, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 GB of state and buckets and 0.2 GB an image are predicted; in truth only so many fit."""
+    options = program.parse([*TINY, "--batch", "largest", "--memory_gb", "15.9"])
+    benchmark = stages.Benchmark(options, torch.device("cpu"))
+    asked: list[int] = []
+
+    def fits(limit: float) -> bool:
+        assert limit == 15.9e9
+        asked.append(benchmark.images)
+        return benchmark.images <= really
+
+    monkeypatch.setattr(benchmark, "fits", fits)
+    predicted = {"state": 600_000_000, "buckets": 400_000_000}
+    monkeypatch.setattr(benchmark, "predicted", lambda images: {**predicted, "passes": images * 200_000_000 + 10**8})
+    found = benchmark.largest()
+    assert asked[: len(tried)] == tried[: len(asked)]
+    assert found == max(1, next((images for images in asked if images <= really), 1))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
