@@ -48,7 +48,7 @@ gpu: $(if $(NAMED),,$(READY))
 	$(or $(NAMED),$(BIN)/python) -m tests.gpu --device $(DEVICE) --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(SMALL),--small) --only '$(ONLY)'
 
 # What a machine with torch, triton, transformers and pytest lacks, for Python 3.12 on x86-64: 8 MB.
-MISSING := hjson pydantic pydantic_core annotated-types lmdb lz4 msgpack msgpack_numpy ninja py-cpuinfo
+MISSING := hjson pydantic pydantic_core annotated-types typing-inspection einops lmdb lz4 msgpack msgpack_numpy ninja py-cpuinfo
 PLATFORMS := $(foreach version,1 2014 _2_17 _2_27 _2_28,--platform manylinux$(version)_x86_64)
 
 wheels: $(READY)

@@ -61,6 +61,8 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
         + ", ".join(f"{name} {report[f'predicted_{name}_gb']:.2f}" for name in ("state", "buckets", "passes")),
         "waiting for a loader, images a second": waits,
     }
+    if report["skipped_steps"]:
+        lines["steps without an update, for overflow"] = f"{report['skipped_steps']}: the optimiser's time is too short"
     if compared:
         lines["baseline's peak over ours"] = f"{report['memory_ratio_to_baseline']:.2f}"
         lines["baseline's passes over plain PyTorch's"] = f"{report['baseline_passes_ratio_to_plain']:.3f}"

@@ -78,6 +78,7 @@ class Benchmark:
         if baseline_peak is not None:
             self.add(compared_figures(samples, self.images, peak, baseline_peak))
         self.add(self.counted_figures(samples["ours"], launches(ours.step, self.kind)))
+        self.add({"skipped_steps": ours.engine.skipped_steps})
         show(self.report)
         if options.trace:
             self.trace(ours)
@@ -183,8 +184,8 @@ class Benchmark:
             else:
                 try:
                     found |= self.turned_over(name, ours, peak)
-                except (UserError, RuntimeError) as error:  # one that fails here keeps the others from nothing
-                    found["left_out"] = str(error).splitlines()[0]
+                except Exception as error:  # a compiler's, say: one that fails here keeps the others from nothing
+                    found["left_out"] = f"{type(error).__name__}: {error}".splitlines()[0]
                 self.free()
             self.add({"ablation": ablation})
         show_ablation(ablation)

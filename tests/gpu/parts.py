@@ -91,7 +91,9 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
     watched = [smallest]
     if on_gpu:
         tools = ("memcheck", "racecheck")
-        watched = [[sanitizer or "", "--tool", tool, "--error-exitcode", "1", *smallest] for tool in tools]
+        # Without torch's cache an access beyond a tensor leaves the memory that the driver gave.
+        begin = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", sanitizer or "", "--error-exitcode", "1", "--tool"]
+        watched = [[*begin, tool, *smallest] for tool in tools]
     training = module("tests.gpu.training", "--small" if small else "", *figures("training"))
     precisions = "--dtype fp16 --passes 1" if small else "--dtype fp32 fp16 bf16"
     shapes = "--model RN50 --layout nchw --batch 2 --grid 3 5 --samples 7 --rounds 1"
