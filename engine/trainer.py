@@ -44,6 +44,19 @@ class Observer:
     def after_training(self, state: TrainState) -> None: ...
 
 
+def groups_of(model: nn.Module, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """The parameters of both optimisers, with the recipe's rates and decays."""
+    return parameter_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adam_epsilon=config.adam_epsilon,
+        sgd_lr=config.sgd_lr,
+        sgd_momentum=config.sgd_momentum,
+        sgd_weight_decay=config.sgd_weight_decay,
+    )
+
+
 def build_engine(
     model: nn.Module, config: OptimizationConfig, settings: dict[str, Any], batches_per_epoch: int
 ) -> DeepSpeedEngine:
@@ -52,17 +65,7 @@ def build_engine(
     The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
     accumulation, and for the milestones those of one epoch.
     """
-    optimizer = HybridOptimizer(
-        parameter_groups(
-            model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            adam_epsilon=config.adam_epsilon,
-            sgd_lr=config.sgd_lr,
-            sgd_momentum=config.sgd_momentum,
-            sgd_weight_decay=config.sgd_weight_decay,
-        )
-    )
+    optimizer = HybridOptimizer(groups_of(model, config))
     total_steps = batches_per_epoch * config.epochs // config.gradient_accumulation_steps
     schedule = hybrid_schedule(
         optimizer,

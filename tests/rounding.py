@@ -53,6 +53,14 @@ class RandomRounding(TorchDispatchMode):
         return tree_map(self.rounded, result)
 
 
+def half_model(each: RecordedPass, device: str, dtype: torch.dtype) -> ClipVilForPretraining:
+    """Parameters in half precision, buffers in fp32: as DeepSpeed casts a model."""
+    model = each.model(device).to(dtype)
+    for name, buffer in each.model(device).named_buffers():
+        model.get_buffer(name).data = buffer
+    return model
+
+
 def run(each: RecordedPass, model: ClipVilForPretraining, inputs: dict[str, Any], scale: float) -> list[Quantity]:
     output = model(**inputs)
     (output.loss * scale).backward()
@@ -78,11 +86,9 @@ def tolerances(each: RecordedPass, device: str, dtype: torch.dtype) -> dict[str,
 
 
 def half_precision(folder: Path, device: str, dtype: str, passes: int | None) -> Iterator[Quantity]:
-    """The first, or all, recorded passes with parameters and features in fp16 or bf16, as DeepSpeed casts a model."""
+    """The first, or all, recorded passes with parameters and features in fp16 or bf16."""
     for each in read_passes(folder)[:passes]:
         allowed = tolerances(each, device, DTYPES[dtype])
-        model = each.model(device).to(DTYPES[dtype])
-        for name, buffer in each.model(device).named_buffers():
-            model.get_buffer(name).data = buffer  # DeepSpeed leaves them in fp32
+        model = half_model(each, device, DTYPES[dtype])
         for quantity in run(each, model, each.inputs(device), LOSS_SCALE):
             yield quantity._replace(name=f"{dtype} {quantity.name}", tolerance=allowed[quantity.name])

@@ -2,25 +2,21 @@
 
 import torch
 
-from engine.recorded import RecordedPass, gradients_of, read_passes
+from engine.recorded import RecordedPass, read_passes
 from tests.conftest import ROOT
-from tests.rounding import RandomRounding, tolerances
+from tests.rounding import RandomRounding, half_model, run, tolerances
 
 
 def beyond(each: RecordedPass, allowed: dict[str, float], *, swap_tables: bool) -> list[str]:
-    model = each.model().to(torch.bfloat16)
-    for name, buffer in each.model().named_buffers():
-        model.get_buffer(name).data = buffer
+    model = half_model(each, "cpu", torch.bfloat16)
     if swap_tables:
         tables = model.bert.encoder.visual_pos
         tables.x_position_embedding, tables.y_position_embedding = (
             tables.y_position_embedding,
             tables.x_position_embedding,
         )
-    output = model(**each.inputs())
-    output.loss.backward()
-    gradients = {name: gradient.float() for name, gradient in gradients_of(model).items()}
-    return [q.name for q in each.compare(output, gradients) if not q.error <= allowed[q.name]]
+    quantities = run(each, model, each.inputs(), scale=1.0)
+    return [quantity.name for quantity in quantities if not quantity.error <= allowed[quantity.name]]
 
 
 def test_bf16_keeps_its_tolerances_and_swapped_tables_do_not() -> None:

@@ -17,7 +17,7 @@ from engine.data.loading import Batch
 from engine.model.clip_resnet import BatchNorm2d
 from engine.model.encoder import Encoder, normalise_images
 from engine.model.pretraining import ClipVilForPretraining
-from engine.optim.hybrid import parameter_groups
+from engine.trainer import groups_of
 from kernels.benchmark.grid_subsample import draw_on_host
 
 MASKED = -10000.0  # what the original adds to the attention scores of padding
@@ -95,15 +95,7 @@ class Baseline:
         self.model = model.to(device).train()
         self.batch, self.config, self.device = as_loaded(float_images(batch), device), config, device
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
-        groups = parameter_groups(
-            model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            adam_epsilon=config.adam_epsilon,
-            sgd_lr=config.sgd_lr,
-            sgd_momentum=config.sgd_momentum,
-            sgd_weight_decay=config.sgd_weight_decay,
-        )
+        groups = groups_of(model, config)
         self.optimizers = [AdamW(groups[:2], foreach=False), SGD(groups[2:], foreach=False)]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.fp16)
         self.recorder = Recorder(device)
