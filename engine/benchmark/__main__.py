@@ -43,7 +43,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=12, help="of BERT")
     parser.add_argument("--hidden_size", type=int, default=768, help="of BERT, a multiple of 64")
     parser.add_argument("--sub_feat_num", type=int, default=100, help="cells drawn per image")
-    parser.add_argument("--image_size", type=int, nargs=2, default=[384, 640], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--image_size", type=int, nargs=2, default=[384, 640], metavar=("HEIGHT", "WIDTH"), help="384 640"
+    )
     parser.add_argument("--without", default="", metavar="NAMES", help=f"turn off: {on}")
     parser.add_argument("--with", default="", dest="with_", metavar="NAMES", help=f"turn on: {off}")
     parser.add_argument("--ablate", action="store_true", help="also measure each of them turned over, one at a time")
@@ -51,8 +53,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps on end each time; 4, on a CPU 1")
     parser.add_argument("--minutes", type=float, default=60, help="after these, leave out what is left of --ablate")
     parser.add_argument("--memory_gb", type=float, help="for `largest`: how much there is; what is free on the GPU")
-    parser.add_argument("--loader_rates", type=float, nargs="+", default=[250, 500, 1000, 2000, 4000], metavar="RATE")
-    parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "golden" / "model_pretrain", metavar="DIR")
+    rates = [250, 500, 1000, 2000, 4000]
+    parser.add_argument("--loader_rates", type=float, nargs="+", default=rates, help="images a second, for data_wait")
+    golden = ROOT / "tests" / "golden" / "model_pretrain"
+    parser.add_argument("--golden", type=Path, default=golden, metavar="DIR", help="the recorded numbers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="torch.profiler's trace of one step, and its table")
     options = parser.parse_args(arguments)

@@ -1,6 +1,7 @@
 """One step of the engine, as training does it, with any of the switches turned over."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import torch
 
@@ -52,7 +53,10 @@ class Ours:
         self.recorder.begin("images to device")
         batch = Batch(self.batch.inputs, self.batch.numbers, []).to(self.device)
         self.recorder.begin("host")
-        output = micro_step(self.engine, batch, at_boundary=True)
+        with ExitStack() as stack:
+            for around in self.around:
+                stack.enter_context(around())
+            output = micro_step(self.engine, batch, at_boundary=True)
         self.recorder.begin("host")
         self.metrics.add(output.metrics)
 

@@ -1,6 +1,9 @@
 """python -m engine.benchmark: the numbers of the baseline and of every switch, what is counted, and bad flags."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +13,13 @@ from engine.benchmark import __main__ as program
 from engine.benchmark import run as stages
 from engine.benchmark.counting import Memory, Traffic
 from engine.benchmark.measuring import check
-from engine.benchmark.original import in_the_original_way, sample_on_the_host
-from engine.benchmark.ours import turn_over
+from engine.benchmark.original import float_images, in_the_original_way, sample_on_the_host
+from engine.benchmark.ours import Ours, turn_over
 from engine.benchmark.parts import PARTS, Recorder
+from engine.benchmark.switches import SWITCHES, nothing
 from engine.benchmark.workload import Workload
 from engine.errors import UserError
+from engine.metrics import Metrics
 from engine.model.memory import pass_bytes, training_bytes
 from tests.conftest import ROOT
 
@@ -35,6 +40,42 @@ def test_the_baseline_has_the_recorded_numbers() -> None:
 @pytest.mark.parametrize("name", ["device_sampling", "sdpa", "channels_last", "half_batch_norm"])
 def test_a_switch_changes_no_number(name: str) -> None:
     assert check(name, partial(turn_over, names=[name]), GOLDEN, "cpu", passes=1) > 10
+
+
+def test_what_is_around_a_step_is_entered_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By stand-ins for all that a step calls."""
+    happened: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        happened.append("enter")
+        yield
+        happened.append("leave")
+
+    def micro_step(engine: object, batch: object, at_boundary: bool) -> SimpleNamespace:
+        happened.append("step")
+        return SimpleNamespace(metrics={})
+
+    monkeypatch.setattr("engine.benchmark.ours.micro_step", micro_step)
+    ours = object.__new__(Ours)
+    ours.__dict__ |= {"batch": workload().batch(1), "device": torch.device("cpu"), "engine": None, "around": [around]}
+    ours.recorder, ours.metrics = Recorder(ours.device), Metrics(ours.device)
+    for _ in range(2):
+        ours.step()
+    assert happened == ["enter", "step", "leave"] * 2
+
+
+def test_each_switch_turns_something_over() -> None:
+    for name, switch in SWITCHES.items():
+        functions = (switch.model, switch.settings, switch.engine)
+        changes = any(function is not nothing for function in functions)
+        assert changes or switch.around is not nullcontext or name == "uint8_images"
+    assert float_images(workload().batch(2)).inputs["images"].dtype == torch.float32
+    settings: dict = {"zero_optimization": {"overlap_comm": True}}
+    for name in ("overlap_comm", "small_buckets", "no_throughput_timer"):
+        SWITCHES[name].settings(settings)
+    assert settings["zero_optimization"] == {"overlap_comm": False, "reduce_bucket_size": 30_000_000}
+    assert settings["timers"] == {"throughput": {"enabled": False}}
 
 
 def test_a_change_of_numbers_is_found_and_named() -> None:
