@@ -3,6 +3,7 @@
 import gc
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from engine.benchmark.counting import Memory
 from engine.benchmark.parts import PARTS, Recorder
 from engine.errors import UserError
 from engine.model.pretraining import ClipVilForPretraining
-from engine.recorded import Quantity, gradients_of, read_passes
+from engine.recorded import Quantity, RecordedPass, gradients_of, read_passes
 
 WARM_UP = 3  # steps: the first ones find memory, choose algorithms, and make AdamW's moments
 
@@ -118,19 +119,27 @@ def warm_up(subject: Subject, steps: int) -> None:
         raise
 
 
+def recorded(folder: Path) -> list[RecordedPass]:
+    """Raises UserError where a file is missing or damaged."""
+    try:
+        return read_passes(folder)
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise UserError(f"--golden {folder} can't be read as recorded numbers ({error!r}); copy it again") from None
+
+
 def check(
     name: str, change: Callable[[ClipVilForPretraining], object], folder: Path, device: str, passes: int | None = None
 ) -> int:
     """Hold a changed model against passes recorded from the original; gives the number of quantities.
 
     Raises:
-        UserError: with each quantity beyond its tolerance.
+        UserError: with each quantity beyond its tolerance, or where the folder can't be read.
     """
     backends = torch.backends
     tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
     backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False  # the tolerances are those of fp32
     quantities: list[Quantity] = []
-    for each in read_passes(folder)[:passes]:
+    for each in recorded(folder)[:passes]:
         model = each.model(device)
         change(model)
         output = model(**each.inputs(device))

@@ -5,6 +5,7 @@ import datetime
 import gc
 import json
 import statistics
+import sys
 import time
 from functools import partial
 from typing import Any
@@ -173,6 +174,8 @@ class Benchmark:
         order = "self_device_time_total" if self.kind == "cuda" else "self_cpu_time_total"
         print(profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60))
         profiler.export_chrome_trace(str(self.options.trace))
+        if self.options.trace.stat().st_size == 0:  # the profiler tells nobody
+            print(f"{self.options.trace} couldn't be written; is there space?", file=sys.stderr)
 
     def ablate(self, ours: Ours, peak: int) -> None:
         """Each switch turned over alone, in turns with ours."""

@@ -195,7 +195,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="clipvil-gpu-") as scratch:
         path = [f"{scratch}/site", str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"}
-        environment["DS_ACCELERATOR"] = options.device
+        environment |= {"DS_ACCELERATOR": options.device, "TMPDIR": scratch}  # which a part that is ended leaves full
         if options.small:
             environment["OMP_NUM_THREADS"] = "1"  # more gain nothing, and wait for each other where others compute
         run = Run(options.out.resolve(), Path(scratch), started + 60 * options.minutes, environment)

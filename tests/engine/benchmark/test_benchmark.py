@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,12 @@ def test_a_change_of_numbers_is_found_and_named() -> None:
         UserError, match=r"shifted is off the recorded numbers, so nothing is timed:\n.* loss .* BEYOND"
     ):
         check("shifted", shift, GOLDEN, "cpu", passes=1)
+
+
+def test_recorded_numbers_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=f"--golden {tmp_path} can't be read as recorded numbers"):
+        check("ours", lambda model: None, tmp_path, "cpu")
 
 
 def test_the_recorder_gives_each_moment_to_one_part() -> None:
