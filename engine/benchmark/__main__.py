@@ -19,7 +19,6 @@ from pathlib import Path
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from engine.benchmark.machine import DTYPES
 from engine.benchmark.run import Benchmark
 from engine.benchmark.switches import SWITCHES
 from engine.benchmark.workload import HEAD_SIZE
@@ -28,6 +27,7 @@ from engine.distributed import Ranks, join, pick_device, telling_errors
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.encoder import VisualShape, check_grid
+from kernels.benchmark.shapes import DTYPES
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from kernels.benchmark.shapes import DTYPES
 from kernels.benchmark.timing import copy_gigabytes_per_second, device_name
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "pillow", "lmdb")
 MATRIX = {"cuda": 8192, "cpu": 1024}
 

@@ -46,7 +46,6 @@ class Benchmark:
             height=height,
             width=width,
             dtype=options.dtype,
-            device=self.kind,
         )
         self.images = 0
         self.report: dict[str, Any] = {

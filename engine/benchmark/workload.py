@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig, set_seed
 
-from engine.benchmark.machine import DTYPES
 from engine.benchmark.original import Baseline
 from engine.benchmark.switches import SWITCHES
 from engine.config import OptimizationConfig
@@ -17,6 +16,7 @@ from engine.data.loading import Batch
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.model.pretraining import IGNORE, ClipVilForPretraining
+from kernels.benchmark.shapes import DTYPES
 
 TOKENS, HEAD_SIZE = 20, 64
 SEED = 9595
@@ -33,7 +33,6 @@ class Workload:
     height: int
     width: int
     dtype: str
-    device: str
 
     def config(self, images: int) -> OptimizationConfig:
         return OptimizationConfig(batch_size=images, fp16=self.dtype == "fp16", bf16=self.dtype == "bf16")

@@ -31,7 +31,7 @@ TINY += ["--sub_feat_num", "4", "--rounds", "1"]
 
 def workload(**changed: object) -> Workload:
     sizes = {"backbone": "tiny", "layers": 1, "hidden_size": 64, "sub_feat_num": 4, "height": 64, "width": 96}
-    return Workload(**{**sizes, "dtype": "fp32", "device": "cpu", **changed})  # type: ignore[arg-type]
+    return Workload(**{**sizes, "dtype": "fp32", **changed})  # type: ignore[arg-type]
 
 
 def test_the_baseline_has_the_recorded_numbers() -> None:
