@@ -538,7 +538,7 @@ def main() -> int:
             (folder / "data", lambda: check_data(folder / "data", folder / "vqa" / "all_ans.json")),
             (folder / "vqa", lambda: check_vqa(folder, device)),
         ]
-    for dtype in DTYPES.keys() & options.dtype:
+    for dtype in (name for name in DTYPES if name in options.dtype):
         checks.append((model, partial(half_precision, model, device, dtype, options.passes)))
     for part, _ in checks:
         if not part.is_dir():

@@ -13,6 +13,7 @@ in training, and the gradients back.
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from engine.recorded import Quantity, RecordedPass, gradients_of, read_passes
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DRAWS, SPREAD = 16, 4
 LOSS_SCALE = 2.0**8  # the recorded model's gradients are of the order of 1: far from fp16's largest, 65504
-IN_FP32 = ("_log_softmax", "nll_loss_forward")  # the engine casts scores before them
+# The engine casts scores before the first two, so losses are fp32, and the third puts them beside each other.
+IN_FP32 = ("_log_softmax", "nll_loss_forward", "stack")
 
 
 class RandomRounding(TorchDispatchMode):
@@ -61,9 +63,17 @@ def half_model(each: RecordedPass, device: str, dtype: torch.dtype) -> ClipVilFo
     return model
 
 
-def run(each: RecordedPass, model: ClipVilForPretraining, inputs: dict[str, Any], scale: float) -> list[Quantity]:
-    output = model(**inputs)
-    (output.loss * scale).backward()
+def run(
+    each: RecordedPass,
+    model: ClipVilForPretraining,
+    inputs: dict[str, Any],
+    scale: float = 1.0,
+    rounding: AbstractContextManager[Any] | None = None,
+) -> list[Quantity]:
+    """One pass, under `rounding`; what is compared with the recorded numbers isn't rounded once more for that."""
+    with rounding or nullcontext():
+        output = model(**inputs)
+        (output.loss * scale).backward()
     gradients = {name: gradient.float() / scale for name, gradient in gradients_of(model).items()}
     return list(each.compare(output, gradients))
 
@@ -78,9 +88,7 @@ def tolerances(each: RecordedPass, device: str, dtype: torch.dtype) -> dict[str,
             for parameter in model.parameters():
                 parameter.copy_(rounding.rounded(parameter))
         inputs["images"] = rounding.rounded(inputs["images"])
-        with rounding:
-            quantities = run(each, model, inputs, 1.0)
-        for quantity in quantities:
+        for quantity in run(each, model, inputs, rounding=rounding):
             squares[quantity.name] += quantity.error**2 / DRAWS
     return {name: SPREAD * square**0.5 for name, square in squares.items()}
 

@@ -15,7 +15,7 @@ def beyond(each: RecordedPass, allowed: dict[str, float], *, swap_tables: bool) 
             tables.y_position_embedding,
             tables.x_position_embedding,
         )
-    quantities = run(each, model, each.inputs(), scale=1.0)
+    quantities = run(each, model, each.inputs())
     return [quantity.name for quantity in quantities if not quantity.error <= allowed[quantity.name]]
 
 

@@ -33,14 +33,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def seconds_of(call: Callable[[], object], device: str) -> float:
     """Until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     started = time.perf_counter()
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return time.perf_counter() - started
 
 

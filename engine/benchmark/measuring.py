@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from engine.benchmark.counting import Memory
+from engine.benchmark.machine import synchronise
 from engine.benchmark.parts import PARTS, Recorder
 from engine.errors import UserError
 from engine.model.pretraining import ClipVilForPretraining
@@ -50,11 +51,6 @@ class Samples:
 
     def median_parts(self) -> dict[str, float]:
         return {part: statistics.median(values) for part, values in self.parts.items()}
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def sample(step: Callable[[], object], samples: Samples, device: str, steps: int) -> None:
