@@ -11,10 +11,10 @@ setup(
     python_requires=">=3.10",
     packages=[
         "engine",
-        "engine.benchmark",
+        "engine.benchmark.step",
         "engine.checkpoint",
         "engine.data",
-        "engine.data.benchmark",
+        "engine.benchmark.data",
         "engine.model",
         "engine.optim",
         "kernels",

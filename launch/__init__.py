@@ -1,1 +1,17 @@
-"""Command-line programs. Each parses, builds, and calls the engine."""
+"""Programs: each parses its flags and calls the engine. Importing this says what isn't installed."""
+
+import sys
+from importlib.util import find_spec
+
+NEEDED = [
+    *("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"),
+    *("PIL", "lmdb", "lz4", "msgpack", "msgpack_numpy", "yaml", "tqdm"),
+]
+
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    print(
+        f"error: {sys.executable} lacks {', '.join(missing)}; run `make setup` and `source .venv/bin/activate`, or "
+        "install this checkout into that Python with `pip install --editable .`",
+        file=sys.stderr,
+    )
+    sys.exit(2)

@@ -12,16 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
-from engine.arguments import parse_conversion
-from engine.config import ConvertConfig
-from engine.conversion import SOURCES, TARGETS, convert
-from engine.distributed import exit_with
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
+from engine.conversion.flags import parse_conversion
+from engine.distributed.leaving import exit_with
 from engine.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        config: ConvertConfig = parse_conversion(sys.argv[1:] if argv is None else argv, SOURCES, TARGETS)
+        config = parse_conversion(sys.argv[1:] if argv is None else argv)
+        from engine.conversion.convert import convert  # brings torch and DeepSpeed, which takes seconds
+
         convert(config)
     except UserError as error:
         exit_with(error)

@@ -12,45 +12,30 @@
 """
 
 import json
-import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
-import torch
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
-from engine.arguments import parse, parse_command
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
 from engine.checkpoint.manifest import complete_checkpoints
-from engine.checkpoint.state import open_checkpoint
-from engine.checkpoint.weights import read_bert
-from engine.config import PredictConfig, PretrainConfig
-from engine.data.demo import VISUAL_WORDS, write_demo
-from engine.data.loading import Batch, evaluation_loader
-from engine.data.pretraining import PretrainingDataset
-from engine.data.questions import read_questions
-from engine.data.sampler import Sample
-from engine.data.splits import annotation_files
-from engine.distributed import Ranks, exit_with
+from engine.configuration.parsing import parse, parse_command
+from engine.distributed.leaving import exit_with
 from engine.errors import UserError
-from engine.scoring import AnswerCollector, score_answers
-from engine.trainer import evaluate
-from engine.training import build_model, describe_model
-from launch.predict_vqa import build_model as build_predictor
-from launch.predict_vqa import open_model, read_dataset
-from launch.pretrain import RECIPES, Pretraining
+from engine.synthetic.demo import write_demo
+from engine.synthetic.held_out import evaluate_held_out, predict_blind
+from engine.tasks.pretraining import PretrainConfig
+from engine.training.program import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
-GREY = 128
 SAMPLES_PER_STEP = 64  # on any number of ranks: two of them without accumulation, one with
 
 
@@ -97,78 +82,10 @@ def training_flags(config: DemoConfig) -> list[str]:
     return [*data, "--global_batch_size", str(SAMPLES_PER_STEP)]
 
 
-class MaskedWords(PretrainingDataset):
-    """Sentences in which one word for a color or a shape is masked."""
-
-    visual_words: frozenset[int | None] = frozenset()
-
-    def __getitems__(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        examples = super().__getitems__(samples)
-        for example in examples:
-            ids, labels = example["input_ids"], example["masked_lm_labels"]
-            visual = [place for place, token in enumerate(ids) if token in self.visual_words]
-            place = random.Random(example["position"]).choice(visual)
-            labels[place], ids[place] = ids[place], self.vocabulary.mask_id
-        return examples
-
-
-def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        batch.inputs["images"] = torch.full_like(batch.inputs["images"], GREY)
-        yield batch
-
-
-def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
-    """Accuracies on the held-out scenes, each with its blind twin."""
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    bert, tokenizer = read_bert(config.bert)
-    task = Pretraining(config, tokenizer, alone)
-    held_out = task.validation
-    assert held_out is not None
-    assert config.load is not None
-    description = describe_model(config, bert, task)
-    model = build_model(config, description, open_checkpoint(config.load), task).to(get_accelerator().device_name())
-
-    images, words, split = held_out.images, held_out.vocabulary, held_out.split
-    captions = replace(split, sentences=split.sentences.select(~split.sentences.questions))
-    whole = replace(held_out.options, task_mask_lm=False)
-    own_image = replace(whole, task_matched=False)
-    masked_words = MaskedWords(captions, images, words, own_image)
-    masked_words.visual_words = frozenset(tokenizer.token_to_id(word) for word in VISUAL_WORDS)
-    tasks = {
-        "mask_lm_accuracy": masked_words,
-        "matched_accuracy": PretrainingDataset(split, images, words, whole),
-        "qa_accuracy": PretrainingDataset(split, images, words, own_image),
-    }
-    summary = {}
-    for metric, dataset in tasks.items():
-        name = metric.replace("mask_lm", "masked_word")
-        batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)
-        summary[name] = evaluate(model, batches)[metric]
-        summary[f"{name}_blind"] = evaluate(model, blind(batches))[metric]
-    return summary
-
-
 def predict_held_out(model: str, data_root: str) -> float:
     """The score of a fine-tuned model on the held-out scenes' questions, by launch/predict_vqa.py."""
     run_program("predict_vqa.py", ["--load", model, "--test", "minival", "--data_root", data_root, "--num_workers=1"])
     return float(json.loads(Path(model).with_name("minival_score.json").read_text())["score"])
-
-
-def predict_blind(model: str, data_root: str) -> float:
-    """The same without seeing them."""
-    config = PredictConfig(load=model, test="minival", data_root=data_root)
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    files = annotation_files(Path(data_root, "vqa"), "minival")
-    saved = open_model(config, alone)
-    dataset = read_dataset(config, saved, files, alone)
-    network = build_predictor(saved, config, torch.device(get_accelerator().device_name()))
-    collector = AnswerCollector()
-    batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)
-    evaluate(network, blind(batches), on_batch=collector.see)
-    questions, answers = read_questions(files), collector.gather(len(dataset)).answers[:, 0].tolist()
-    chosen = {q.question_id: (saved.answers or [])[row] for q, row in zip(questions, answers, strict=True)}
-    return float(score_answers(questions, chosen)["score"])
 
 
 def main() -> None:

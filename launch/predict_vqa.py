@@ -1,232 +1,20 @@
 """Answer VQA's questions with a fine-tuned model: a score, or the leaderboard's file.
 
-    python launch/predict_vqa.py --load snap/vqa/NAME/BEST --test minival
-    deepspeed --num_gpus 4 launch/predict_vqa.py --load snap/vqa/NAME/BEST --test test
-    python launch/predict_vqa.py --load snap/vqa/NAME/BEST --question "What is this?" --image photo.jpg
-
-1. model            its folder says how it was trained, and what it was trained on
-2. questions        read and checked, like the place of the results, before work starts
-3. answers          of this rank's share, gathered from all ranks
-4. results          SPLIT_predict.json for the server, SPLIT_score.json where answers are known, SPLIT_top_k.json
+python launch/predict_vqa.py --load snap/vqa/NAME/BEST --test minival
+deepspeed --num_gpus 4 launch/predict_vqa.py --load snap/vqa/NAME/BEST --test test
+python launch/predict_vqa.py --load snap/vqa/NAME/BEST --question "What is this?" --image photo.jpg
 """
 
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
-import torch
-import torch.distributed as dist
-from tqdm import tqdm
-
-from engine.arguments import parse_command
-from engine.checkpoint.original import OriginalState
-from engine.checkpoint.pretrained import ModelFolder
-from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
-from engine.config import PredictConfig
-from engine.data.annotation_source import AnnotationSource
-from engine.data.answers import ExactAnswers
-from engine.data.images import IMAGE_ERRORS, ImageShape, reason, to_pixels
-from engine.data.loading import Batch, check_shared_memory, evaluation_loader
-from engine.data.questions import Question, QuestionFile, check_unique, read_questions
-from engine.data.splits import annotation_files, open_images, read_split
-from engine.data.text import TextEncoder
-from engine.data.vqa import QuestionDataset, QuestionOptions
-from engine.distributed import Ranks, end_with_launcher, join, pick_device, telling_errors
-from engine.errors import UserError
-from engine.files import check_writable, write_json
-from engine.model.clip_resnet import STRIDE
-from engine.model.encoder import check_grid
-from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
-from engine.scoring import AnswerCollector, Predictions, score_answers, score_table
-from engine.sharing import share_on_node
-from engine.trainer import evaluate
-
-Saved = Checkpoint | ModelFolder
-
-
-def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
-    """A fine-tuned model's folder: BEST, LAST, or a checkpoint of the training."""
-    saved = open_checkpoint(config.load, optimizers=False, progress=ranks.rank == 0)
-    if isinstance(saved, OriginalState):
-        raise UserError(
-            f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
-            f"{saved.source} --bert bert-base-uncased --answers {config.data_root}/vqa/trainval_label2ans.json --to "
-            "safetensors FOLDER makes a folder to load"
-        )
-    assert isinstance(saved, Saved)
-    if saved.description.architecture != "question_answering":
-        raise UserError(f"{saved.source} is a model of {saved.description.architecture}; fine-tune it on VQA first")
-    if saved.description.vocabulary is None:
-        raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
-    if (config.top_k or 1) > len(saved.answers or ()):
-        raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
-    reads = saved.description.preprocessing
-    for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
-        check_grid(saved.description.visual, height, width, STRIDE)
-    list_of_task = Path(config.data_root, "vqa", "trainval_label2ans.json")
-    if config.test is not None and list_of_task.exists():
-        table = ExactAnswers.of_task(list_of_task.parent)
-        if table.answers != saved.answers:
-            raise UserError(
-                f"{table.name} has {len(table):,} answers, which are not the {len(saved.answers or ()):,} of "
-                f"{saved.source}; restore the list that it was fine-tuned with"
-            )
-    return saved
-
-
-def build_model(saved: Saved, config: PredictConfig, device: torch.device) -> ClipVilForQuestionAnswering:
-    model: ClipVilForQuestionAnswering = saved.description.build()
-    load_weights(model, saved, saved.answers)
-    dtype = torch.float16 if config.fp16 else torch.bfloat16 if config.bf16 else torch.float32
-    for parameter in model.parameters():  # batch norm's statistics stay fp32
-        parameter.data = parameter.data.to(dtype)
-    model.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
-    return model.to(device).eval()
-
-
-def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], ranks: Ranks) -> QuestionDataset:
-    """The questions, each once, with their images, in the form that the model was trained on."""
-    description, reads = saved.description, saved.description.preprocessing
-    assert description.answers is not None
-    encoder = TextEncoder(description.tokenizer())
-    data_root = Path(config.data_root)
-    shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
-    images = open_images(data_root, config.image_store, shape, config.image_decoder)
-    source = AnnotationSource(files, encoder, ExactAnswers(description.answers, saved.source), reader=QuestionFile)
-    cache, first = Path(config.cache_dir or data_root / "cache"), ranks.rank == 0
-    split = share_on_node(ranks, str(config.test), lambda: read_split(source, images, cache, progress=first))
-    if not len(split.sentences):
-        raise UserError(f"{', '.join(map(str, files))}: there is no question")
-    check_unique(split.sentences, split.name)
-    if not config.allow_trained_on:
-        if saved.trained_on is not None:
-            saved.trained_on.check_unseen(split)
-        elif first:
-            print(f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}", flush=True)
-    values = {name: value for name, value in asdict(reads).items() if name != "orient_after_resize"}
-    options = QuestionOptions(**values, seed=config.seed, num_answers=len(description.answers))
-    check_shared_memory(
-        options, config.batch_size, num_workers=config.num_workers, local_world_size=ranks.local_world_size
-    )
-    if first:
-        print(split.summary, flush=True)
-    return QuestionDataset(split, images, encoder.vocabulary, options)
-
-
-def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
-    """Answer all questions of a split."""
-    files = annotation_files(Path(config.data_root, "vqa"), str(config.test))
-    results = {
-        name: Path(config.output or Path(config.load).parent, f"{config.test}_{name}.json")
-        for name in ("predict", "score", "top_k")
-    }
-    first = ranks.rank == 0
-    if first:
-        probe = results["predict"].with_suffix(".probe")
-        check_writable(probe)
-        probe.unlink()
-    dataset = read_dataset(config, saved, files, ranks)
-    human_answers = [Path(path) for path in (config.human_answers or "").split(",") if path]
-    questions = read_questions(files, human_answers) if first else []
-    batches = evaluation_loader(
-        dataset,
-        config.batch_size,
-        num_workers=config.num_workers,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_method=config.worker_start_method,
-    )
-    join(ranks)
-    model = build_model(saved, config, device)
-    collector, unreadable = AnswerCollector(config.top_k or 1), 0
-
-    def see(batch: Batch, output: AnsweringOutput) -> None:
-        nonlocal unreadable
-        unreadable += len(batch.unreadable)
-        for problem in batch.unreadable:
-            tqdm.write(f"an unreadable image, answered blindly: {problem}")
-        if unreadable > config.max_unreadable_images:
-            raise UserError(
-                f"{unreadable} unreadable images ({batch.unreadable[-1]}); restore the files, or let them be "
-                f"answered blindly with --max_unreadable_images {unreadable}"
-            )
-        collector.see(batch, output)
-
-    started = time.monotonic()
-    evaluate(model, tqdm(batches, desc=str(config.test), unit="batch", disable=not first), on_batch=see)
-    predictions = collector.gather(len(dataset))
-    seconds = time.monotonic() - started
-    if first:
-        print(f"{len(dataset):,} questions in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second", flush=True)
-        write_results(results, questions, predictions, saved.answers or [], top_k=config.top_k is not None)
-    dist.destroy_process_group()
-
-
-def write_results(
-    results: dict[str, Path],
-    questions: list[Question],
-    predictions: Predictions,
-    names: list[str],
-    *,
-    top_k: bool,
-) -> None:
-    """Each question once, by its id; the server's file first."""
-    chosen = {
-        question.question_id: [names[row] for row in rows]
-        for question, rows in zip(questions, predictions.answers.tolist(), strict=True)
-    }
-    write_json(results["predict"], [{"question_id": number, "answer": chosen[number][0]} for number in sorted(chosen)])
-    print(f"wrote {results['predict']}")
-    if top_k:
-        likely = dict(zip(chosen, predictions.probabilities.tolist(), strict=True))
-        ranked = [
-            {
-                "question_id": number,
-                "answers": [
-                    {"answer": answer, "probability": round(probability, 6)}
-                    for answer, probability in zip(chosen[number], likely[number], strict=True)
-                ],
-            }
-            for number in sorted(chosen)
-        ]
-        write_json(results["top_k"], ranked)
-        print(f"wrote {results['top_k']}")
-    if questions[0].label is not None or questions[0].human_answers:
-        score = score_answers(questions, {number: answers[0] for number, answers in chosen.items()})
-        write_json(results["score"], score, indent=1)
-        print(f"{score_table(score)}\nwrote {results['score']}")
-
-
-def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> None:
-    """One question about one image file, in the terminal."""
-    assert config.question is not None
-    assert config.image is not None
-    reads = saved.description.preprocessing
-    shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
-    try:
-        pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
-    encoder = TextEncoder(saved.description.tokenizer())
-    words = encoder.vocabulary
-    tokens = [words.cls_id, *encoder(config.question)[: reads.max_seq_length - 2], words.sep_id]
-    padding = reads.max_seq_length - len(tokens)
-    inputs: dict[str, Any] = {
-        "input_ids": torch.tensor([tokens + [words.pad_id] * padding]),
-        "attention_mask": torch.tensor([[1] * len(tokens) + [0] * padding]),
-        "token_type_ids": torch.zeros(1, reads.max_seq_length, dtype=torch.long),
-        "images": torch.from_numpy(pixels)[None],
-        "sampling_state": torch.tensor([config.seed, 0]),
-    }
-    model = build_model(saved, config, device)
-    with torch.no_grad():
-        scores = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).answer_scores[0].float()
-    for score, row in zip(*(column.tolist() for column in scores.sigmoid().topk(config.top_k or 5)), strict=True):
-        print(f"{score:.3f}  {(saved.answers or [])[row]}")
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
+from engine.configuration.parsing import parse_command
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
+from engine.tasks.answering.flags import PredictConfig
 
 
 def main() -> None:
@@ -234,13 +22,9 @@ def main() -> None:
     with telling_errors(ranks):
         config = parse_command(PredictConfig, "predict_vqa.py", sys.argv[1:])
         config.check()
-        end_with_launcher()
-        device = pick_device(ranks)
-        saved = open_model(config, ranks)
-        if config.question is None:
-            predict(config, saved, ranks, device)
-        elif ranks.rank == 0:
-            answer_one(config, saved, device)
+        from engine.tasks.answering.prediction import run  # brings torch and DeepSpeed, which takes seconds
+
+        run(config, ranks)
 
 
 if __name__ == "__main__":

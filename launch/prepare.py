@@ -16,7 +16,34 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
-if __name__ == "__main__":
-    from engine.preparation import main  # here, because processes that encode images import this file again
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
 
-    sys.exit(main(sys.argv[1:], __doc__))
+
+def main(argv: list[str] | None = None) -> int:
+    # Here, because processes that encode images import this file again.
+    from engine.data.annotations.commands import (
+        PrepareAnnotations,
+        PrepareAnswers,
+        prepare_annotations,
+        prepare_answers,
+    )
+    from engine.data.downloads.command import PrepareDownload, prepare_download
+    from engine.data.images.commands import PrepareImages, PrepareSizes, prepare_images, prepare_sizes
+    from engine.data.preparation import Command, run_command
+    from engine.data.verification.command import PrepareVerify, prepare_verify
+    from engine.synthetic.command import PrepareDemo, prepare_demo
+
+    commands: dict[str, Command] = {
+        "download": (PrepareDownload, prepare_download),
+        "sizes": (PrepareSizes, prepare_sizes),
+        "answers": (PrepareAnswers, prepare_answers),
+        "annotations": (PrepareAnnotations, prepare_annotations),
+        "images": (PrepareImages, prepare_images),
+        "verify": (PrepareVerify, prepare_verify),
+        "demo": (PrepareDemo, prepare_demo),
+    }
+    return run_command(commands, sys.argv[1:] if argv is None else argv, str(__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

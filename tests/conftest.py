@@ -19,7 +19,7 @@ import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a machine with a GPU as well
 
-from engine.data.demo import write_demo
+from engine.synthetic.demo import write_demo
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from engine.checkpoint.manifest import complete_checkpoints, read_manifest
-from engine.data.demo import write_demo
-from engine.distributed import _parent
+from engine.distributed.launchers import parent_of
+from engine.synthetic.demo import write_demo
 from tests.conftest import TINY_BERT, free_port, session_members, start
 
 TARGETS = ("one rank", "a rank that saves", "all ranks", "a worker", "deepspeed", "its launch module", "everything")
@@ -117,7 +117,7 @@ def victims(leader: int, target: str, draw: random.Random) -> list[int]:
     members = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in session_members(leader)}
     launch = [pid for pid, line in members.items() if "deepspeed.launcher.launch" in line]
     programs = [pid for pid, line in members.items() if "pretrain.py\0--local_rank" in line]
-    ranks = [pid for pid in programs if _parent(pid) in launch]
+    ranks = [pid for pid in programs if parent_of(pid) in launch]
     found = {
         "one rank": draw.sample(ranks, min(1, len(ranks))),
         "all ranks": ranks,

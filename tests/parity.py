@@ -32,37 +32,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BertTokenizer
 
-from engine.checkpoint.answers import match_answers
-from engine.checkpoint.original import our_name, split_unused
-from engine.checkpoint.saving import full_state
-from engine.checkpoint.weights import HEAD, load_state
-from engine.config import OptimizationConfig, deepspeed_settings
-from engine.data.annotation_source import AnnotationSource
-from engine.data.answers import AnswerTable, normalise_answer
-from engine.data.image_store import ImageStore
-from engine.data.image_writer import write_image_store
-from engine.data.images import SIZES_FILE, ImageFolder, ImageShape, image_path
-from engine.data.loading import Collator
-from engine.data.masking import mask_tokens
-from engine.data.pretraining import PretrainingDataset, PretrainingOptions
-from engine.data.questions import read_questions
-from engine.data.sampler import exhaustive_batches, grouped_batches
-from engine.data.splits import read_split
-from engine.data.text import TextEncoder
-from engine.data.transforms import (
-    aspect_ratio_bins,
-    aspect_ratio_group,
-    canvas_size,
-    padding,
-    resize_and_pad,
-    resized_size,
-    stack_images,
-)
-from engine.distributed import Ranks, join, pick_device
-from engine.model.encoder import CLIP_STD, normalise_images
-from engine.model.pretraining import ClipVilForPretraining
-from engine.model.question_answering import ClipVilForQuestionAnswering
-from engine.recorded import (
+from engine.benchmark.recorded import (
     GRADIENT,
     LOSS,
     OUTPUT,
@@ -79,8 +49,41 @@ from engine.recorded import (
     recorded_images,
     to_device,
 )
-from engine.scoring import score_answers
-from engine.trainer import build_engine
+from engine.checkpoint.answers import match_answers
+from engine.checkpoint.formats.original import our_name, split_unused
+from engine.checkpoint.saving import full_state
+from engine.checkpoint.weights import HEAD, load_state
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.flags import OptimizationConfig
+from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.text import TextEncoder
+from engine.data.images.folder import SIZES_FILE, ImageFolder, ImageShape, image_path
+from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.transforms import (
+    aspect_ratio_bins,
+    aspect_ratio_group,
+    canvas_size,
+    padding,
+    resize_and_pad,
+    resized_size,
+    stack_images,
+)
+from engine.data.images.writer import write_image_store
+from engine.data.loading import Collator
+from engine.data.sampler import exhaustive_batches, grouped_batches
+from engine.data.splits import read_split
+from engine.distributed.device import pick_device
+from engine.distributed.joining import join
+from engine.distributed.ranks import Ranks
+from engine.model.encoder import CLIP_STD, normalise_images
+from engine.model.pretraining import ClipVilForPretraining
+from engine.model.question_answering import ClipVilForQuestionAnswering
+from engine.tasks.answering.questions import read_questions
+from engine.tasks.answering.scoring import score_answers
+from engine.tasks.masking import mask_tokens
+from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
+from engine.training.engine import build_engine
 from tests.rounding import DTYPES, half_precision
 
 # As in engine/recorded.py; a second recording showed, over the trajectory, loss 1.5e-5, norms 6e-5, parameters 3e-7.

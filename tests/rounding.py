@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from engine.benchmark.recorded import Quantity, RecordedPass, gradients_of, read_passes
 from engine.model.pretraining import ClipVilForPretraining
-from engine.recorded import Quantity, RecordedPass, gradients_of, read_passes
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DRAWS, SPREAD = 16, 4

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.recorded import RecordedPass, read_passes
+from engine.benchmark.recorded import RecordedPass, read_passes
 from tests.conftest import ROOT
 from tests.rounding import RandomRounding, half_model, run, tolerances
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.model.memory import GpuOperators
+from engine.benchmark.memory import GpuOperators
 from engine.model.pretraining import ClipVilForPretraining
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own log would stand among the results

@@ -12,6 +12,6 @@ answers.py      an answer head for another answer table
 pretrained.py   a folder with safetensors, configuration and model card, such as BEST
 """
 
-from engine.checkpoint.pretrained import load_pretrained
+from engine.checkpoint.formats.pretrained import load_pretrained
 
 __all__ = ["load_pretrained"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.checkpoint.weights import HEAD, State
-from engine.data.answers import normalise_answer
+from engine.data.annotations.answers import normalise_answer
 
 LAST_LAYER = f"{HEAD}logit_fc.3."
 

@@ -26,6 +26,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from engine.checkpoint.formats.original import SUFFIX, original_names
 from engine.checkpoint.manifest import (
     DELETED,
     MANIFEST,
@@ -35,7 +36,6 @@ from engine.checkpoint.manifest import (
     sweep,
     sync_folder,
 )
-from engine.checkpoint.original import SUFFIX, original_names
 from engine.checkpoint.shards import load_shard
 from engine.checkpoint.weights import State
 from engine.errors import UserError

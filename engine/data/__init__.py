@@ -1,1 +1,1 @@
-"""Annotations and images to batches."""
+"""From files to batches."""

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from engine.data.images import ImageSource, UnreadableImage
+from engine.data.annotations.text import Vocabulary
+from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.images.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size
 from engine.data.sampler import Sample
 from engine.data.splits import Split
-from engine.data.text import Vocabulary
-from engine.data.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class ExampleOptions:
         return pixels + 4 * 8 * self.max_seq_length  # four tensors of int64
 
 
-class ImageTextDataset(Dataset[dict[str, Any]]):
+class ImageTextDataset:
     """Sentences of one split. Ask with a Sample: the same Sample gives the same example, in any worker on any rank."""
 
     def __init__(self, split: Split, images: ImageSource, vocabulary: Vocabulary, options: ExampleOptions) -> None:

@@ -4,9 +4,7 @@ ImageTextDataset -> workers -> Collator -> Batch of tensors, images still uint8
 """
 
 import atexit
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from engine.data.dataset import ExampleOptions, ImageTextDataset
+from engine.data.dataset import ImageTextDataset
+from engine.data.images.transforms import MEAN_COLOR, stack_images
 from engine.data.sampler import DealtSampler, EvaluationSampler, TrainingSampler
-from engine.data.transforms import MEAN_COLOR, stack_images
+from engine.data.shared_memory import PREFETCH_FACTOR
+from engine.distributed.workers import end_workers, outlive_signals
 from engine.errors import UserError
-from engine.workers import end_workers, outlive_signals
 
-PREFETCH_FACTOR = 2  # batches that a worker prepares ahead
-SHARED_MEMORY = Path("/dev/shm")
 NO_INPUTS = ("image", "number", "epoch", "position", "unreadable")  # of an example; all else goes to the model
 
 
@@ -156,38 +153,3 @@ def _loader(
             atexit.register(end_workers)
         sampler.paused = False
     return loader
-
-
-def shared_memory_per_worker(options: ExampleOptions, batch_size: int) -> int:
-    """Bytes of batches that one worker may have in /dev/shm: those it prepares ahead, and the one in use."""
-    return (PREFETCH_FACTOR + 1) * batch_size * options.sample_bytes()
-
-
-def check_shared_memory(
-    options: ExampleOptions,
-    batch_size: int,
-    *,
-    num_workers: int,
-    local_world_size: int,
-    folder: Path | None = None,
-) -> None:
-    """Batches travel from workers through /dev/shm; where it is too small, a worker would die in the midst of training.
-
-    Raises:
-        UserError: with the number of workers that would fit.
-    """
-    folder = folder or SHARED_MEMORY
-    per_worker = shared_memory_per_worker(options, batch_size)
-    try:
-        space = os.statvfs(folder)
-    except OSError:
-        return  # a machine that has no such folder shares memory in another way
-    free = space.f_bavail * space.f_frsize
-    needed = num_workers * local_world_size * per_worker
-    if needed > free:
-        fitting = free // (per_worker * local_world_size)
-        raise UserError(
-            f"{folder} has {free >> 20:,} MB free, but {num_workers} workers of {local_world_size} ranks may put "
-            f"{(needed >> 20) + 1:,} MB of batches there; enlarge it (docker run --shm-size={(needed >> 30) + 1}g, or "
-            f"mount -o remount,size=...) or lower --num_workers to {fitting}"
-        )

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import Sampler
 
 CHUNK = 1 << 16  # samples that are grouped at a time, so that an epoch of millions starts at once
 
@@ -62,7 +61,7 @@ def exhaustive_batches(groups: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return batches
 
 
-class DealtSampler(Sampler[list[Sample]]):
+class DealtSampler:
     """This rank's share of all batches. While it is paused it has none, so that workers can start without work."""
 
     paused = False

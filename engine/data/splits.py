@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.annotation_source import AnnotationSource
-from engine.data.annotation_store import AnnotationStore
-from engine.data.columns import SharedColumns
-from engine.data.image_store import ImageStore
-from engine.data.images import Decoder, ImageFolder, ImageShape, ImageSource
+from engine.data.annotations.columns import SharedColumns
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.store import AnnotationStore
+from engine.data.images.folder import Decoder, ImageFolder, ImageShape, ImageSource
+from engine.data.images.lmdb_store import ImageStore
 from engine.errors import UserError
 
 

@@ -102,7 +102,7 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
 
     def step(name: str, seconds: float, flags: str, *more: str) -> Part:
         command = module(
-            "engine.benchmark", f"--device {device} {sizes if small else ''}{flags}", *figures(name), *more
+            "engine.benchmark.step", f"--device {device} {sizes if small else ''}{flags}", *figures(name), *more
         )
         return Part(name, seconds, [command], tell_step)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.benchmark.parts import PARTS
+from engine.benchmark.step.parts import PARTS
 from tests.conftest import ROOT, session_members
 from tests.gpu import __main__ as program
 from tests.gpu.__main__ import Run

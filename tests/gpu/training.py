@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import BertConfig
 
-from engine.data.demo import write_demo
+from engine.synthetic.demo import write_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("images_per_second", "seconds_left")

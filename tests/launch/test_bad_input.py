@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.arguments import parse
-from engine.config import PretrainConfig
-from engine.distributed import Ranks
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.parsing import parse
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.training import run
-from launch.pretrain import RECIPES, Pretraining
+from engine.tasks.pretraining import PretrainConfig, Pretraining
+from engine.training.program import RECIPES
+from engine.training.run import run
 
 Flags = Callable[..., list[str]]
 Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
@@ -28,7 +29,7 @@ def error_of(flags: list[str]) -> str:
     def start() -> None:
         config, _ = parse(PretrainConfig, flags, RECIPES)
         config.check(ranks.world_size)
-        run(config, Pretraining, ranks)
+        run(config, Pretraining, ranks, deepspeed_settings(config, ranks.world_size))
 
     with pytest.raises(UserError) as caught:
         start()

@@ -6,8 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from engine.data.images import SIZES_FILE
-from engine.preparation import main
+from engine.data.images.folder import SIZES_FILE
+from launch.prepare import main
 from tests.conftest import launch, small_tmpfs
 
 TRAIN = ["--train", "mscoco_train", "--valid", "mscoco_minival"]
@@ -16,7 +16,7 @@ TRAIN = ["--train", "mscoco_train", "--valid", "mscoco_minival"]
 def prepare(command, root, *flags, code=0):
     """Run a command and give its summary."""
     summary = root / "summary.json"
-    assert main([command, "--data_root", str(root), "--json", str(summary), *flags], "") == code
+    assert main([command, "--data_root", str(root), "--json", str(summary), *flags]) == code
     return json.loads(summary.read_text())
 
 
@@ -25,7 +25,7 @@ def verify(root, *flags, code=0):
 
 
 def error_of(capsys, *argv):
-    assert main(list(argv), "") == 2
+    assert main(list(argv)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith(f"prepare.py {argv[0]}: error: ")
     return lines[-1]
@@ -111,7 +111,7 @@ def test_an_answer_table_is_not_replaced_unasked(damaged, capsys):
     flags = ["answers", "--data_root", str(damaged), *TRAIN]
     assert "all_ans.json is there already" in error_of(capsys, *flags)
     assert (damaged / "lxmert" / "all_ans.json").read_bytes() == before
-    assert main([*flags, "--force"], "") == 0
+    assert main([*flags, "--force"]) == 0
     assert (damaged / "lxmert" / "all_ans.json").read_bytes() != before
 
 
@@ -211,7 +211,7 @@ def test_what_was_decoded_before_is_not_decoded_again(damaged):
 
 def test_too_small_shared_memory_is_a_problem(damaged, monkeypatch):
     with small_tmpfs(damaged / "shm", "16m"):
-        monkeypatch.setattr("engine.data.loading.SHARED_MEMORY", damaged / "shm")
+        monkeypatch.setattr("engine.data.shared_memory.SHARED_MEMORY", damaged / "shm")
         (problem,) = verify(damaged, "--decode", "false", code=1)["problems"]
     assert "16 MB free" in problem
     assert "--num_workers" in problem

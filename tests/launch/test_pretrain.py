@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from engine.data.image_writer import write_image_store
+from engine.data.images.writer import write_image_store
 from tests.conftest import free_port, launch, read_metrics, session_members, start
 
 Flags = Callable[..., list[str]]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.arguments import parse
-from engine.config import PretrainConfig, VqaConfig
+from engine.configuration.parsing import parse
+from engine.tasks.pretraining import PretrainConfig
+from engine.tasks.vqa import VqaConfig
 from launch import demo
 from tests.conftest import ROOT
 

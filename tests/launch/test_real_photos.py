@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tokenizers import BertWordPieceTokenizer
 
-from engine.data.demo import BERT_CONFIG
+from engine.synthetic.demo import BERT_CONFIG
 from tests.conftest import launch, read_metrics
 
 DATA = os.environ.get("CLIPVIL_REAL_DATA")

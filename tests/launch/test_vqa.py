@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.arguments import parse
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.description import ModelDescription, word_pieces
+from engine.checkpoint.formats.original import PREFIX, write_original
+from engine.checkpoint.formats.pretrained import save_pretrained
 from engine.checkpoint.manifest import read_manifest
-from engine.checkpoint.original import PREFIX, write_original
-from engine.checkpoint.pretrained import save_pretrained
 from engine.checkpoint.state import open_checkpoint
-from engine.checkpoint.weights import read_bert
-from engine.config import PredictConfig, VqaConfig
+from engine.configuration.bert import read_bert
+from engine.configuration.parsing import parse
 from engine.data.loading import evaluation_loader
 from engine.data.splits import annotation_files
 from engine.data.trained_on import TrainedOn
-from engine.distributed import Ranks
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
-from engine.scoring import AnswerCollector
-from engine.trainer import evaluate
-from engine.training import build_model, describe_model
-from launch import predict_vqa
-from launch.finetune_vqa import RECIPES, Vqa
+from engine.tasks.answering import prediction
+from engine.tasks.answering.flags import PredictConfig
+from engine.tasks.answering.scoring import AnswerCollector
+from engine.tasks.vqa import Vqa, VqaConfig
+from engine.training.loop import evaluate
+from engine.training.program import RECIPES
+from engine.training.run import build_model, describe_model
 from tests.conftest import launch, read_metrics
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
@@ -129,12 +130,12 @@ def test_fine_tune_resume_and_predict(
 def answers_of(model: Path, scenes: Path, *, batch_size: int = 8, **more: object) -> list[str]:
     """In this process, with one rank."""
     config = PredictConfig(load=str(model), test="minival", data_root=str(scenes), batch_size=batch_size, **more)  # type: ignore[arg-type]
-    saved = predict_vqa.open_model(config, ALONE)
+    saved = prediction.open_model(config, ALONE)
     files = annotation_files(scenes / "vqa", "minival")
-    dataset = predict_vqa.read_dataset(config, saved, files, ALONE)
+    dataset = prediction.read_dataset(config, saved, files, ALONE)
     collector = AnswerCollector()
     batches = evaluation_loader(dataset, batch_size, num_workers=0, rank=0, world_size=1)
-    evaluate(predict_vqa.build_model(saved, config, CPU), batches, on_batch=collector.see)
+    evaluate(prediction.build_model(saved, config, CPU), batches, on_batch=collector.see)
     assert saved.answers is not None
     return [saved.answers[row] for row in collector.gather(len(dataset)).answers[:, 0]]
 
@@ -199,7 +200,7 @@ def test_the_originals_vqa_model_goes_to_a_folder_and_back(pretrained: Path, sce
 
     config = PredictConfig(load=str(tmp_path / "BEST"), test="minival", data_root=str(scenes))
     with pytest.raises(UserError, match=r"doesn't say what its answers and words are; python launch/convert\.py"):
-        predict_vqa.open_model(config, ALONE)
+        prediction.open_model(config, ALONE)
     folder = ["--answers", table, "--to", "safetensors", str(tmp_path / "folder")]
     run = launch("launch/convert.py", [*convert, *folder], launcher="python")
     assert run.code == 0, run.stderr[-3000:]
@@ -209,7 +210,7 @@ def test_the_originals_vqa_model_goes_to_a_folder_and_back(pretrained: Path, sce
     config.load = str(tmp_path / "folder")
     # Its file doesn't say how large the images were, and this tiny model's position tables are too small for the usual.
     with pytest.raises(UserError, match="a 384 x 640 image has a grid of 12 x 20 cells, the position tables have 3"):
-        predict_vqa.open_model(config, ALONE)
+        prediction.open_model(config, ALONE)
 
 
 # --- what is refused before the work starts
@@ -240,7 +241,7 @@ def test_another_seed_draws_other_cells_and_none_need_be_drawn(model: Path, scen
 def predict(model: Path, data_root: Path, **more: object) -> None:
     config = PredictConfig(load=str(model), **{"test": "minival", "data_root": str(data_root), **more})  # type: ignore[arg-type]
     config.check()
-    predict_vqa.predict(config, predict_vqa.open_model(config, ALONE), ALONE, CPU)
+    prediction.predict(config, prediction.open_model(config, ALONE), ALONE, CPU)
 
 
 def edit(path: Path, change: Callable[[list[dict]], object]) -> None:
@@ -294,7 +295,7 @@ def test_bad_input_of_a_prediction_is_told_before_it_starts(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(predict_vqa, "join", lambda ranks: pytest.fail("the work started"))
+    monkeypatch.setattr(prediction, "join", lambda ranks: pytest.fail("the work started"))
     change(damaged)
     more = {name: str(damaged / "file" / "below") if value == "FILE" else value for name, value in more.items()}
     with pytest.raises(UserError, match=message):
@@ -363,14 +364,14 @@ def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: P
 def test_one_question_in_the_terminal(model: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = next((scenes / "mscoco" / "val2014").iterdir())
     config = PredictConfig(load=str(model), question="what color is the ring ?", image=str(image), top_k=4)
-    predict_vqa.answer_one(config, predict_vqa.open_model(config, ALONE), CPU)
+    prediction.answer_one(config, prediction.open_model(config, ALONE), CPU)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     probabilities = [float(line.split()[0]) for line in lines]
     assert probabilities == sorted(probabilities, reverse=True)
     config.image = str(scenes / "bert" / "vocab.txt")
     with pytest.raises(UserError, match=r"--image .*vocab\.txt can't be read"):
-        predict_vqa.answer_one(config, predict_vqa.open_model(config, ALONE), CPU)
+        prediction.answer_one(config, prediction.open_model(config, ALONE), CPU)
 
 
 def test_a_damaged_model_is_named(model: Path, scenes: Path) -> None:

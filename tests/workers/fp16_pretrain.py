@@ -2,11 +2,12 @@
 
 from deepspeed.accelerator import get_accelerator
 
-import engine.config
-from launch.pretrain import main
+import engine.distributed.device
+from engine.tasks.pretraining import Pretraining
+from engine.training.program import main
 
 get_accelerator().is_fp16_supported = lambda: True
-engine.config.fp16_is_supported = lambda: True
+engine.distributed.device.fp16_is_supported = lambda: True
 
 if __name__ == "__main__":
-    main()
+    main(Pretraining)

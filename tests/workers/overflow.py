@@ -11,21 +11,24 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-import engine.config
-from engine.arguments import parse
+import engine.distributed.device
 from engine.checkpoint.saving import full_state
-from engine.checkpoint.weights import read_bert
-from engine.config import PretrainConfig, deepspeed_settings
+from engine.configuration.bert import read_bert
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.parsing import parse
 from engine.data.loading import training_loader
-from engine.distributed import Ranks, join, pick_device
-from engine.trainer import build_engine
-from engine.training import build_model, describe_model
-from launch.pretrain import RECIPES, Pretraining
+from engine.distributed.device import pick_device
+from engine.distributed.joining import join
+from engine.distributed.ranks import Ranks
+from engine.tasks.pretraining import PretrainConfig, Pretraining
+from engine.training.engine import build_engine
+from engine.training.program import RECIPES
+from engine.training.run import build_model, describe_model
 
 BAD_STEP = 3
 
 get_accelerator().is_fp16_supported = lambda: True
-engine.config.fp16_is_supported = lambda: True
+engine.distributed.device.fp16_is_supported = lambda: True
 report = Path(sys.argv.pop(1))
 if report.name.startswith("--local_rank"):  # the launcher puts it first
     report = Path(sys.argv.pop(1))

@@ -7,8 +7,9 @@ import json
 import os
 from pathlib import Path
 
-from engine.saver import Saver
-from launch.pretrain import main
+from engine.tasks.pretraining import Pretraining
+from engine.training.observers.saver import Saver
+from engine.training.program import main
 
 seen: list[tuple[int, int]] = []
 restore, after_micro_step, after_training = Saver.restore, Saver.after_micro_step, Saver.after_training
@@ -37,4 +38,4 @@ def write(self, state):
 Saver.restore, Saver.after_micro_step, Saver.after_training = restore_and_save, record, write
 
 if __name__ == "__main__":
-    main()
+    main(Pretraining)

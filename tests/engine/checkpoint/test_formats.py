@@ -13,14 +13,14 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from transformers import BertConfig, BertForPreTraining
 
-from engine.arguments import parse_conversion
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.answers import match_answers
-from engine.checkpoint.original import read_original
-from engine.checkpoint.pretrained import read_description
-from engine.checkpoint.torchscript import read_torchscript
+from engine.checkpoint.formats.original import read_original
+from engine.checkpoint.formats.pretrained import read_description
+from engine.checkpoint.formats.torchscript import read_torchscript
 from engine.checkpoint.weights import BACKBONE, DECODER, WORDS
-from engine.conversion import SOURCES, TARGETS, convert, describe, read_source
+from engine.conversion.convert import convert, describe, read_source
+from engine.conversion.flags import SOURCES, TARGETS, parse_conversion
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
 from tests.conftest import ROOT, launch

@@ -9,8 +9,8 @@ from transformers import BertConfig
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.description import ModelDescription, Preprocessing
+from engine.checkpoint.formats.pretrained import ModelFolder, save_pretrained
 from engine.checkpoint.manifest import complete_checkpoints, read_manifest
-from engine.checkpoint.pretrained import ModelFolder, save_pretrained
 from engine.checkpoint.state import open_checkpoint
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError

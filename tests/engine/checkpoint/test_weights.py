@@ -7,19 +7,11 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
-from engine.checkpoint.original import split_unused
+from engine.checkpoint.formats.original import split_unused
+from engine.checkpoint.formats.published import load_bert, load_clip
 from engine.checkpoint.state import load_weights, open_checkpoint
-from engine.checkpoint.weights import (
-    BACKBONE,
-    DECODER,
-    HEAD,
-    WORDS,
-    load_bert,
-    load_clip,
-    load_state,
-    read_bert,
-    read_tensors,
-)
+from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, WORDS, load_state, read_tensors
+from engine.configuration.bert import read_bert
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
 from engine.model.encoder import VisualShape

@@ -7,9 +7,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
+from engine.benchmark.memory import activation_bytes, largest_block_bytes
 from engine.model.clip_resnet import RECOMPUTATION, SHAPES, BatchNorm2d, Bottleneck, ClipResNet
 from engine.model.encoder import VisualShape
-from engine.model.memory import activation_bytes, largest_block_bytes
 from engine.model.pretraining import ClipVilForPretraining
 
 

@@ -1,0 +1,1 @@
+"""python -m engine.benchmark.checkpoints: saving, verifying and loading, beside DeepSpeed's own."""

@@ -1,0 +1,1 @@
+"""python -m engine.benchmark.step: a training step, part by part, beside the original's way."""

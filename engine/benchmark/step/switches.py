@@ -1,0 +1,136 @@
+"""Optimisations by name, each of which the benchmark can turn over: off what the engine has on, on what it could have.
+
+A switch changes one thing of a step and nothing of its numbers, up to rounding. What the engine gets one day moves from
+off to on, and its function then undoes it. `python -m engine.benchmark.step --ablate` measures each turned over alone.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+from engine.benchmark.step.original import eager_attention, float_images, sample_on_the_host
+from engine.data.loading import Batch
+from engine.errors import UserError
+from engine.model.clip_resnet import BatchNorm2d
+from engine.model.pretraining import ClipVilForPretraining
+
+
+def nothing(_: Any) -> None:
+    """Leaves things as they are."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """What turns it over: functions on what a step is made of."""
+
+    about: str
+    on: bool  # in the engine as it is
+    model: Callable[[ClipVilForPretraining], None] = nothing  # built, before DeepSpeed has it
+    settings: Callable[[dict[str, Any]], None] = nothing  # DeepSpeed's
+    engine: Callable[[DeepSpeedEngine], None] = nothing  # finished
+    batch: Callable[[Batch], Batch] = lambda batch: batch  # on the host
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext  # each step
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")  # in which it changes anything
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def channels_last(model: ClipVilForPretraining) -> None:
+    """Images, and so all features, with the channels of a pixel beside each other; ZeRO lays the weights out itself."""
+    model.bert.encoder.visual_model.visual.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
+    )
+
+
+def half_batch_norm(model: ClipVilForPretraining) -> None:
+    """Half features in and out, with fp32 weights and statistics; no fp32 copy of the features is made or kept."""
+
+    def forward(module: BatchNorm2d, features: Tensor) -> Tensor:
+        if module.training and module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            *(features, module.running_mean, module.running_var, module.weight.float(), module.bias.float()),
+            training=module.training,
+            momentum=module.momentum or 0.0,
+            eps=module.eps,
+        )
+
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.forward = partial(forward, module)  # type: ignore[method-assign]
+
+
+def loops_over_parameters(engine: DeepSpeedEngine) -> None:
+    """Operator by operator instead of one kernel for an update."""
+    for group in engine.optimizer.optimizer.param_groups:
+        group.update(fused=False, foreach=False)
+
+
+def compile_backbone(model: ClipVilForPretraining) -> None:
+    backbone = model.bert.encoder.visual_model.visual
+    backbone.forward = torch.compile(backbone.forward, dynamic=False)  # type: ignore[method-assign]  # hooks stay outside
+
+
+def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda settings: settings["zero_optimization"].update({name: value})
+
+
+HALF = ("fp16", "bf16")
+SWITCHES = {
+    "uint8_images": Switch("images travel as uint8, normalised on the device", True, batch=float_images),
+    "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
+    "sdpa": Switch("attention as one operator", True, model=eager_attention),
+    "fused_optimizers": Switch("an update of a parameter group in one kernel", True, engine=loops_over_parameters),
+    "overlap_comm": Switch(
+        "ZeRO's reductions on a stream of their own", True, settings=zero_setting("overlap_comm", False), dtypes=HALF
+    ),
+    "channels_last": Switch("the backbone in NHWC", False, model=channels_last),
+    "half_batch_norm": Switch("batch norm without fp32 copies", False, model=half_batch_norm, dtypes=HALF),
+    "small_buckets": Switch(
+        "ZeRO's buckets of 3e7 elements, not 5e8", False, settings=zero_setting("reduce_bucket_size", 30_000_000)
+    ),
+    "no_throughput_timer": Switch(
+        "without DeepSpeed's timer, which waits for the device twice a step",
+        False,
+        settings=lambda settings: settings.update({"timers": {"throughput": {"enabled": False}}}),
+    ),
+    "cudnn_benchmark": Switch(
+        "cuDNN tries its algorithms for each shape",
+        False,
+        around=partial(torch.backends.cudnn.flags, enabled=True, benchmark=True),
+        devices=("cuda",),
+    ),
+    "compiled_backbone": Switch("torch.compile of the backbone", False, model=compile_backbone, devices=("cuda",)),
+}
+
+
+def named(names: str, *, on: bool) -> list[str]:
+    """The switches in a list with commas, which have to be on, or off, in the engine.
+
+    Raises:
+        UserError: for one that isn't there, or is so already.
+    """
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    choices = [name for name, switch in SWITCHES.items() if switch.on == on]
+    for name in found:
+        if name not in choices:
+            flag, state = ("--without", "on") if on else ("--with", "off")
+            raise UserError(
+                f"{flag} {name}: no optimisation of this name is {state} here; there are {', '.join(choices)}"
+            )
+    return found
+
+
+def useful(turned: Iterable[str], device: str, dtype: str) -> list[str]:
+    """Those of all switches that can change anything here, and aren't turned over already."""
+    return [
+        name
+        for name, switch in SWITCHES.items()
+        if name not in turned and dtype in switch.dtypes and device in switch.devices
+    ]

@@ -1,0 +1,1 @@
+"""Files of others, and the folder that we hand on."""

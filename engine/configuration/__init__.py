@@ -1,0 +1,1 @@
+"""Flags and recipes, read and checked before anything heavy is imported."""

@@ -1,0 +1,81 @@
+"""The command line, over a recipe, over the defaults: to the dataclasses that declare the flags.
+
+Flags have the original's names as aliases; what its launch scripts always passed is in original.py.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from transformers.hf_argparser import HfArgumentParser
+
+from engine.configuration.flags import TrainingConfig
+from engine.configuration.original import ORIGINAL_CONSTANTS, SNAKE_CASE
+from engine.configuration.recipes import read_recipe, recipe_names
+from engine.errors import UserError
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Parser(HfArgumentParser):
+    """argparse whose errors are one line, said by rank 0 alone."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = "unrecognized arguments: "
+        if message.startswith(unknown):
+            flag = message.removeprefix(unknown).split()[0]
+            close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
+            message = f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+        raise UserError(message)
+
+
+def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[Config, argparse.Namespace]:
+    """Command line and recipe to a configuration, plus the flags that are about the program itself.
+
+    Raises:
+        UserError: for an unknown flag or value, in the recipe as well as on the command line.
+    """
+    parser = Parser(config_class, allow_abbrev=False)
+    parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
+    parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
+    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
+        aliases = [f"--{name}"] + ([f"--{SNAKE_CASE[name]}"] if name in SNAKE_CASE else [])
+        parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
+
+    program = (
+        parser.parse_known_args(argv)[0]
+        if "--help" not in argv and "-h" not in argv
+        else argparse.Namespace(recipe=None)
+    )
+    from_recipe = read_recipe(program.recipe, recipes, config_class) if program.recipe else []
+    try:
+        parser.parse_args(from_recipe)
+    except UserError as error:
+        raise UserError(f"recipe {program.recipe}: {error}") from None
+    arguments = parser.parse_args([*from_recipe, *argv])
+    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
+        value = getattr(arguments, name)
+        if value.lower() not in {v.lower() for v in values}:
+            raise UserError(f"--{name} {value} is not supported: {reason}; leave the flag out")
+    config = config_class(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)})
+    for field in dataclasses.fields(config_class):
+        if field.default is None and getattr(config, field.name) == "":  # --load '' takes back the recipe's
+            setattr(config, field.name, None)
+    return config, arguments
+
+
+Command = TypeVar("Command")
+
+
+def parse_command(config_class: type[Command], program: str, argv: list[str]) -> Command:
+    """Flags of a program without recipes.
+
+    Raises:
+        UserError: for an unknown flag or value.
+    """
+    parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
+    ours = [argument for argument in argv if not argument.startswith("--local_rank=")]  # which deepspeed adds
+    return config_class(**vars(parser.parse_args(ours)))

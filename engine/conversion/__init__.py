@@ -1,0 +1,1 @@
+"""launch/convert.py: weights from one format to another."""

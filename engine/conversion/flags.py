@@ -1,0 +1,48 @@
+"""The flags of launch/convert.py."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.hf_argparser import HfArg
+
+from engine.configuration.parsing import Parser
+from engine.errors import UserError
+
+SOURCES = ("lxrt", "openai-clip", "bert", "deepspeed", "safetensors")
+TARGETS = ("lxrt", "safetensors", "deepspeed")
+
+
+@dataclass
+class ConvertConfig:
+    """What launch/convert.py takes beside --from and --to."""
+
+    sources: list[tuple[str, str]] = field(default_factory=list, init=False)  # --from KIND PATH
+    to: tuple[str, str] = field(default=("", ""), init=False)  # --to KIND PATH
+    bert: str | None = HfArg(default=None, help="folder or hub name of the model's BERT; gives heads and vocabulary")
+    answers: str | None = HfArg(default=None, help="table of the source's answer head, where its file doesn't say")
+    new_answers: str | None = HfArg(default=None, help="table to make the answer head for; rows go by answer")
+    sub_feat_num: int = HfArg(default=100, help="cells that the model reads per image, where no source says; 0 for all")
+    module_prefix: bool = HfArg(default=True, help="--to lxrt: `module.` before each key; the original asks for it")
+    allow_missing: bool = HfArg(default=False, help="start what no source has with random weights")
+    allow_unexpected: bool = HfArg(default=False, help="leave out what the model doesn't have")
+    allow_mismatched: bool = HfArg(default=False, help="leave out what has another shape, as if it were missing")
+    seed: int = HfArg(default=9595, help="seed of random weights")
+
+
+def parse_conversion(argv: list[str]) -> ConvertConfig:
+    """Flags of launch/convert.py, whose --from may come several times.
+
+    Raises:
+        UserError: for an unknown flag or value, or without --from or --to.
+    """
+    parser = Parser(ConvertConfig, prog="convert.py", description=ConvertConfig.__doc__, allow_abbrev=False)
+    pair: dict[str, Any] = {"nargs": 2, "metavar": ("KIND", "PATH")}
+    parser.add_argument("--from", dest="sources", action="append", help=f"KIND is {', '.join(SOURCES)}", **pair)
+    parser.add_argument("--to", help=f"KIND is {', '.join(TARGETS)}", **pair)
+    arguments = vars(parser.parse_args(argv))
+    source, target = arguments.pop("sources"), arguments.pop("to")
+    if not source or not target:
+        raise UserError("both --from KIND PATH and --to KIND PATH are needed; see --help")
+    config = ConvertConfig(**arguments)
+    config.sources, config.to = [(kind, path) for kind, path in source], (target[0], target[1])
+    return config

@@ -1,0 +1,1 @@
+"""Sentences and answers: from JSON to columns in shared memory."""

@@ -1,0 +1,104 @@
+"""prepare.py annotations: the stores that trainings open. prepare.py answers: an answer table, where there is none."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers.hf_argparser import HfArg
+
+from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.files import AnnotationFile, Texts
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.text import TextEncoder
+from engine.data.preparation import AnnotationFilesConfig, Summary
+from engine.data.splits import annotation_files
+from engine.errors import UserError
+from engine.files import write_json
+
+
+@dataclass
+class PrepareAnnotations(AnnotationFilesConfig):
+    """Build the annotation stores that a training with the same flags opens."""
+
+    bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
+    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
+    with_text: bool = HfArg(default=False, help="a second store that keeps the sentences themselves, too")
+
+
+@dataclass
+class PrepareAnswers(AnnotationFilesConfig):
+    """Make an answer table of the answers that the annotations give often enough."""
+
+    min_count: int = HfArg(default=9, help="questions that an answer has to occur with")
+    output: str | None = HfArg(default=None, help="file to write; DATA_ROOT/lxmert/all_ans.json if not given")
+    force: bool = HfArg(default=False, help="replace a table that is there")
+
+
+def prepare_annotations(config: PrepareAnnotations) -> Summary:
+    """The stores of both splits, with what is in them."""
+    summary = {}
+    for names, source in annotation_sources(config).items():
+        store = source.open(cache_folder(config), progress=True)
+        summary[names] = {
+            "sentences": len(store),
+            "images": len(store.image_ids),
+            "bytes": store.columns.nbytes,
+            "bytes_per_sentence": round(store.columns.nbytes / max(1, len(store)), 1),
+        }
+        print("{}: {sentences:,} sentences, {images:,} images, {bytes:,} bytes".format(names, **summary[names]))
+    return {"stores": summary}
+
+
+def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource]:
+    """What the stores of a training are made of, by split."""
+    from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
+
+    folder = Path(config.data_root) / "lxmert"
+    answers = AnswerTable.read(folder / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+    encoder = TextEncoder(read_bert(config.bert)[1])
+    return {
+        names: AnnotationSource(annotation_files(folder, names), encoder, answers, config.with_text)
+        for names in config.splits
+    }
+
+
+def cache_folder(config: PrepareAnnotations) -> Path:
+    return Path(config.cache_dir or Path(config.data_root) / "cache")
+
+
+def read_texts(config: AnnotationFilesConfig) -> Iterator[Texts]:
+    """All sentences of both splits, file by file, with progress."""
+    folder = Path(config.data_root) / "lxmert"
+    for path in dict.fromkeys(path for names in config.splits for path in annotation_files(folder, names)):
+        size = path.stat().st_size if path.exists() else None
+        with tqdm(total=size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
+            yield from AnnotationFile(path).texts(bar)
+
+
+def prepare_answers(config: PrepareAnswers) -> Summary:
+    """[{"ans": answer, "dsets": [category, ...]}, ...], the most frequent first."""
+    if config.min_count < 1:
+        raise UserError(f"--min_count {config.min_count}: at least 1 is needed")
+    output = Path(config.output or Path(config.data_root) / "lxmert" / "all_ans.json")
+    if output.exists() and not config.force:
+        raise UserError(f"{output} is there already; name another --output, or replace it with --force")
+    counts: Counter[str] = Counter()
+    categories: dict[str, set[str]] = {}
+    questions = 0
+    for texts in read_texts(config):
+        for scores in texts.labels or ():
+            questions += 1
+            for answer in {normalise_answer(answer) for answer in scores}:
+                counts[answer] += 1
+                categories.setdefault(answer, set()).add(texts.category)
+    kept = sorted(
+        (answer for answer, count in counts.items() if count >= config.min_count), key=lambda a: (-counts[a], a)
+    )
+    if not kept:
+        raise UserError(f"none of {len(counts):,} answers occurs with {config.min_count} questions; lower --min_count")
+    write_json(output, [{"ans": answer, "dsets": sorted(categories[answer])} for answer in kept])
+    print(f"{output}: {len(kept):,} of {len(counts):,} answers, from {questions:,} questions")
+    return {"file": str(output), "answers": len(kept), "different_answers": len(counts), "questions": questions}

@@ -1,0 +1,1 @@
+"""launch/prepare.py download: the original's data, fetched, verified and unpacked."""

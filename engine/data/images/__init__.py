@@ -1,0 +1,1 @@
+"""Images: from a folder or an LMDB to pixels of one size."""

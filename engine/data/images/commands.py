@@ -1,0 +1,87 @@
+"""prepare.py images: one LMDB of all images. prepare.py sizes: their sizes, once for all starts."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from engine.data.annotations.commands import read_texts
+from engine.data.images.folder import (
+    COCO_SPLITS,
+    GENOME_FOLDER,
+    SIZES_FILE,
+    UNREADABLE_SIZE,
+    ImageFolder,
+    ImageShape,
+    image_path,
+)
+from engine.data.images.writer import write_image_store
+from engine.data.preparation import AnnotationFilesConfig, PrepareConfig, Summary, print_problems
+from engine.errors import UserError
+from engine.files import write_json
+
+
+@dataclass
+class PrepareImages(AnnotationFilesConfig):
+    """Write the annotations' images to one LMDB, or complete it."""
+
+    image_store: str | None = HfArg(default=None, help="folder of the LMDB; DATA_ROOT/images.lmdb if not given")
+    resize: str | None = HfArg(
+        default=None, help="short and long side, as in 384x640; the files as they are if not given"
+    )
+    quality: int = HfArg(default=95, help="JPEG quality of resized images")
+    workers: int | None = HfArg(default=None, help="processes that encode; one a core if not given")
+
+
+@dataclass
+class PrepareSizes(PrepareConfig):
+    """Write mscoco/width_heigths.json, or complete it, for all images in the folders."""
+
+
+def prepare_images(config: PrepareImages) -> Summary:
+    """One LMDB of the images that the annotations name."""
+    data_root = Path(config.data_root)
+    store = Path(config.image_store or data_root / "images.lmdb")
+    resize = None
+    if config.resize is not None:
+        sides = re.fullmatch(r"(\d+)x(\d+)", config.resize)
+        if sides is None:
+            raise UserError(f"--resize {config.resize}: short and long side are needed, as in 384x640")
+        resize = (int(sides[1]), int(sides[2]))
+    workers = config.workers if config.workers is not None else len(os.sched_getaffinity(0))
+    img_ids = list(dict.fromkeys(texts.img_id for texts in read_texts(config)))
+    found = write_image_store(
+        store, img_ids, data_root, resize=resize, quality=config.quality, workers=workers, progress=True
+    )
+    print(f"{store}: {found.written:,} images written, {found.bytes:,} bytes; {found.skipped_existing:,} were there")
+    print_problems(found.unreadable)
+    return {
+        "image_store": str(store),
+        "written": found.written,
+        "there_already": found.skipped_existing,
+        "bytes_written": found.bytes,
+        "problems": found.unreadable,
+    }
+
+
+def prepare_sizes(config: PrepareSizes) -> Summary:
+    """`width_heigths.json` in the original's format: (height, width) under the name of (width, height)."""
+    data_root = Path(config.data_root)
+    folders = [data_root / "mscoco" / split for split in COCO_SPLITS] + [data_root / GENOME_FOLDER]
+    img_ids = sorted(path.stem for folder in folders for path in folder.glob("*.jpg"))
+    if not img_ids:
+        raise UserError(f"there is no image in {', '.join(map(str, folders))}; point --data_root at the data")
+    sizes = ImageFolder(data_root, ImageShape(1, 1)).sizes(img_ids, progress=True).tolist()
+    problems, entries = [], {}
+    for img_id, (width, height) in zip(img_ids, sizes, strict=True):
+        path = image_path(img_id)
+        if (width, height) == UNREADABLE_SIZE:
+            problems.append(f"{data_root / path} is unreadable")
+        else:
+            entries[f"data/{path.as_posix()}"] = [height, width]
+    write_json(data_root / SIZES_FILE, entries)
+    print(f"{data_root / SIZES_FILE}: {len(entries):,} images")
+    print_problems(problems)
+    return {"file": str(data_root / SIZES_FILE), "images": len(entries), "problems": problems}

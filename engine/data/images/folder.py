@@ -1,0 +1,243 @@
+"""Where the images come from: which there are, how large they are, and their pixels.
+
+Here is the folder of files; image_store.py has the LMDB store.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from engine.data.annotations.answers import read_json
+from engine.data.images.transforms import Size, centre, placement, resize_and_pad
+from engine.errors import UserError
+
+COCO_SPLITS = ("train2014", "val2014", "test2015")
+GENOME_FOLDER = Path("vg_raw_images/VG_100K")
+SIZES_FILE = Path("mscoco/width_heigths.json")  # the original's spelling
+UNREADABLE_SIZE = (1, 1)
+IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)  # Pillow, for bad bytes
+
+Decoder = Literal["pillow", "simplejpeg"]
+
+
+class UnreadableImage(Exception):
+    """An image that is missing, damaged or none at all; the message names it."""
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What images are resized and padded to; see transforms.resize_and_pad."""
+
+    min_size: int
+    max_size: int
+    orient_after_resize: bool = False
+
+
+class ImageSource(Protocol):
+    """Images by id. Sources are small to pickle and open nothing that a loading worker would share with its parent.
+
+    `str(source)` names it within a sentence.
+    """
+
+    def missing(self, img_ids: Iterable[str]) -> list[str]:
+        """The ids that have no image, in order.
+
+        Raises:
+            UserError: if the source can't be read.
+        """
+
+    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        """Width and height of each image before any resizing: int32 (N, 2).
+
+        An unreadable image counts as 1 x 1; it is met again, and reported, when its pixels are wanted.
+        """
+
+    def stamp(self, img_id: str) -> str:
+        """Changes when the image may have: size and time of the file that it is in."""
+
+    def load(self, img_id: str) -> np.ndarray:
+        """Decoded, resized and padded: uint8 (3, H, W).
+
+        Raises:
+            UnreadableImage: if the image is missing, damaged or none at all.
+        """
+
+
+def image_path(img_id: str) -> Path:
+    """Path of an image below the data root: COCO names carry their split, all others are Visual Genome's."""
+    for split in COCO_SPLITS:
+        if img_id.startswith(f"COCO_{split}"):
+            return Path("mscoco", split, f"{img_id}.jpg")
+    return GENOME_FOLDER / f"{img_id}.jpg"
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Image files below a data root, in the original project's folders."""
+
+    data_root: Path
+    shape: ImageShape
+    decoder: Decoder = "pillow"
+
+    def __post_init__(self) -> None:
+        check_decoder(self.decoder)
+
+    def __str__(self) -> str:
+        return f"the image folders of {self.data_root}"
+
+    def missing(self, img_ids: Iterable[str]) -> list[str]:
+        """The ids without a file. Each folder is listed once, so that 180,000 images cost no look-up each."""
+        missing: list[str] = []
+        listings: dict[Path, set[str]] = {}
+        for img_id in img_ids:
+            path = self.data_root / image_path(img_id)
+            if path.parent not in listings:
+                try:
+                    listings[path.parent] = set(os.listdir(path.parent))
+                except OSError as error:
+                    raise UserError(
+                        f"the image folder {path.parent} can't be read ({error.strerror}), and {img_id} should be in "
+                        "it; unpack the images there or point --data_root at the folder that holds mscoco/"
+                    ) from None
+            if path.name not in listings[path.parent]:
+                missing.append(img_id)
+        return missing
+
+    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        """(N, 2), from `width_heigths.json` where it lists the image, else from the file's header."""
+
+        def measure(img_id: str) -> Size:
+            with Image.open(self.data_root / image_path(img_id)) as image:
+                return image.size
+
+        return recorded_or_measured_sizes(img_ids, self.data_root, measure, progress=progress)
+
+    def stamp(self, img_id: str) -> str:
+        return file_stamp(self.data_root / image_path(img_id))
+
+    def load(self, img_id: str) -> np.ndarray:
+        path = self.data_root / image_path(img_id)
+        try:
+            return to_pixels(path.read_bytes(), self.shape, self.decoder)
+        except IMAGE_ERRORS as error:
+            raise UnreadableImage(f"{path}: {reason(error)}") from None
+
+
+def file_stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def recorded_or_measured_sizes(
+    img_ids: Sequence[str], data_root: Path, measure: Callable[[str], Size], *, progress: bool = False
+) -> np.ndarray:
+    """Width and height, int32 (N, 2): those of `width_heigths.json`, measured by threads where it lacks one.
+
+    The JSON's pairs are (height, width), whatever its name says. `measure` raises one of IMAGE_ERRORS.
+    """
+    file = data_root / SIZES_FILE
+    recorded = read_json(file) if file.exists() else {}
+    if not isinstance(recorded, dict):
+        raise UserError(f"{file}: an object of path: [height, width] was expected; remove the file")
+    sizes = np.zeros((len(img_ids), 2), dtype=np.int32)
+    for number, img_id in enumerate(img_ids):
+        path = image_path(img_id)
+        entry = recorded.get(f"data/{path.as_posix()}")
+        if entry is not None:
+            try:
+                height, width = map(int, entry)
+                sizes[number] = width, height
+            except (TypeError, ValueError, OverflowError):
+                pass
+            if sizes[number].min() < 1:
+                raise UserError(f"{file}, {path}: [height, width] was expected, found {entry!r}")
+
+    def measured(number: int) -> Size:
+        try:
+            return measure(img_ids[number])
+        except IMAGE_ERRORS:
+            return UNREADABLE_SIZE
+
+    unknown = np.flatnonzero(sizes[:, 0] == 0).tolist()
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(measured, unknown)
+        bar = tqdm(found, desc="image sizes", total=len(unknown), unit="image", disable=not (progress and unknown))
+        for number, size in zip(unknown, bar, strict=True):
+            sizes[number] = size
+    return sizes
+
+
+def to_pixels(
+    image: bytes | np.ndarray, shape: ImageShape, decoder: Decoder, original: Size | None = None
+) -> np.ndarray:
+    """An image file's bytes, or uint8 (H, W, 3), resized and padded: uint8 (3, H, W).
+
+    `original` is the size before an earlier resizing. What simplejpeg doesn't take goes Pillow's way.
+
+    Raises:
+        One of IMAGE_ERRORS.
+    """
+    if decoder == "simplejpeg" and isinstance(image, bytes):
+        decoded = _decode_jpeg(image)
+        if decoded is not None:
+            size, canvas = placement(
+                original or (decoded.shape[1], decoded.shape[0]),
+                shape.min_size,
+                shape.max_size,
+                orient_after_resize=shape.orient_after_resize,
+            )
+            return centre(_resize_tensor(decoded, size), canvas)
+    with Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image) as opened:
+        return resize_and_pad(
+            opened,
+            shape.min_size,
+            shape.max_size,
+            orient_after_resize=shape.orient_after_resize,
+            original=original,
+        )
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """uint8 (H, W, 3), or None for what Pillow had better see: damage to report, no JPEG, CMYK, a size it refuses."""
+    import simplejpeg  # an optional package
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray", "RGB") or width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
+            return None
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return None
+
+
+def _resize_tensor(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """uint8 (H, W, 3) to (size H, size W, 3), by torch's antialiased bilinear filter."""
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return pixels
+    import torch  # those who stay with Pillow don't pay for it
+
+    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(channels_first, size=size[::-1], mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def check_decoder(decoder: Decoder) -> None:
+    """Raises UserError where the decoder's package is missing."""
+    if decoder == "simplejpeg" and find_spec("simplejpeg") is None:
+        raise UserError(
+            "the image decoder simplejpeg is not installed; run `pip install simplejpeg`, or use the decoder pillow"
+        )
+
+
+def reason(error: Exception) -> str:
+    """What was wrong with an image; Pillow would name the buffer that it couldn't identify."""
+    return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)

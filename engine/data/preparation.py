@@ -1,0 +1,79 @@
+"""What the commands of launch/prepare.py share: their flags, how one is run, and what it leaves."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.hf_argparser import HfArg
+
+from engine.configuration.parsing import parse_command
+from engine.errors import UserError
+from engine.files import check_writable, write_json
+
+Summary = dict[str, Any]
+
+
+@dataclass
+class PrepareConfig:
+    """What every command of launch/prepare.py takes."""
+
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/ and lxmert/")
+    json: str | None = HfArg(default=None, help="also write the summary to this file")
+
+
+@dataclass
+class AnnotationFilesConfig(PrepareConfig):
+    """Commands that read annotation files."""
+
+    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    valid: str = HfArg(default="mscoco_minival", help="those of the validation; '' for none")
+
+    @property
+    def splits(self) -> list[str]:
+        return [names for names in (self.train, self.valid) if names]
+
+
+Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]
+
+
+def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) -> int:
+    """Run one command.
+
+    Returns:
+        0, 1 if the data have problems, 2 for what the user can mend at once, 130 after Ctrl-C.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage.strip())
+        return 0 if argv else 2
+    started = time.monotonic()
+    name, *flags = argv
+    try:
+        if name not in commands:
+            raise UserError(f"there is no command {name}; choose one of {', '.join(commands)}")
+        config_class, command = commands[name]
+        config = parse_command(config_class, f"prepare.py {name}", flags)
+        if config.json is not None:
+            check_writable(Path(config.json))  # before the work, which may take hours
+        summary = command(config)
+        summary["seconds"] = round(time.monotonic() - started, 1)
+        if config.json is not None:
+            write_json(Path(config.json), summary, indent=2)
+    except UserError as error:
+        print(f"\nprepare.py {name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nprepare.py {name}: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 1 if summary.get("problems") else 0
+
+
+def print_problems(problems: Iterable[str], most: int = 10) -> None:
+    """The first few; --json has all."""
+    problems = list(problems)
+    for problem in problems[:most]:
+        print(f"problem: {problem}")
+    if len(problems) > most:
+        print(f"... and {len(problems) - most:,} more problems; --json FILE lists all")

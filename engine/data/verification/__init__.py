@@ -1,0 +1,1 @@
+"""launch/prepare.py verify: a whole data set, checked."""

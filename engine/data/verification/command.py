@@ -1,0 +1,101 @@
+"""prepare.py verify: a whole data set checked as a training would read it, and what that training takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.hf_argparser import HfArg
+
+from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
+from engine.data.annotations.source import AnnotationSource
+from engine.data.dataset import ExampleOptions
+from engine.data.images.folder import ImageShape
+from engine.data.preparation import Summary, print_problems
+from engine.data.splits import open_images
+from engine.data.verification.annotations import describe, print_split, repeats
+from engine.data.verification.estimates import estimate
+from engine.data.verification.images import check_images
+
+MOST_PROBLEMS = 1000  # of a kind that are listed; all are counted
+
+
+@dataclass
+class PrepareVerify(PrepareAnnotations):
+    """Check the whole data set, and estimate what a training on it takes."""
+
+    image_store: str | None = HfArg(default=None, help="LMDB to check instead of the image folders")
+    image_decoder: Literal["pillow", "simplejpeg"] = HfArg(default="pillow", help="as in training")
+    image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
+    image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
+    batch_size: int = HfArg(aliases=["--batchSize"], default=32, help="samples per GPU and pass, for the estimates")
+    num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="loading processes per rank, for the estimates")
+    ranks: int = HfArg(default=8, help="ranks on this machine, for the estimates")
+    decode: bool = HfArg(default=True, help="decode every image; what was decoded before and is unchanged is skipped")
+
+
+def prepare_verify(config: PrepareVerify) -> Summary:
+    found = verify(config, annotation_sources(config), cache_folder(config))
+    print_problems(found["problems"])
+    print(f"{len(found['problems']):,} problems" if found["problems"] else "no problems")
+    return found
+
+
+def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: Path) -> dict[str, Any]:
+    """Every annotation has its image and answers, every image decodes, sizes agree, nothing occurs twice.
+
+    Returns:
+        Counts by split and source, estimates, and "problems", one line each.
+
+    Raises:
+        UserError: for what keeps a training from starting: a broken annotation file, a damaged store, no images.
+    """
+    data_root = Path(config.data_root)
+    shape = ImageShape(config.image_size_min, config.image_size_max)
+    images = open_images(data_root, config.image_store, shape, config.image_decoder)
+    problems: list[str] = []
+    splits: dict[str, dict[str, Any]] = {}
+    img_ids: dict[str, None] = {}
+    store_bytes = most_sentences = 0
+    for names, source in sources.items():
+        store = source.open(cache, progress=True)
+        splits[names] = describe(store, [path.stem for path in source.files])
+        repeated, example = repeats(store, store.uid_codes)
+        if repeated:
+            problems.append(f"{names}: {repeated:,} sentences have the uid of another one, such as {example}")
+        count = store.label_count
+        if count.unknown:
+            share = count.unknown / max(1, int(store.questions.sum()))
+            splits[names]["questions_without_known_answer"] = count.unknown
+            if not count.known:
+                problems.append(f"{names}: no answer is in the answer table (the first is {count.example!r})")
+            elif share > 0.5:
+                problems.append(f"{names}: {share:.0%} of the questions have no answer in the answer table")
+        img_ids |= dict.fromkeys(store.image_ids)
+        store_bytes += store.columns.nbytes
+        most_sentences = max(most_sentences, len(store))
+        print_split(names, splits[names])
+
+    missing = dict.fromkeys(images.missing(img_ids))
+    problems += [f"{img_id} is not in {images}" for img_id in list(missing)[:MOST_PROBLEMS]]
+    present = [img_id for img_id in img_ids if img_id not in missing]
+    checked = {"images": len(img_ids), "missing": len(missing)}
+    if config.decode:
+        unreadable, other_size, known = check_images(images, present, cache / "verified_images.tsv")
+        problems += unreadable[:MOST_PROBLEMS] + other_size[:MOST_PROBLEMS]
+        checked |= {"unreadable": len(unreadable), "other_size": len(other_size), "decoded_before": known}
+    print(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in checked.items()))
+
+    estimates = estimate(
+        ExampleOptions(image_size_min=config.image_size_min, image_size_max=config.image_size_max),
+        images,
+        present,
+        store_bytes=store_bytes,
+        sentences=most_sentences,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        ranks=config.ranks,
+    )
+    problems += estimates.pop("problems")
+    for name, value in estimates.items():
+        print(f"{name.replace('_', ' ')}: {value:,}")
+    return {"splits": splits, "images": checked, "estimates": estimates, "problems": problems}

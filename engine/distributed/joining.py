@@ -1,0 +1,31 @@
+"""How ranks join each other."""
+
+import logging
+import os
+import socket
+import warnings
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+from engine.distributed.ranks import Ranks
+
+
+def join(ranks: Ranks) -> None:
+    """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm.
+
+    DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind. It is
+    an operator that the table of those that can be compiled has to grant. Ours grants none: to make its own, DeepSpeed
+    would try them all, and print a warning for each that needs a CUDA compiler where there is none.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if "MASTER_ADDR" not in os.environ:  # no launcher
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+    deepspeed.ops.__compatible_ops__ = {ShareMemCommBuilder.NAME: False}
+    deepspeed.init_distributed(verbose=False)
+    dist.barrier()

@@ -1,0 +1,64 @@
+"""A rank ends with its launcher: the processes above this one, and what becomes of it when they are gone."""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+# Scripts, and modules that `python -m` runs.
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+
+
+def end_with_launcher() -> None:
+    """End this process when a launcher above it is gone, however it went: nobody else would notice.
+
+    Raises SIGTERM in this process, which is what launchers send, too; at once, if one went while we started.
+    """
+    family = [os.getpid(), *_launchers()]
+    launchers = [os.pidfd_open(pid) for pid in family[1:]]
+    if _some_went(family):
+        os.kill(os.getpid(), signal.SIGTERM)
+    if not launchers:
+        return
+
+    def watch() -> None:
+        select.select(launchers, [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="launcher watch").start()
+
+
+def _launchers() -> Iterator[int]:
+    """The processes right above this one that are deepspeed's or torchrun's; shells and others don't count."""
+    pid = os.getppid()
+    while pid > 1:
+        arguments = _command(pid).decode(errors="replace").split("\0")
+        programs = {Path(argument).name for argument in arguments[:2]} | set(arguments)
+        if not programs & LAUNCHERS:
+            return
+        yield pid
+        pid = parent_of(pid)
+
+
+def _some_went(family: list[int]) -> bool:
+    """Whether deepspeed has started this rank and its launch module, or what started that, is gone already.
+
+    Who isn't the first of a session has its parent in the same one; an orphan has its new parent in another. Of the
+    launchers only the last may be an orphan: the one that a person started, perhaps with nohup.
+    """
+    if "CROSS_RANK" not in os.environ:  # which deepspeed's launch module sets
+        return False
+    started_by_launchers = [
+        pid for pid in family if pid == os.getpid() or b"deepspeed.launcher.launch" in _command(pid)
+    ]
+    return any(os.getsid(pid) != pid and os.getsid(parent_of(pid)) != os.getsid(pid) for pid in started_by_launchers)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

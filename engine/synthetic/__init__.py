@@ -1,0 +1,1 @@
+"""Data that are drawn: the demo's scenes, and annotations of LXMERT's size."""

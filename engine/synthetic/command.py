@@ -1,0 +1,31 @@
+"""prepare.py demo."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.hf_argparser import HfArg
+
+from engine.data.preparation import PrepareConfig, Summary
+from engine.synthetic.demo import write_demo
+
+
+@dataclass
+class PrepareDemo(PrepareConfig):
+    """Draw the demo's small data set."""
+
+    data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
+    train_scenes: int = HfArg(default=5000, help="scenes to train on")
+    valid_scenes: int = HfArg(default=500, help="held-out scenes")
+    seed: int = HfArg(default=9595, help="seed of the scenes")
+
+
+def prepare_demo(config: PrepareDemo) -> Summary:
+    """The demo's data set."""
+    write_demo(
+        Path(config.data_root),
+        train_scenes=config.train_scenes,
+        valid_scenes=config.valid_scenes,
+        seed=config.seed,
+        progress=True,
+    )
+    return {"data_root": config.data_root, "train_scenes": config.train_scenes, "valid_scenes": config.valid_scenes}

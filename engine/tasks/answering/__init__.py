@@ -1,0 +1,1 @@
+"""What tasks that answer questions share: files, examples, scores, predictions."""

@@ -1,0 +1,158 @@
+"""Pre-training: masked words, swapped captions and, in stage two, questions, on LXMERT's annotations."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from transformers.hf_argparser import HfArg
+
+from engine.configuration.flags import TrainingConfig
+from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.text import Vocabulary
+from engine.data.dataset import ExampleOptions, ImageTextDataset
+from engine.data.images.folder import ImageSource
+from engine.data.sampler import Sample
+from engine.data.splits import Split, annotation_files
+from engine.errors import UserError
+from engine.tasks.masking import IGNORE, Generator, mask_tokens, sample_answer
+from engine.tasks.task import Task
+
+
+@dataclass
+class PretrainConfig(TrainingConfig):
+    """Everything that launch/pretrain.py takes."""
+
+    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
+    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
+    task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
+    task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
+
+    def check(self, world_size: int) -> None:
+        super().check(world_size)
+        if not 0.0 <= self.word_mask_rate <= 1.0:
+            raise UserError(f"--word_mask_rate {self.word_mask_rate}: a share between 0 and 1 is needed")
+        if self.word_mask_rate == 0.0 and self.task_mask_lm:
+            raise UserError("--word_mask_rate 0 leaves no word to predict; add --no_task_mask_lm")
+        if not (self.task_mask_lm or self.task_matched or self.task_qa):
+            raise UserError("no task is left; turn on one of --taskMaskLM, --taskMatched, --taskQA")
+
+
+@dataclass(frozen=True)
+class PretrainingOptions(ExampleOptions):
+    """How sentences become examples; the flags of the same names."""
+
+    task_mask_lm: bool = True
+    task_matched: bool = True
+    word_mask_rate: float = 0.15
+
+
+class Pair(NamedTuple):
+    """A sentence's image and label beside its own text, or that of another sentence."""
+
+    number: int  # of the sentence that gives the image and the label
+    text_number: int
+
+    @property
+    def is_matched(self) -> bool:
+        return self.number == self.text_number
+
+
+class PretrainingDataset(ImageTextDataset):
+    """Sentences with masked words, half of them beside an image that they don't belong to."""
+
+    options: PretrainingOptions
+
+    def __init__(self, split: Split, images: ImageSource, vocabulary: Vocabulary, options: PretrainingOptions) -> None:
+        super().__init__(split, images, vocabulary, options)
+        codes = self.sentences.images
+        self.can_swap = bool(len(codes)) and bool((codes != codes[0]).any())
+
+    def examples(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        generators = [
+            random.Random(f"{self.options.seed}/{self.split.name}/{sample.epoch}/{sample.position}")
+            for sample in samples
+        ]
+        pairs = [self.pair(sample.index, generator) for sample, generator in zip(samples, generators, strict=True)]
+        return self.features(pairs, generators)
+
+    def pair(self, number: int, generator: Generator) -> Pair:
+        """With probability 0.5 swap the text for a sentence of another image."""
+        if not self.options.task_matched or generator.random() >= 0.5 or not self.can_swap:
+            return Pair(number, number)
+        image, other = self.sentences.image(number), number
+        while self.sentences.image(other) == image:
+            other = generator.randrange(len(self.sentences))
+        return Pair(number, other)
+
+    def features(self, pairs: Sequence[Pair], generators: Sequence[Generator]) -> list[dict[str, Any]]:
+        """Token ids, labels and pixels of each pair, drawn with its generator.
+
+        An unreadable image comes back black, with no label that counts.
+        """
+        examples = []
+        for pair, generator, img_id, text, label in zip(
+            pairs, generators, *self.sentences.take([pair.number for pair in pairs]), strict=True
+        ):
+            example = self._masked_words(
+                text if pair.is_matched else self.sentences.token_ids(pair.text_number), generator
+            )
+            example["matched_label"] = int(pair.is_matched) if self.options.task_matched else IGNORE
+            example["ans"] = sample_answer(label, pair.is_matched, generator)
+            example.update(self.pixels(pair.number, img_id))
+            if example["unreadable"] is not None:
+                masked_lm_labels = [IGNORE] * self.options.max_seq_length
+                example.update(masked_lm_labels=masked_lm_labels, matched_label=IGNORE, ans=IGNORE)
+            examples.append(example)
+        return examples
+
+    def _masked_words(self, token_ids: Sequence[int], generator: Generator) -> dict[str, Any]:
+        options, vocabulary = self.options, self.vocabulary
+        tokens = token_ids[: options.max_seq_length - 2]
+        masked, labels = list(tokens), [IGNORE] * len(tokens)
+        if options.task_mask_lm:
+            masked, labels = mask_tokens(
+                tokens, generator, rate=options.word_mask_rate, mask_id=vocabulary.mask_id, vocab_size=vocabulary.size
+            )
+        padding = options.max_seq_length - 2 - len(tokens)
+        return {**self.words(masked), "masked_lm_labels": [IGNORE, *labels, IGNORE] + [IGNORE] * padding}
+
+
+class Pretraining(Task[PretrainConfig]):
+    """Masked words, swapped captions and, in stage two, questions, on LXMERT's annotations."""
+
+    config_class = PretrainConfig
+    architecture = "pretraining"
+    epoch_weights = True
+    training: PretrainingDataset
+    validation: PretrainingDataset | None
+
+    def read(self) -> None:
+        config = self.config
+        self.table = AnswerTable.read(
+            self.data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None
+        )
+        self.answers = self.table.answers if config.task_qa else None
+        self.training = self._read(config.train)
+        self.validation = self._read(config.valid) if config.valid else None
+
+    def _read(self, names: str) -> PretrainingDataset:
+        config, images = self.config, self.images()
+        files = annotation_files(self.data_root / "lxmert", names)
+        source = AnnotationSource(files, self.encoder, self.table)
+        split = self.open_split(source, images, allow_missing_images=config.allow_missing_images)
+        options = PretrainingOptions(
+            task_mask_lm=config.task_mask_lm,
+            task_matched=config.task_matched,
+            word_mask_rate=config.word_mask_rate,
+            max_seq_length=config.max_seq_length,
+            image_size_min=config.image_size_min,
+            image_size_max=config.image_size_max,
+            aspect_ratio_group_factor=config.aspect_ratio_group_factor,
+            seed=config.seed,
+        )
+        return PretrainingDataset(split, images, self.encoder.vocabulary, options)

@@ -1,0 +1,99 @@
+"""What a task adds to a training; everything else is engine/training, the same for all."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from tokenizers import Tokenizer
+
+from engine.configuration.flags import TrainingConfig
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.text import TextEncoder
+from engine.data.dataset import ImageTextDataset
+from engine.data.images.folder import ImageShape, ImageSource
+from engine.data.splits import Split, open_images, read_split
+from engine.distributed.ranks import Ranks
+from engine.distributed.sharing import share_on_node
+
+if TYPE_CHECKING:  # flags are checked, and --help answers, before anything heavy is imported
+    from engine.checkpoint.state import SavedState
+    from engine.data.loading import Batch
+    from engine.data.trained_on import TrainedOn
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Judge:
+    """Sees every batch of a validation with the model's output, for what means over batches don't tell."""
+
+    metric: str | None = None  # of the report; the model with the highest is kept as BEST
+
+    def see(self, batch: "Batch", output: Any) -> None: ...
+
+    def report(self) -> tuple[dict[str, Any], str]:
+        """More entries of the validation's record, and a text for the eye. Every rank calls it, and gets the same."""
+        return {}, ""
+
+
+class Task(ABC, Generic[Config]):
+    """Data, model, and validation of one kind of training. Each rank makes one, before the ranks have joined."""
+
+    config_class: ClassVar[type[TrainingConfig]]
+    architecture: ClassVar[str]  # of engine.checkpoint.description.MODELS
+    epoch_weights: ClassVar[bool] = False  # write EpochNN_LXRT.pth with each epoch's checkpoint
+    best_and_last: ClassVar[bool] = False  # keep the models BEST and LAST
+
+    training: ImageTextDataset
+    validation: ImageTextDataset | None
+    answers: list[str] | None  # of the answer head's rows; None for a model without one
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, ranks: Ranks) -> None:
+        """Read everything that the flags name, so that what is missing or wrong is told before work starts."""
+        self.config, self.ranks, self.opened = config, ranks, 0
+        self.encoder = TextEncoder(tokenizer)
+        self.data_root = Path(config.data_root)
+        self.cache = Path(config.cache_dir or self.data_root / "cache")
+        self.read()
+
+    @abstractmethod
+    def read(self) -> None:
+        """Set `training`, `validation` and `answers`."""
+
+    def pretrained(self) -> "SavedState | None":
+        """Weights to begin with instead of CLIP's and BERT's, where neither --load nor --resume gives any."""
+        return None
+
+    def check_start(self, saved: "SavedState | None", trained_on: "TrainedOn") -> None:
+        """Refuse weights that don't fit the task, once they are open.
+
+        Raises:
+            UserError: with what doesn't fit.
+        """
+
+    def unused(self, saved: "SavedState") -> tuple[str, ...]:
+        """Parts of a checkpoint that the model doesn't take, as the beginnings of names."""
+        return ()
+
+    def set_up(self, model: Any) -> None:
+        """Set what is no part of the model's description."""
+
+    def judge(self) -> Judge:
+        return Judge()
+
+    def open_split(self, source: AnnotationSource, images: ImageSource, *, allow_missing_images: bool) -> Split:
+        """Read once for all ranks of a machine; says what was found."""
+        first = self.ranks.rank == 0
+        self.opened += 1  # the same files may be trained on and validated on
+        split = share_on_node(
+            self.ranks,
+            f"{self.opened} {source.name}",
+            lambda: read_split(source, images, self.cache, allow_missing_images=allow_missing_images, progress=first),
+        )
+        if first:
+            print(split.summary, flush=True)
+        return split
+
+    def images(self) -> ImageSource:
+        config = self.config
+        shape = ImageShape(config.image_size_min, config.image_size_max, config.orient_after_resize)
+        return open_images(self.data_root, config.image_store, shape, config.image_decoder)

@@ -1,0 +1,65 @@
+"""DeepSpeed's engine around a model: both optimisers and schedules under ZeRO-2."""
+
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_set_full_fp32_param
+from torch import Tensor, nn
+
+from engine.configuration.flags import OptimizationConfig
+from engine.optim.hybrid import HybridOptimizer, parameter_groups
+from engine.optim.schedules import hybrid_schedule
+
+
+def groups_of(model: nn.Module, config: OptimizationConfig) -> list[dict[str, Any]]:
+    """The parameters of both optimisers, with the recipe's rates and decays."""
+    return parameter_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adam_epsilon=config.adam_epsilon,
+        sgd_lr=config.sgd_lr,
+        sgd_momentum=config.sgd_momentum,
+        sgd_weight_decay=config.sgd_weight_decay,
+    )
+
+
+def build_engine(
+    model: nn.Module, config: OptimizationConfig, settings: dict[str, Any], batches_per_epoch: int
+) -> DeepSpeedEngine:
+    """Both optimisers and schedules under ZeRO-2. The model holds its starting weights already.
+
+    The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
+    accumulation, and for the milestones those of one epoch.
+    """
+    optimizer = HybridOptimizer(groups_of(model, config))
+    total_steps = batches_per_epoch * config.epochs // config.gradient_accumulation_steps
+    schedule = hybrid_schedule(
+        optimizer,
+        warmup_steps=total_steps * config.warmup_ratio,
+        total_steps=total_steps,
+        steps_per_epoch=batches_per_epoch // config.gradient_accumulation_steps,
+        milestones=config.milestones,
+    )
+    # DeepSpeed casts the model before it makes its fp32 weights.
+    weights = {} if config.precision == "fp32" else {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    restore_masters(engine, weights)
+    return engine
+
+
+def restore_masters(engine: DeepSpeedEngine, weights: dict[str, Tensor]) -> None:
+    """Give ZeRO's fp32 weights the digits that a cast to fp16 or bf16 took from them.
+
+    DeepSpeed makes them from the model after it has cast that.
+
+    Raises:
+        AssertionError: if one of them isn't what it should be, in the model's dtype.
+    """
+    for name, parameter in engine.module.named_parameters():
+        if name in weights:
+            value = weights[name].to(parameter.device)
+            assert torch.equal(parameter.detach(), value.to(parameter.dtype)), name
+            safe_set_full_fp32_param(parameter, value.float())

@@ -1,0 +1,1 @@
+"""What happens beside the loop: reports, checkpoints, validations."""

@@ -1,0 +1,168 @@
+"""When a run is saved, and what is saved beside the optimisers' state."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.formats.original import SUFFIX
+from engine.checkpoint.saving import Checkpoints, saved_buffers
+from engine.checkpoint.state import CONTENT, Checkpoint
+from engine.configuration.flags import TrainingConfig
+from engine.data.loading import Batch
+from engine.data.sampler import TrainingSampler
+from engine.data.trained_on import TrainedOn
+from engine.training.loop import Observer, TrainState
+from engine.training.observers.reporter import Reporter
+from engine.training.preemption import Preemption
+
+
+class Saver(Observer):
+    """A checkpoint after each epoch, every `save_step` optimiser steps, at the end, and when a signal asks to stop.
+
+    A checkpoint stands at an optimiser step. Micro-batches that an epoch leaves over take none, and their gradients are
+    in no checkpoint; so the one at the end of such an epoch goes on from the epoch's last step, and a resumed run does
+    the left-over ones again.
+    """
+
+    def __init__(
+        self,
+        engine: DeepSpeedEngine,
+        config: TrainingConfig,
+        batches: DataLoader[Batch],
+        description: ModelDescription,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        preemption: Preemption,
+        trained_on: TrainedOn,
+        *,
+        weights_files: bool,
+    ) -> None:
+        """`weights_files`: whether EpochNN_LXRT.pth is written, too."""
+        self.engine, self.config, self.description = engine, config, description
+        self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
+        self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
+        self.trained_on, self.weights_files = trained_on, weights_files
+        self.save_step = config.save_step or sys.maxsize
+        self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
+        self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
+
+    def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
+        if not at_boundary:
+            return
+        left = self.sampler.batches_left(state.batches)
+        epoch_goes_on = left >= self.config.gradient_accumulation_steps
+        if left and not epoch_goes_on:
+            self.last_step_of_epoch = self._position(state)
+        self.agree()
+        if epoch_goes_on and state.step != self.config.max_steps and state.step % self.save_step == 0:
+            self._save(f"Step{state.step:06d}", state)
+
+    def after_epoch(self, state: TrainState) -> None:
+        """Ranks saw different batches, so rank 0's batch norm statistics stand for all."""
+        for buffer in self.engine.module.buffers():
+            dist.broadcast(buffer, src=0)
+        self._save(f"Epoch{state.epoch + 1:02d}", state, weights_file=self.weights_files)
+        self._finish()  # before a validation of minutes
+        self.agree()
+        self.last_step_of_epoch = None
+
+    def after_training(self, state: TrainState) -> None:
+        if state.batches:
+            self._save(f"Step{state.step:06d}", state, weights_file=self.weights_files and not self.stop_requested)
+        self._finish()
+        if self.stop_requested:
+            self.reporter.say(f"asked to stop by a signal, after step {state.step}; --resume auto goes on from there")
+
+    def restore(self, checkpoint: Checkpoint) -> TrainState:
+        """Go on where a checkpoint of this run stands, whatever number of ranks wrote it."""
+        positions: list[dict[str, Any]] = checkpoint.content["ranks"]
+        state = TrainState(**positions[0]["progress"])
+        buffers = self.engine.module.state_dict()
+        for name, value in positions[0]["buffers"].items():
+            buffers[name].copy_(value)
+        rank, report = self.engine.global_rank, dict(positions[0]["report"])
+        if len(positions) == dist.get_world_size():
+            set_generator_states(positions[rank]["generators"])
+            report["sums"] = positions[rank]["report"]["sums"]
+        else:
+            set_seed((self.config.seed + rank + 1_000_003 * state.step) % 2**32)  # dropout draws no number twice
+            if rank != 0:
+                report["sums"] = {}
+            else:
+                names = {name: None for position in positions for name in position["report"]["sums"]}
+                zero = torch.zeros(2, dtype=torch.float64)
+                report["sums"] = {
+                    name: torch.stack([p["report"]["sums"].get(name, zero) for p in positions]).sum(0) for name in names
+                }
+        self.reporter.load_state_dict(report, state.step)
+        self.saved = checkpoint.folder.name
+        weights = [Path(f"{checkpoint.folder}{SUFFIX}").exists()]
+        dist.broadcast_object_list(weights, src=0)
+        self.saved_weights = weights[0] or self.saved.startswith("Epoch")
+        return state
+
+    def agree(self) -> None:
+        """One small reduction a step: has any rank been asked to stop, and does any still write?"""
+        flags = torch.tensor([self.preemption.received is not None, self.checkpoints.is_busy], dtype=torch.int32)
+        flags = flags.to(self.engine.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        stop, busy = flags.tolist()
+        self.stop_requested = bool(stop)
+        if not busy:
+            self._finish()
+
+    def _save(self, name: str, state: TrainState, *, weights_file: bool = False) -> None:
+        if name == self.saved and (self.saved_weights or not weights_file):
+            return
+        self._finish()
+        positions: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(positions, self.last_step_of_epoch or self._position(state))
+        content = {
+            "description": self.description.to_dict(),
+            "config": asdict(self.config),
+            "samples": len(self.sampler.groups),
+            "trained_on": self.trained_on.to_tensors(),
+            "ranks": positions,
+        }
+        self.checkpoints.save(name, state.step, {CONTENT: content}, weights_file=weights_file)
+        self.saved, self.saved_weights = name, weights_file
+
+    def _finish(self) -> None:
+        if (name := self.checkpoints.finish()) is not None:
+            self.reporter.say(f"saved {self.checkpoints.folder / name}")
+
+    def _position(self, state: TrainState) -> dict[str, Any]:
+        """All that is in neither the weights nor the optimisers' state, of this rank."""
+        buffers = saved_buffers(self.engine.module) if self.engine.global_rank == 0 else {}
+        return {
+            "progress": asdict(state),
+            "generators": generator_states(),
+            "buffers": {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()},
+            "report": self.reporter.state_dict(),
+        }
+
+
+def generator_states() -> dict[str, Tensor]:
+    """Of the generators that dropout draws from, by device. Every other draw follows from its sample."""
+    states = {"cpu": torch.get_rng_state()}
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        states[accelerator.device_name()] = accelerator.get_rng_state()
+    return states
+
+
+def set_generator_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() in states and accelerator.device_name() != "cpu":
+        accelerator.set_rng_state(states[accelerator.device_name()])

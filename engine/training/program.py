@@ -1,0 +1,36 @@
+"""What a training program of launch/ does: read its flags, and train or print them.
+
+Nothing heavy is imported before the flags are checked, so that --help, --print_config and a wrong flag answer at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.parsing import parse
+from engine.configuration.recipes import to_yaml
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
+from engine.tasks.task import Task
+
+RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
+
+
+def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
+    """Train, or print the configuration.
+
+    Args:
+        argv: flags; those of the command line if not given.
+    """
+    ranks = Ranks.from_environment()
+    with telling_errors(ranks):
+        config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
+        config.check(ranks.world_size)
+        settings = deepspeed_settings(config, ranks.world_size)
+        if not arguments.print_config:
+            from engine.training.run import run  # brings torch and DeepSpeed, which takes seconds
+
+            run(config, task_class, ranks, settings)
+        elif ranks.rank == 0:
+            print(to_yaml(config), end="")

@@ -1,0 +1,194 @@
+"""A training from its command line to its last checkpoint, whatever the task.
+
+1. configuration    flags over recipe over defaults, checked before anything is read
+2. task             its data: annotations, answers, image sizes
+3. start            --resume auto: the run's own newest checkpoint, else --load, else the task's choice, else
+                    --fromScratch, else CLIP and BERT
+4. model            built, then filled with these weights
+5. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; a checkpoint may continue their state
+6. training         epochs of micro-batches; a checkpoint and a validation after each
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from transformers import BertConfig, set_seed
+
+from engine.checkpoint.description import ModelDescription, Preprocessing
+from engine.checkpoint.formats.published import pretrained_parts
+from engine.checkpoint.restoring import restore_all, restore_parts
+from engine.checkpoint.saving import Checkpoints
+from engine.checkpoint.state import SavedState, load_weights
+from engine.configuration.bert import read_bert
+from engine.configuration.flags import TrainingConfig
+from engine.data.loading import Batch, evaluation_loader, training_loader
+from engine.data.shared_memory import check_shared_memory
+from engine.data.trained_on import TrainedOn
+from engine.distributed.device import pick_device, pick_kernels
+from engine.distributed.joining import join
+from engine.distributed.launchers import end_with_launcher
+from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.model.clip_resnet import SHAPES, STRIDE
+from engine.model.encoder import VisualShape, check_grid
+from engine.tasks.task import Task
+from engine.training.engine import build_engine
+from engine.training.loop import Observer, TrainState, train
+from engine.training.metrics import Metrics
+from engine.training.observers.reporter import Reporter
+from engine.training.observers.saver import Saver
+from engine.training.observers.validator import ModelKeeper, Validator
+from engine.training.preemption import Preemption
+from engine.training.run_folder import RunFolder
+from engine.training.start import check_agreement, find_start
+
+
+def make_loaders(
+    config: TrainingConfig, task: Task[Any], ranks: Ranks
+) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
+    """This rank's micro-batches; the workers of both loaders run from here on.
+
+    The training's come last: on a GPU a thread pins their batches as soon as they run, and nobody may be forked then.
+    """
+    check_shared_memory(
+        task.training.options,
+        config.batch_size,
+        num_workers=config.num_workers,
+        local_world_size=ranks.local_world_size,
+    )
+    shares: dict[str, Any] = {
+        "num_workers": config.num_workers,
+        "start_method": config.worker_start_method,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    validation = evaluation_loader(task.validation, config.batch_size, **shares) if task.validation else None
+    batches = training_loader(
+        task.training,
+        config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        same_order=config.same_order_each_epoch,
+        **shares,
+    )
+    return batches, validation
+
+
+def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) -> ModelDescription:
+    """The model's shape.
+
+    Raises:
+        UserError: if the images' grid or the sentences don't fit it.
+    """
+    visual = VisualShape(
+        backbone=SHAPES[config.clip_model_name],
+        sub_feat_num=config.sub_feat_num if config.sub_sampling else None,
+        use_positional_embedding=config.use_positional_embedding,
+        pos_num=config.pos_num,
+        freeze_batch_norm=config.freeze_batch_norm,
+    )
+    for height, width in (
+        (config.image_size_min, config.image_size_max),
+        (config.image_size_max, config.image_size_min),
+    ):
+        check_grid(visual, height, width, STRIDE)
+    if config.max_seq_length > bert.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
+            f"{config.bert}; lower it"
+        )
+    preprocessing = Preprocessing(**{field.name: getattr(config, field.name) for field in fields(Preprocessing)})
+    tokenizer = task.encoder.tokenizer
+    return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
+
+
+def build_model(
+    config: TrainingConfig, description: ModelDescription, saved: SavedState | None, task: Task[Any]
+) -> Any:
+    """The model with its starting weights, the same on every rank."""
+    set_seed(config.seed)
+    model = description.build()
+    if saved is not None:
+        reports = [load_weights(model, saved, description.answers, without=task.unused(saved))]
+    elif config.from_scratch:
+        reports = []
+    else:
+        reports = pretrained_parts(
+            model, bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name
+        )
+    if task.ranks.rank == 0:
+        print("\n".join(str(report) for report in reports) or "random weights", flush=True)
+    model.bert.encoder.activation_checkpointing = config.activation_checkpointing
+    model.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
+    task.set_up(model)
+    return model
+
+
+def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
+    """Train to the end.
+
+    Args:
+        config: checked.
+        settings: DeepSpeed's, from engine.configuration.deepspeed.
+    """
+    end_with_launcher()
+    device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
+    kernels = pick_kernels(device)
+    folder = RunFolder(Path(config.output))
+    folder.check(resume=config.resume is not None)
+    bert, tokenizer = read_bert(config.bert)
+    task = task_class(config, tokenizer, ranks)
+    batches, validation_batches = make_loaders(config, task, ranks)
+    description = describe_model(config, bert, task)
+
+    resumed, loaded = find_start(config, folder, ranks, len(task.training))
+    start = loaded if loaded is not None else task.pretrained()
+    trained_on = TrainedOn.of(task.training.split)
+    if start is not None:
+        trained_on |= start.trained_on
+    task.check_start(start, trained_on)
+    if ranks.rank == 0:
+        folder.write_config(config)
+    model = build_model(config, description, start, task)
+
+    join(ranks)
+    check_agreement(resumed)
+    if ranks.rank == 0:
+        samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
+        on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
+        print(f"{on}, {samples}", flush=True)
+    engine = build_engine(model, config, settings, len(batches))
+    set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
+    metrics = Metrics(device)
+    reporter = Reporter(engine, config, batches, metrics)
+    saver = Saver(
+        engine,
+        config,
+        batches,
+        description,
+        reporter,
+        Checkpoints(engine, folder.path, keep=config.keep),
+        Preemption(),
+        trained_on,
+        weights_files=task.epoch_weights,
+    )
+    keeper = ModelKeeper(saver, folder.path, description, trained_on) if task.best_and_last else None
+    observers: list[Observer] = [reporter, saver]
+    if validation_batches is not None:
+        observers.append(Validator(reporter, saver, validation_batches, task.judge(), keeper))
+    if keeper is not None:
+        observers.append(keeper)
+
+    state = TrainState()
+    if resumed is not None:
+        restore_all(engine, resumed)
+        state = saver.restore(resumed)
+        reporter.say(f"going on from {resumed.folder}, after step {state.step}")
+    elif loaded is not None:
+        restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
+    del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
+    train(engine, batches, state, config, metrics, observers)
+    dist.destroy_process_group()

@@ -1,0 +1,74 @@
+"""The folder of a run: one run at a time, and no other's checkpoints."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from engine.checkpoint.manifest import MANIFEST, complete_checkpoints, sweep
+from engine.configuration.flags import TrainingConfig
+from engine.configuration.recipes import to_yaml
+from engine.errors import UserError
+from engine.files import only_here
+from engine.training.preemption import GRACE
+
+
+class RunFolder:
+    """`--output`: config.yaml, metrics.jsonl, checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock: IO[bytes] | None = None
+
+    def check(self, *, resume: bool) -> None:
+        """Raises UserError if a run's checkpoints are here that this run isn't meant to go on from."""
+        found = [*complete_checkpoints(self.path), *sorted(path.parent for path in self.path.glob(f"[!.]*/{MANIFEST}"))]
+        if not resume and found:
+            raise UserError(
+                f"--output {self.path} holds a run, up to {found[0].name}; add --resume auto to go on from there, "
+                "choose another folder, or remove it"
+            )
+
+    def claim(self, config: TrainingConfig) -> None:
+        """Keep other runs out until this process ends, and remove what an earlier one left unfinished.
+
+        Raises:
+            UserError: if the folder can't be written, or a run that uses it doesn't end.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self.lock = (self.path / ".lock").open("ab")
+            _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
+            sweep(self.path)
+            if config.resume is None or not complete_checkpoints(self.path):
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
+
+    def write_config(self, config: TrainingConfig) -> None:
+        """Leave the flags as a recipe.
+
+        Raises:
+            UserError: if the disk is full.
+        """
+        try:
+            (self.path / "config.yaml").write_text(to_yaml(config))
+        except OSError as error:
+            raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
+
+
+def _wait(attempt: Callable[[], None], message: str) -> None:
+    """A run that is being ended still writes its checkpoint."""
+    deadline = time.monotonic() + GRACE + 10
+    told = False
+    while True:
+        try:
+            return attempt()
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        if not told:
+            print(message, file=sys.stderr, flush=True)
+            told = True
+        time.sleep(0.2)

@@ -1,0 +1,93 @@
+"""Where a run starts: its own newest checkpoint, another's, or none; and whether it may."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from engine.checkpoint.manifest import newest_checkpoint
+from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
+from engine.configuration.flags import TrainingConfig
+from engine.distributed.ranks import Ranks
+from engine.distributed.sharing import share_on_node
+from engine.errors import UserError
+from engine.training.run_folder import RunFolder
+
+# What a resumed run may say otherwise: paths, how it is spread, when it reports, saves and stops.
+MAY_CHANGE = frozenset(
+    {"data_root", "bert", "clip_weights", "image_store", "cache_dir", "num_workers", "worker_start_method"}
+    | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
+    | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
+    | {"output", "report_step", "save_step", "keep", "resume"}
+    | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
+    | {"sub_sampling_in_evaluation", "activation_checkpointing", "deterministic"}
+)
+
+
+def find_start(
+    config: TrainingConfig, folder: RunFolder, ranks: Ranks, sentences: int
+) -> tuple[Checkpoint | None, SavedState | None]:
+    """What the weights come from, and whether the run goes on from there.
+
+    1. --resume auto: the newest checkpoint in --output that is whole
+    2. else --load
+    3. else nothing: --fromScratch, or CLIP and BERT
+
+    Returns:
+        the checkpoint to go on from, and that or what --load names.
+    """
+
+    def newest() -> Path | None:
+        if ranks.rank == 0:
+            folder.claim(config)
+        if config.resume is None:
+            return None
+        return newest_checkpoint(folder.path, progress=ranks.rank == 0)
+
+    if (path := share_on_node(ranks, "checkpoint", newest)) is not None:
+        resumed = Checkpoint(path)
+        check_same_run(resumed, config, ranks.world_size, sentences)
+        return resumed, resumed
+    if config.load is not None:
+        optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
+        return None, open_checkpoint(config.load, optimizers=optimizers, progress=ranks.rank == 0)
+    return None, None
+
+
+def check_agreement(resumed: Checkpoint | None) -> None:
+    """Raises UserError if machines go on from different checkpoints; every rank has to call it."""
+    names: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, resumed.folder.name if resumed is not None else None)
+    if len(set(names)) > 1:
+        seen = ", ".join(sorted({name or "none" for name in names}))
+        raise UserError(
+            f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
+        )
+
+
+def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int, sentences: int) -> None:
+    """Raises UserError if a run goes on with other flags, data or samples per step than it began with."""
+    if "ranks" not in checkpoint.content:
+        raise UserError(f"{checkpoint.folder} was converted, and is no place to go on from; start from it with --load")
+    before: dict[str, Any] = checkpoint.content["config"]
+    now = asdict(config)
+    changed = [name for name in now if name not in MAY_CHANGE and name in before and before[name] != now[name]]
+    if changed:
+        values = ", ".join(f"--{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
+        raise UserError(
+            f"{checkpoint.folder} is of a run with other flags: {values}; give the same ones, or start another run "
+            f"from it with --load {checkpoint.folder} and a new --output"
+        )
+    if checkpoint.content["samples"] != sentences:
+        raise UserError(
+            f"{checkpoint.folder} is of a run on {checkpoint.content['samples']:,} sentences, now there are "
+            f"{sentences:,}; restore the data, or start another run with --load and a new --output"
+        )
+    batch_before = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
+    if batch_before != world_size * config.gradient_accumulation_steps:
+        raise UserError(
+            f"{checkpoint.folder} is of a run with {batch_before * config.batch_size} samples per step, now there are "
+            f"{world_size * config.gradient_accumulation_steps * config.batch_size}; add --global_batch_size "
+            f"{batch_before * config.batch_size}"
+        )

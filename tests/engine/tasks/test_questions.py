@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+
+from engine.errors import UserError
+from engine.tasks.answering.questions import QuestionFile, check_unique, read_questions
+
+ITEM = {
+    "question_id": 458752000,
+    "img_id": "COCO_val2014_000000458752",
+    "sent": "What is this photo taken looking through?",
+    "label": {"net": 1, "netting": 0.6},
+    "answer_type": "other",
+    "question_type": "what is this",
+}
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def without(*names, **changes):
+    return {name: value for name, value in {**ITEM, **changes}.items() if name not in names}
+
+
+def test_an_item_becomes_a_question(tmp_path):
+    [question] = read_questions([write(tmp_path / "val.json", [ITEM])])
+    assert (question.question_id, question.img_id) == (458752000, "COCO_val2014_000000458752")
+    assert question.label == {"net": 1, "netting": 0.6}
+    assert (question.answer_type, question.question_type) == ("other", "what is this")
+    assert question.human_answers == ()
+
+
+def test_a_test_split_has_no_labels_and_needs_no_types(tmp_path):
+    items = [without("label", "answer_type", "question_type"), without("label", question_id=1)]
+    questions = read_questions([write(tmp_path / "test.json", items)])
+    assert [question.label for question in questions] == [None, None]
+    assert questions[0].question_type == ""
+
+
+def test_texts_for_the_store_carry_the_question_id(tmp_path):
+    items = [ITEM, without("label", question_id=7)]
+    texts = list(QuestionFile(write(tmp_path / "val.json", items)).texts())
+    assert [text.question_id for text in texts] == [458752000, 7]
+    assert [text.labels for text in texts] == [[{"net": 1, "netting": 0.6}], None]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (without("question_id"), "the field 'question_id' is missing"),
+        (without("sent"), "the field 'sent' is missing"),
+        (without("img_id"), "the field 'img_id' is missing"),
+        (without(question_id="12"), "the field 'question_id' is str, not int"),
+        (without(question_id=-1), "question_id -1 is no whole number"),
+        (without(question_id=True), "question_id True is no whole number"),
+        (without(question_id=1 << 63), "no whole number from 0 to 9223372036854775807"),
+        (without(label=["net"]), "'label': answers with scores were expected"),
+        (without(label={"net": "1"}), "'label': answers with scores were expected"),
+        (without(answer_type=3), "the field 'answer_type' is int, not str"),
+        (without(answers="net"), "'answers': a list of the human answers was expected"),
+        (without(answers=[{"answer_id": 1}]), "'answers': a list of the human answers was expected"),
+        ("no item", "the field 'question_id' is missing"),
+    ],
+)
+def test_a_broken_item_is_named(tmp_path, item, message):
+    path = write(tmp_path / "val.json", [ITEM, item])
+    with pytest.raises(UserError, match=f"val.json, item 1: .*{message}"):
+        read_questions([path])
+    with pytest.raises(UserError, match=f"val.json, item 1: .*{message}"):
+        list(QuestionFile(path).texts())
+
+
+def test_human_answers_of_items_and_of_the_official_file(tmp_path):
+    items = [without(answers=["net"] * 10), without(question_id=7, answers=[{"answer": "fence"}])]
+    own = read_questions([write(tmp_path / "val.json", items)])
+    assert [question.human_answers for question in own] == [("net",) * 10, ("fence",)]
+    official = {"annotations": [{"question_id": 7, "answers": [{"answer": "wire", "answer_id": 1}]}, *[]]}
+    both = read_questions([tmp_path / "val.json"], [write(tmp_path / "official.json", official)])
+    assert [question.human_answers for question in both] == [("net",) * 10, ("wire",)]
+
+
+def test_a_score_of_a_part_of_the_questions_is_refused(tmp_path):
+    path = write(tmp_path / "val.json", [ITEM, without("label", question_id=7)])
+    with pytest.raises(UserError, match=r"1 of 2 questions of .*val.json have no label, the first is 7"):
+        read_questions([path])
+    path = write(tmp_path / "val.json", [ITEM, without(question_id=7)])
+    official = write(tmp_path / "official.json", {"annotations": [{"question_id": 7, "answers": [{"answer": "wire"}]}]})
+    with pytest.raises(UserError, match=r"1 of 2 questions of .* have no ten human answers, the first is 458752000"):
+        read_questions([path], [official])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "an official annotation file with a list 'annotations' was expected"),
+        ({"annotations": [{"question_id": 7, "answers": [3]}]}, "annotation 0: 'answers'"),
+        ({"annotations": [{"answers": []}]}, "annotation 0: the field 'question_id' is missing"),
+    ],
+)
+def test_a_broken_official_file_is_named(tmp_path, content, message):
+    with pytest.raises(UserError, match=f"official.json.*{message}"):
+        read_questions([write(tmp_path / "val.json", [ITEM])], [write(tmp_path / "official.json", content)])
+
+
+def test_repeated_ids_are_refused():
+    class Store:
+        question_ids = np.array([5, 3, 5, 3, 3, 4])
+
+    with pytest.raises(UserError, match="2 question ids of minival occur more than once, the first is 3"):
+        check_unique(Store(), "minival")
+    Store.question_ids = np.array([5, 3, 4])
+    check_unique(Store(), "minival")

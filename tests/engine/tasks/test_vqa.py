@@ -1,0 +1,146 @@
+"""Questions as examples, and what a model was trained on, on two small images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.text import TextEncoder
+from engine.data.images.folder import ImageShape, image_path
+from engine.data.loading import evaluation_loader
+from engine.data.sampler import Sample
+from engine.data.splits import annotation_files, open_images, read_split
+from engine.data.trained_on import TrainedOn
+from engine.errors import UserError
+from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
+from engine.tasks.answering.questions import QuestionFile
+from tests.engine.tasks.test_pretraining import tokenizer
+
+ANSWERS = ["yes", "no", "The red"]
+QUESTIONS = [
+    {"question_id": 70, "img_id": "one", "sent": "word1 word2", "label": {"yes": 1, "The red": 0.3}},
+    {"question_id": 50, "img_id": "two", "sent": "word3", "label": {"the red": 1}},  # not as the list writes it
+    {"question_id": 60, "img_id": "one", "sent": "word4", "label": {}},
+    {"question_id": 80, "img_id": "two", "sent": " ".join(f"word{n}" for n in range(9)), "label": {"no": 0.9}},
+]
+
+
+@pytest.fixture
+def data_root(tmp_path):
+    for img_id, size in {"one": (20, 12), "two": (12, 20)}.items():
+        path = tmp_path / image_path(img_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (9, 90, 200)).save(path)
+    (tmp_path / "vqa").mkdir()
+    write(tmp_path, "train", QUESTIONS)
+    write(tmp_path, "trainval_label2ans", ANSWERS)
+    return tmp_path
+
+
+def write(data_root, name, content):
+    (data_root / "vqa" / f"{name}.json").write_text(json.dumps(content))
+
+
+def read(data_root, names="train", **options):
+    files = annotation_files(data_root / "vqa", names)
+    table = ExactAnswers.of_task(data_root / "vqa")
+    source = AnnotationSource(files, TextEncoder(tokenizer()), table, reader=QuestionFile)
+    images = open_images(data_root, None, ImageShape(12, 20), "pillow")
+    return read_split(source, images, data_root / "cache", **options)
+
+
+def make(data_root, **options):
+    images = open_images(data_root, None, ImageShape(12, 20), "pillow")
+    options = QuestionOptions(8, 12, 20, 0, num_answers=len(ANSWERS))
+    return QuestionDataset(read(data_root), images, TextEncoder(tokenizer()).vocabulary, options)
+
+
+def test_targets_are_the_scores_of_exactly_these_answers(data_root):
+    examples = make(data_root).__getitems__([Sample(n, n, 0) for n in range(4)])
+    targets = np.array([example["target"] for example in examples])
+    assert targets.dtype == np.float32
+    assert np.allclose(targets, [[1, 0, 0.3], [0, 0, 0], [0, 0, 0], [0, 0.9, 0]])
+    assert [example["is_labelled"] for example in examples] == [True] * 4  # an empty label counts, as in the original
+    assert examples[0]["input_ids"] == [2, 6, 7, 3, 0, 0, 0, 0]
+    assert len(examples[3]["input_ids"]) == 8
+    assert examples[3]["attention_mask"] == [1] * 8
+
+
+def test_every_question_comes_once_in_batches_that_the_model_takes(data_root):
+    batches = list(evaluation_loader(make(data_root), 3, num_workers=0, rank=0, world_size=1))
+    assert sorted(number for batch in batches for number in batch.numbers) == [0, 1, 2, 3]
+    inputs = batches[0].inputs
+    assert inputs["target"].dtype == torch.float32
+    assert inputs["is_labelled"].dtype == torch.bool
+    assert inputs["input_ids"].dtype == torch.int64
+    assert inputs["images"].shape[1:] == (3, 20, 12) or inputs["images"].shape[1:] == (3, 12, 20)
+
+
+def test_an_unreadable_image_is_black_and_does_not_count(data_root):
+    (data_root / image_path("one")).write_bytes(b"no image")
+    example = make(data_root)[Sample(0, 0, 0)]
+    assert not example["is_labelled"]
+    assert not example["image"].any()
+    assert "one.jpg" in example["unreadable"]
+
+
+def test_a_selection_keeps_its_question_ids(data_root):
+    (data_root / image_path("two")).unlink()
+    split = read(data_root, allow_missing_images=True)
+    assert split.sentences.question_ids.tolist() == [70, 60]
+    assert len(split.sentences) == 2
+    with pytest.raises(UserError, match=r"1 of 2 images of train are not in .*, the first is two"):
+        read(data_root)
+
+
+def test_another_kind_of_file_or_answers_has_another_store(data_root):
+    read(data_root)
+    write(data_root, "trainval_label2ans", ["no", "yes", "The red"])
+    read(data_root)
+    assert len(list((data_root / "cache").glob("*.store"))) == 2
+
+
+def test_labels_of_other_data_are_refused(data_root):
+    write(data_root, "trainval_label2ans", ["maybe"])
+    with pytest.raises(UserError, match=r"has an answer in .*trainval_label2ans.json \(the first answer is 'yes'\)"):
+        read(data_root)
+
+
+def test_a_split_name_typed_wrong_lists_those_that_are_there(data_root):
+    with pytest.raises(UserError, match=r"tarin\.json is missing; .*vqa holds train, trainval_label2ans"):
+        read(data_root, "train,tarin")
+
+
+def test_a_target_counts_in_shared_memory():
+    more = QuestionOptions(num_answers=3129).sample_bytes() - QuestionOptions().sample_bytes()
+    assert more == 4 * 3129
+
+
+# --- what was trained on
+
+
+def test_questions_and_images_that_were_trained_on_are_refused(data_root):
+    seen = TrainedOn.of(read(data_root))
+    assert seen.question_ids.tolist() == [50, 60, 70, 80]
+    write(data_root, "val", [{**QUESTIONS[0], "question_id": 70}, {**QUESTIONS[1], "question_id": 71}])
+    message = "1 of 2 questions and 2 of 2 images of val were trained on.*--allow_trained_on"
+    with pytest.raises(UserError, match=message):
+        seen.check_unseen(read(data_root, "val"))
+
+
+def test_other_questions_on_other_images_are_fine(data_root):
+    write(data_root, "one", QUESTIONS[:1])
+    write(data_root, "other", QUESTIONS[3:])
+    seen = TrainedOn.of(read(data_root, "one"))
+    seen.check_unseen(read(data_root, "other"))
+    again = TrainedOn.from_tensors(seen.to_tensors())
+    again.check_unseen(read(data_root, "other"))
+    both = again | TrainedOn.of(read(data_root, "other"))
+    with pytest.raises(UserError, match="1 of 1 questions and 1 of 1 images of other"):
+        both.check_unseen(read(data_root, "other"))
+    assert (again | None) is again
+    assert TrainedOn.from_tensors(None) is None

@@ -1,0 +1,102 @@
+"""Being asked to stop."""
+
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.tasks.task import Judge
+from engine.training.observers.validator import Validator
+from tests.conftest import ROOT
+
+PROGRAM = """
+import subprocess, sys, time
+from engine.training.preemption import Preemption
+preemption = Preemption(grace=float(sys.argv[1]))
+subprocess.run(["true"])  # a SIGCHLD is no request
+time.sleep(0.2)
+print(preemption.received, flush=True)
+while preemption.received is None or sys.argv[1] == "0.5":
+    time.sleep(0.05)
+print(preemption.received)
+"""
+
+
+def run(grace: str, number: int) -> "tuple[subprocess.Popen[str], str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, grace],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "None\n"
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=20)
+    return process, printed + errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_noted_and_ends_nothing_by_itself(number: int) -> None:
+    process, printed = run("60", number)
+    assert process.returncode == 0
+    assert printed == f"{signal.Signals(number).name}\n"
+
+
+def test_who_does_not_come_to_an_end_is_ended() -> None:
+    started = time.monotonic()
+    process, printed = run("0.5", signal.SIGTERM)
+    assert process.returncode == 1
+    assert "after SIGTERM; giving up" in printed
+    assert time.monotonic() - started < 15
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.calls = 0
+
+    def forward(self, number: int) -> SimpleNamespace:
+        self.calls += 1
+        return SimpleNamespace(metrics={"mask_lm_loss": (float(number), 1)})
+
+
+class Batch:
+    def __init__(self, number: int) -> None:
+        self.inputs = {"number": number}
+
+    def to(self, device: torch.device) -> "Batch":
+        return self
+
+
+@pytest.mark.parametrize("signal_at", [None, 2])
+def test_a_signal_cuts_a_validation_short(signal_at: int | None) -> None:
+    """What it would have told is left to the resumed run, which validates again."""
+    preemption = SimpleNamespace(received=None)
+    saver = SimpleNamespace(preemption=preemption, stop_requested=False)
+    saver.agree = lambda: setattr(saver, "stop_requested", preemption.received is not None)
+    records: list[dict] = []
+    reporter = SimpleNamespace(
+        engine=SimpleNamespace(module=Model(), global_rank=1),
+        file=SimpleNamespace(write=records.append),
+        say=lambda text: None,
+        count_unreadable=lambda batch: None,
+    )
+
+    def batches():
+        for number in range(5):
+            if number == signal_at:
+                preemption.received = "SIGTERM"
+            yield Batch(number)
+
+    Validator(reporter, saver, batches(), Judge()).after_epoch(SimpleNamespace(epoch=0, step=7))
+    assert reporter.engine.module.calls == (5 if signal_at is None else 2)
+    assert records == (
+        [{"kind": "valid", "epoch": 1, "step": 7, "loss": 2.0, "mask_lm_loss": 2.0}] if signal_at is None else []
+    )

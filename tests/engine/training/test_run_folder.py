@@ -1,0 +1,106 @@
+"""The folder of a run, and when a run may go on from what is in it."""
+
+import json
+import multiprocessing
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import engine.training.run_folder
+from engine.errors import UserError
+from engine.tasks.pretraining import PretrainConfig
+from engine.training.run_folder import RunFolder
+from engine.training.start import check_same_run
+
+CONFIG = PretrainConfig(batch_size=8, gradient_accumulation_steps=2, lr=1e-4)
+SENTENCES = 160
+
+
+def of_run(config: PretrainConfig, world_size: int = 2) -> SimpleNamespace:
+    content = {"config": asdict(config), "samples": SENTENCES, "ranks": [{}] * world_size}
+    return SimpleNamespace(folder=Path("run/Epoch01"), content=content)
+
+
+def test_paths_reports_and_ranks_may_change() -> None:
+    now = replace(CONFIG, data_root="elsewhere", report_step=7, num_workers=1, resume="auto", max_steps=9, save_step=3)
+    check_same_run(of_run(CONFIG), now, 2, SENTENCES)
+    check_same_run(of_run(CONFIG), replace(now, gradient_accumulation_steps=4), 1, SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("now", "world_size", "sentences", "words"),
+    [
+        (replace(CONFIG, lr=5e-5), 2, SENTENCES, r"--lr was 0\.0001 and is 5e-05; .* --load run/Epoch01"),
+        (replace(CONFIG, batch_size=4), 2, SENTENCES, "--batch_size was 8 and is 4"),
+        (replace(CONFIG, fp16=True), 2, SENTENCES, "--fp16 was False and is True"),
+        (CONFIG, 2, 161, "on 160 sentences, now there are 161"),
+        (CONFIG, 1, SENTENCES, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
+    ],
+)
+def test_another_run_is_told_from_a_resumed_one(
+    now: PretrainConfig, world_size: int, sentences: int, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        check_same_run(of_run(CONFIG), now, world_size, sentences)
+
+
+def add_checkpoint(folder: Path) -> None:
+    (folder / "Epoch01").mkdir(parents=True)
+    (folder / "Epoch01" / "manifest.json").write_text(json.dumps({"step": 1, "world_size": 1, "files": {}}))
+
+
+def test_checkpoints_are_not_overwritten_by_a_run_that_does_not_resume(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").check(resume=False)
+    add_checkpoint(tmp_path / "run")
+    RunFolder(tmp_path / "run").check(resume=True)
+    with pytest.raises(UserError, match="holds a run, up to Epoch01; add --resume auto"):
+        RunFolder(tmp_path / "run").check(resume=False)
+
+
+def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path) -> None:
+    for name, resume in (("fresh", None), ("resumed", "auto")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
+        (tmp_path / name / ".Step000001.unfinished").mkdir()
+        if resume:
+            add_checkpoint(tmp_path / name)
+        folder = RunFolder(tmp_path / name)
+        folder.claim(replace(CONFIG, resume=resume))
+        assert not (tmp_path / name / "config.yaml").exists()  # the flags may yet be refused
+        folder.write_config(CONFIG)
+        assert (tmp_path / name / "metrics.jsonl").exists() == (resume is not None)
+        assert not (tmp_path / name / ".Step000001.unfinished").exists()
+        assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
+
+
+def hold(path: Path, claimed: object, seconds: float) -> None:
+    folder = RunFolder(path)
+    folder.claim(CONFIG)
+    claimed.set()
+    time.sleep(seconds)
+
+
+def test_a_run_waits_for_the_one_before_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose launcher was killed still saves while the next one starts."""
+    context = multiprocessing.get_context("spawn")
+    claimed = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, claimed, 60))
+    other.start()
+    try:
+        assert claimed.wait(60)
+        monkeypatch.setattr(engine.training.run_folder, "GRACE", -9.5)
+        with pytest.raises(UserError, match="is in use by another process"):
+            RunFolder(tmp_path).claim(CONFIG)
+        monkeypatch.undo()
+        threading.Timer(0.5, other.kill).start()
+        RunFolder(tmp_path).claim(CONFIG)
+        assert f"waiting for another run to leave {tmp_path}" in capfd.readouterr().err
+    finally:
+        other.kill()
+        other.join()
