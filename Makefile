@@ -1,10 +1,3 @@
-# make setup   a virtual environment in .venv, with every version pinned by constraints.txt
-# make demo    draw a data set, pre-train both stages on two ranks, evaluate
-# make test    all tests
-# make lint    style and types
-# make gpu     all that a GPU has to show, in eight minutes: docs/benchmarks/gpu.md
-#              DEVICE=cpu SMALL=1 rehearses it; PYTHON=python3 WHEELS=DIR runs on a machine where nothing can be fetched
-
 PYTHON ?= python3
 NAMED := $(if $(filter-out file,$(origin PYTHON)),$(shell command -v $(PYTHON)))
 DEVICE ?= cuda
@@ -15,9 +8,12 @@ READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup demo test lint gpu wheels clean
+.PHONY: help setup demo test test-all lint format gpu wheels clean
 
-setup: $(READY)
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
+
+setup: $(READY)  ## a virtual environment in .venv, with every version pinned by constraints.txt
 
 # torch comes first and alone, so that nothing else decides which build of it is taken. A build for GPUs brings the
 # triton that it was made for, which stays; a build for CPUs brings none.
@@ -31,29 +27,41 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(READY)
+demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune, evaluate
 	$(BIN)/python launch/demo.py
 
-test: $(READY)
-	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden
-	$(BIN)/python -m pytest
+# Two processes share the tests; those of one xdist_group stay together, with the fixtures that they share.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: $(READY)
+test: $(READY)  ## parity with the original's numbers, and all tests but the slow ones
+	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY)  ## the slow ones, too: kills, whole runs, every shape of the kernels' gate
+	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden
+	$(PYTEST)
+
+lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The Python that is named has torch already and gets its missing packages from WHEELS; without a name it is .venv's.
-gpu: $(if $(NAMED),,$(READY))
+format: $(READY)  ## mend style where that can be done by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# DEVICE=cpu SMALL=1 rehearses it. On a machine where nothing can be fetched: PYTHON=python3, which has torch already,
+# and gets what it lacks from WHEELS=DIR. Without PYTHON it is .venv's.
+gpu: $(if $(NAMED),,$(READY))  ## all that a GPU has to show, in eight minutes: docs/benchmarks/gpu.md
 	$(or $(NAMED),$(BIN)/python) -m tests.gpu --device $(DEVICE) --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(SMALL),--small) --only '$(ONLY)'
 
-# What a machine with torch, triton, transformers and pytest lacks, for Python 3.12 on x86-64: 8 MB.
+# For Python 3.12 on x86-64.
 MISSING := hjson pydantic pydantic_core annotated-types typing-inspection einops lmdb lz4 msgpack msgpack_numpy ninja py-cpuinfo
 PLATFORMS := $(foreach version,1 2014 _2_17 _2_27 _2_28,--platform manylinux$(version)_x86_64)
 
-wheels: $(READY)
+wheels: $(READY)  ## into WHEELS=DIR, 8 MB: what a machine with torch, triton, transformers and pytest lacks
 	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEELS) $(shell grep '^deepspeed==' constraints.txt)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 $(PLATFORMS) --constraint constraints.txt --dest $(WHEELS) $(MISSING)
 
-clean:
+clean:  ## remove the environment and the demo
 	rm -rf $(VENV) data/demo snap/demo

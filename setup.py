@@ -1,7 +1,7 @@
 """Packaging. The distribution's version stays below 0.9: transformers looks for a package called `kernels`, finds
 ours, and must not take it for the one that it can use (docs/decisions.md)."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="clipvil-engine",
@@ -9,18 +9,7 @@ setup(
     description="Pre-training engine for CLIP-ViL: DeepSpeed ZeRO-2, two optimisers, grid sub-sampling",
     license="MIT",
     python_requires=">=3.10",
-    packages=[
-        "engine",
-        "engine.benchmark.step",
-        "engine.checkpoint",
-        "engine.data",
-        "engine.benchmark.data",
-        "engine.model",
-        "engine.optim",
-        "kernels",
-        "kernels.benchmark",
-        "launch",
-    ],
+    packages=find_packages(include=["engine*", "kernels*", "launch*"]),
     install_requires=[
         "torch>=2.8",
         "triton>=3.6; platform_system == 'Linux'",
@@ -42,7 +31,7 @@ setup(
         "simplejpeg": ["simplejpeg>=1.7"],  # --image_decoder simplejpeg
         "benchmark": ["matplotlib>=3.8"],  # plots of kernels.benchmark
         "dev": [
-            *("pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.12", "mypy>=1.15"),
+            *("pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4.0"),
             *("simplejpeg>=1.7", "matplotlib>=3.8", "types-PyYAML", "types-tqdm"),
         ],
     },

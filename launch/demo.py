@@ -22,10 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
+
+# isort: split
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
 from engine.distributed.leaving import exit_with

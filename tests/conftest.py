@@ -1,5 +1,6 @@
 """Shared by the tests: a small drawn data set, and programs started as a user starts them."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -12,14 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a machine with a GPU as well
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from more, and tests run side by side
 
 from engine.synthetic.demo import write_demo
+from tests.warm import WarmProcess, WarmServer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -53,6 +57,14 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(place for place in places if place)
     # DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES anew; who is asked for its accelerator heeds the other one.
     return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+@cache
+def warm_server() -> WarmServer:
+    """Of this test session, or of this worker of several."""
+    server = WarmServer(environment(), ROOT)
+    atexit.register(server.close)
+    return server
 
 
 def start(
@@ -91,8 +103,17 @@ def launch(
     port: str | None = None,
     timeout: float = 240,
 ) -> Run:
-    """Start a script and wait for its end."""
-    process = start(script, flags, ranks=ranks, launcher=launcher, port=port)
+    """Start a script and wait for its end.
+
+    Args:
+        launcher: deepspeed, torchrun, or python for one rank, as a user starts it; or warm, which saves the seconds of
+            the imports: see tests/warm.py.
+    """
+    process: subprocess.Popen[str] | WarmProcess
+    if launcher == "warm":
+        process = warm_server().start(str(ROOT / script), flags, environment(), ranks, port or free_port())
+    else:
+        process = start(script, flags, ranks=ranks, launcher=launcher, port=port)
     assert process.stdout is not None
     assert process.stderr is not None
     output: dict[str, list[str]] = {"stdout": [], "stderr": []}

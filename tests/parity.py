@@ -86,7 +86,8 @@ from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
 from engine.training.engine import build_engine
 from tests.rounding import DTYPES, half_precision
 
-# As in engine/recorded.py; a second recording showed, over the trajectory, loss 1.5e-5, norms 6e-5, parameters 3e-7.
+# As in engine/benchmark/recorded.py. A second recording differed over the trajectory by 1.5e-5 in the loss, 6e-5 in
+# norms and 3e-7 in parameters.
 TRAJECTORY_LOSS, TRAJECTORY_NORM, TRAJECTORY_PARAMETER = 2e-4, 5e-4, 2e-5
 LR = 1e-12  # the same float64 formula, up to the order of its operations
 PIXEL = 1e-6  # values up to 3 in fp32 after the same three operations: a few units in the last place of 2.4e-7
@@ -188,7 +189,7 @@ def check_trajectory(folder: Path) -> Iterator[Quantity]:
     model = build_model(description["config"], variant, start)
     ranks = Ranks.from_environment()
     pick_device(ranks)
-    join(ranks)
+    join()
     engine = build_engine(model, config, deepspeed_settings(config, world_size=1), hyper["batches_per_epoch"])
 
     losses: list[list[float]] = []

@@ -25,7 +25,7 @@ def test_two_ranks_equal_one(flags: Flags, tmp_path: Path) -> None:
     for ranks in (1, 2):
         output = tmp_path / f"{ranks}"
         more = [*ALL_TASKS, "--global_batch_size", "16", "--freeze_batch_norm", "--lr", "5e-4", "--output", str(output)]
-        run = launch("launch/pretrain.py", flags(*more), ranks=ranks, launcher="torchrun")
+        run = launch("launch/pretrain.py", flags(*more), ranks=ranks, launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         assert read_metrics(output)[-1]["step"] == 10
         states.append(torch.load(output / "Epoch01_LXRT.pth", weights_only=True))
@@ -48,7 +48,7 @@ def test_the_same_command_gives_the_same_run(flags: Flags, tmp_path: Path) -> No
     for name in ("first", "second"):
         output = tmp_path / name
         more = [*ALL_TASKS, "--report_step", "1", "--max_steps", "5", "--num_workers", "2", "--output", str(output)]
-        run = launch("launch/pretrain.py", flags(*more), launcher="torchrun")
+        run = launch("launch/pretrain.py", flags(*more), launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         losses = [(record["loss"], record["grad_norm"]) for record in read_metrics(output)]
         runs.append((losses, torch.load(output / "Step000005_LXRT.pth", weights_only=True)))
@@ -70,7 +70,7 @@ def test_fp16_follows_fp32(flags: Flags, half: list[str], tmp_path: Path) -> Non
     for precision, precision_flags in (("false", []), ("true", half)):
         output = tmp_path / precision
         more = [*ALL_TASKS, *precision_flags, "--report_step", "1", "--max_steps", "10", "--output", str(output)]
-        run = launch("tests/workers/fp16_pretrain.py", flags(*more, "--lr", "2e-3"), launcher="torchrun")
+        run = launch("tests/workers/fp16_pretrain.py", flags(*more, "--lr", "2e-3"), launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         records = read_metrics(output)
         assert records[-1]["skipped_steps"] == 0
@@ -84,7 +84,7 @@ def test_fp16_follows_fp32(flags: Flags, half: list[str], tmp_path: Path) -> Non
 
 def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, half: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")])
+    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")], launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     records = json.loads(report.read_text())
     for step, ranks in enumerate(records, start=1):

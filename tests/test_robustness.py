@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import read_metrics, start
+from tests.conftest import launch, read_metrics
 from tests.kill import kills
 
 Flags = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
     """One rank, and a rank that saves. `python -m tests.kill` does more of it."""
     lines = list(kills(times=2, seed=0))
@@ -27,12 +29,13 @@ def test_two_trainings_do_not_disturb_each_other(flags: Flags, damaged: Path, tm
         other.write_text(other.read_text().replace("red", "blue"))
     before = set(os.listdir("/dev/shm"))
     cache = ["--cache_dir", str(tmp_path / "cache"), "--max_steps", "3", "--report_step", "1", "--num_workers", "1"]
-    runs = []
-    for name, data in (("one", []), ("two", ["--data_root", str(damaged)])):
-        runs.append(start("launch/pretrain.py", flags(*data, *cache, "--output", str(tmp_path / name))))
-    for run in runs:
-        _, errors = run.communicate(timeout=200)
-        assert run.returncode == 0, errors[-3000:]
+    commands = [
+        flags(*data, *cache, "--output", str(tmp_path / name))
+        for name, data in (("one", []), ("two", ["--data_root", str(damaged)]))
+    ]
+    with ThreadPoolExecutor() as pool:
+        for run in pool.map(lambda command: launch("launch/pretrain.py", command, launcher="warm"), commands):
+            assert run.code == 0, run.stderr[-3000:]
     one, two = ([record["loss"] for record in read_metrics(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 3
     assert (one == two) == same

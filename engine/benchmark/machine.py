@@ -47,8 +47,8 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def matmul_flops_per_second(device: str, dtype: str, rounds: int = 5) -> float:
-    """A large square matrix product of random numbers: the median over rounds of ten each, on a CPU of one."""
+def matmul_flops_per_second(device: str, dtype: str) -> float:
+    """A large square matrix product of random numbers: the median over five rounds of ten each, on a CPU of one."""
     size, times = MATRIX[device], 10 if device == "cuda" else 1
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
 
@@ -57,7 +57,7 @@ def matmul_flops_per_second(device: str, dtype: str, rounds: int = 5) -> float:
             a @ b.t()  # as a linear layer has its weights
 
     multiply()
-    return 2 * size**3 * times / statistics.median(seconds_of(multiply, device) for _ in range(rounds))
+    return 2 * size**3 * times / statistics.median(seconds_of(multiply, device) for _ in range(5))
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def verify(folder: Path, *, progress: bool = False) -> None:
                 raise UserError(f"{path} can't be read ({error.strerror})") from None
 
 
-def newest_checkpoint(folder: Path, *, progress: bool = False, say: Callable[[str], object] = print) -> Path | None:
+def newest_checkpoint(folder: Path, *, progress: bool = False) -> Path | None:
     """The newest checkpoint that verifies, or None where there is none; says which ones don't.
 
     Raises:
@@ -106,7 +106,7 @@ def newest_checkpoint(folder: Path, *, progress: bool = False, say: Callable[[st
             verify(path, progress=progress)
             return path
         except UserError as error:
-            say(f"{error}; trying an older checkpoint")
+            print(f"{error}; trying an older checkpoint")
     if candidates:
         raise UserError(
             f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or choose "

@@ -139,7 +139,7 @@ def _write_deepspeed(
     """A checkpoint as a run of one rank writes it, for --load."""
     ranks = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     pick_device(ranks)
-    join(ranks)
+    join()
     config = OptimizationConfig()
     engine = build_engine(model, config, deepspeed_settings(config, 1), batches_per_epoch=1)
     if training is not None:

@@ -1,4 +1,4 @@
-"""Sentences with images as examples; what each task asks of them stands in pretraining.py and vqa.py."""
+"""Sentences with images as examples; what each task makes of them stands in engine/tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

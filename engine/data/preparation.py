@@ -14,6 +14,7 @@ from engine.errors import UserError
 from engine.files import check_writable, write_json
 
 Summary = dict[str, Any]
+PRINTED_PROBLEMS = 10
 
 
 @dataclass
@@ -70,10 +71,10 @@ def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) ->
     return 1 if summary.get("problems") else 0
 
 
-def print_problems(problems: Iterable[str], most: int = 10) -> None:
+def print_problems(problems: Iterable[str]) -> None:
     """The first few; --json has all."""
     problems = list(problems)
-    for problem in problems[:most]:
+    for problem in problems[:PRINTED_PROBLEMS]:
         print(f"problem: {problem}")
-    if len(problems) > most:
-        print(f"... and {len(problems) - most:,} more problems; --json FILE lists all")
+    if len(problems) > PRINTED_PROBLEMS:
+        print(f"... and {len(problems) - PRINTED_PROBLEMS:,} more problems; --json FILE lists all")

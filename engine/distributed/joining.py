@@ -9,10 +9,8 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-from engine.distributed.ranks import Ranks
 
-
-def join(ranks: Ranks) -> None:
+def join() -> None:
     """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm.
 
     DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind. It is

@@ -166,11 +166,11 @@ def _zipf(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     return (float(count) ** rng.random(size)).astype(np.int64) - 1
 
 
-def annotation_source(data_root: Path, *, with_text: bool = False) -> AnnotationSource:
+def annotation_source(data_root: Path) -> AnnotationSource:
     """What the store of a synthetic data set is made of."""
     encoder = TextEncoder(Tokenizer.from_file(str(data_root / "tokenizer.json")))
     answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
-    return AnnotationSource((data_root / "lxmert" / f"{NAME}.json",), encoder, answers, with_text)
+    return AnnotationSource((data_root / "lxmert" / f"{NAME}.json",), encoder, answers)
 
 
 def write_photos(data_root: Path, count: int, seed: int) -> list[str]:

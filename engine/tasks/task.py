@@ -70,7 +70,7 @@ class Task(ABC, Generic[Config]):
             UserError: with what doesn't fit.
         """
 
-    def unused(self, saved: "SavedState") -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         """Parts of a checkpoint that the model doesn't take, as the beginnings of names."""
         return ()
 

@@ -148,7 +148,7 @@ class Vqa(Task[VqaConfig]):
         if self.validation is not None and not config.allow_trained_on:
             trained_on.check_unseen(self.validation.split)
 
-    def unused(self, saved: "SavedState") -> tuple[str, ...]:
+    def unused(self) -> tuple[str, ...]:
         from engine.checkpoint.weights import HEAD
 
         return ("cls.", HEAD) if self.config.load_lxmert is not None else ("cls.",)

@@ -112,7 +112,7 @@ def build_model(
     set_seed(config.seed)
     model = description.build()
     if saved is not None:
-        reports = [load_weights(model, saved, description.answers, without=task.unused(saved))]
+        reports = [load_weights(model, saved, description.answers, without=task.unused())]
     elif config.from_scratch:
         reports = []
     else:
@@ -154,7 +154,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         folder.write_config(config)
     model = build_model(config, description, start, task)
 
-    join(ranks)
+    join()
     check_agreement(resumed)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"

@@ -7,13 +7,9 @@ Before anything is timed, every implementation's tokens and gradients are compar
 ends the run. What is compared takes turns, on sets of inputs that no cache holds together (tiny shapes apart, of which
 there are eight sets), and medians count.
 
-grid_subsample
     original       sampling on the host, position tables added to all cells, a gather by an expanded index
     gather_first   PyTorch alone: sampling on the device, then only the sampled cells
     compiled       torch.compile of gather_first
-embed_norm         (behind the projection: bias, projected tables, LayerNorm, dropout; in place of tables before it)
-    original       the same lines of PyTorch
-    compiled       torch.compile of them
 """
 
 import argparse
@@ -30,11 +26,10 @@ import torch
 from tqdm import tqdm
 
 from kernels.backend import triton, use_triton
-from kernels.benchmark import embed_norm, grid_subsample
+from kernels.benchmark import grid_subsample
 from kernels.benchmark.shapes import CHANNELS, DTYPES, LAYOUTS, Shape
 from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, device_name, directions
 
-TASKS: dict[str, Any] = {"grid_subsample": grid_subsample, "embed_norm": embed_norm}
 DIRECTIONS = ("forward", "backward", "both")
 # Of inputs. Those of a tiny shape may well stay in the cache together, which is fine: it would take hundreds to outgrow
 # it, and minutes to make them.
@@ -53,8 +48,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if gpu else "cpu")
-    kernels = list(TASKS)
-    parser.add_argument("--kernel", nargs="+", choices=kernels, help="both; on a CPU grid_subsample")
     parser.add_argument("--model", nargs="+", choices=list(CHANNELS), default=list(CHANNELS))
     parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="fp16 and bf16; on a CPU fp32")
@@ -66,7 +59,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times; needs matplotlib")
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
-    options.kernel = options.kernel or (kernels if on_gpu else kernels[:1])
     options.dtype = options.dtype or (["fp16", "bf16"] if on_gpu else ["fp32"])
     options.batch = options.batch or ([32, 128, 256] if on_gpu else [32])
     options.rounds = options.rounds or (50 if on_gpu else 15)
@@ -97,18 +89,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(kernel: str, shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], Subject]:
-    """All implementations of one kernel and shape, checked and timed, by name and direction."""
+def measure(shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], Subject]:
+    """All implementations at one shape, checked and timed, by name and direction."""
     torch.compiler.reset()  # it compiles one function for eight shapes at most, then raises
-    task = TASKS[kernel]
     # The sets together are larger than twice the cache, so that a set's turn finds nothing of it there.
     cache = torch.cuda.get_device_properties(0).L2_cache_size if options.device == "cuda" else 64 * 2**20
-    number = min(max(2, -(-2 * cache // task.fewest_bytes(shape, "backward"))), MOST_SETS)
-    sets = [task.Inputs(shape, options.device, seed) for seed in range(number)]
+    number = min(max(2, -(-2 * cache // grid_subsample.fewest_bytes(shape, "backward"))), MOST_SETS)
+    sets = [grid_subsample.Inputs(shape, options.device, seed) for seed in range(number)]
     subjects: dict[tuple[str, str], Subject] = {}
-    for name, implementation in task.implementations(shape).items():
+    for name, implementation in grid_subsample.implementations(shape).items():
         try:
-            task.check(implementation, sets[0])
+            grid_subsample.check(implementation, sets[0])
         except AssertionError as error:
             sys.exit(f"error: {name} is wrong, so nothing is timed: {error} ({shape})")
         except RuntimeError as error:
@@ -168,7 +159,7 @@ def row_of(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    shape = ("kernel", "model", "layout", "dtype")
+    shape = ("model", "layout", "dtype")
     print(f"\n{' '.join(rows[0][name] for name in shape)}, batch {rows[0]['batch']}, {rows[0]['samples']} cells")
     columns = {
         "us": ("microseconds", 9, 1),
@@ -201,7 +192,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["implementation"] for row in rows))
-    columns = ("kernel", "model", "layout", "dtype", "batch", "samples")
+    columns = ("model", "layout", "dtype", "batch", "samples")
     shapes = list(dict.fromkeys(tuple(row[name] for name in columns) for row in rows))
     figure, panels = pyplot.subplots(len(DIRECTIONS), 1, sharex=True, figsize=(max(8, 1.2 * len(shapes)), 10))
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
@@ -212,9 +203,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set_yscale("log")
         panel.set_ylabel(f"{direction}: time / copy of fewest bytes")
-    labels = [
-        f"{kernel}\n{model} {layout}\n{dtype}, batch {b}\n{s} cells" for kernel, model, layout, dtype, b, s in shapes
-    ]
+    labels = [f"{model} {layout}\n{dtype}, batch {b}\n{s} cells" for model, layout, dtype, b, s in shapes]
     panels[-1].set_xticks(range(len(shapes)), labels)
     panels[0].set_title(f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}", loc="right", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(names))
@@ -245,16 +234,14 @@ def main(arguments: list[str] | None = None) -> None:
         sep=", ",
     )
     rows: list[dict[str, Any]] = []
-    axes = (options.kernel, options.model, options.layout, options.dtype, options.batch, options.samples)
-    for kernel, model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), disable=None):
-        if kernel == "embed_norm" and (model, layout) != (options.model[0], options.layout[0]):
-            continue  # behind the projection they make no difference
+    axes = (options.model, options.layout, options.dtype, options.batch, options.samples)
+    for model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), disable=None):
         height, width = options.grid
         shape = Shape(model, layout, dtype, batch, height, width, samples)
-        subjects = measure(kernel, shape, options)
+        subjects = measure(shape, options)
         found = [
-            {"kernel": kernel, "model": model, "layout": layout, "dtype": dtype, "batch": batch, "samples": samples}
-            | row_of(*key, subjects, TASKS[kernel].fewest_bytes(shape, key[1]), machine["copy_gb_per_s"])
+            {"model": model, "layout": layout, "dtype": dtype, "batch": batch, "samples": samples}
+            | row_of(*key, subjects, grid_subsample.fewest_bytes(shape, key[1]), machine["copy_gb_per_s"])
             | machine
             for key in subjects
         ]

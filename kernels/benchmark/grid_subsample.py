@@ -135,7 +135,6 @@ def check(implementation: Implementation, inputs: Inputs) -> None:
     """
     drawn = implementation.draw(inputs) if implementation.draw else None
     tokens, positions = implementation.compute(inputs, drawn)
-    assert positions is not None
     assert tokens.shape == inputs.d_tokens.shape, f"tokens of the shape {tuple(tokens.shape)}"
     assert (positions.sort(dim=1).values.diff(dim=1) > 0).all(), "a cell was drawn twice"
     gradients = torch.autograd.grad(tokens, inputs.leaves, inputs.d_tokens)

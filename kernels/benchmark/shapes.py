@@ -1,4 +1,4 @@
-"""What both subjects of the benchmark share: configurations, and what an implementation is."""
+"""What the files of the benchmark share: configurations, and what an implementation is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Implementation:
-    """`compute` gives tokens (B, S, ...) and what it drew. `draw` is what the host does before, if anything."""
+    """`compute` gives tokens (B, S, C) and what it drew. `draw` is what the host does before, if anything."""
 
-    compute: Callable[[Any, Tensor | None], tuple[Tensor, Tensor | None]]
+    compute: Callable[[Any, Tensor | None], tuple[Tensor, Tensor]]
     draw: Callable[[Any], Tensor] | None = None

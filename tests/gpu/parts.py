@@ -48,7 +48,7 @@ def tell_training(found: dict[str, Any]) -> str:
 def tell_kernels(rows: list[dict[str, Any]]) -> str:
     ours = [row for row in rows if row["implementation"] == "ours" and row["direction"] == "both"]
     return "; ".join(
-        f"{row['kernel']} {row['model']} {row['layout']} {row['batch']}: {row['microseconds']:.0f} us, "
+        f"{row['model']} {row['layout']} {row['batch']}: {row['microseconds']:.0f} us, "
         f"{row['ratio_to_original']:.1f}x"
         + (f" ({row['ratio_to_compiled']:.1f}x compiled)" if row["ratio_to_compiled"] else "")
         for row in ours

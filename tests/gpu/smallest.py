@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from kernels.benchmark import embed_norm, grid_subsample
+from kernels.benchmark import grid_subsample
 from kernels.benchmark.shapes import Implementation, Shape
 from kernels.grid_subsample import grid_subsample as subsample
 
@@ -27,10 +27,6 @@ def main() -> None:
         tokens, _ = subsample(*inputs.leaves, None, 5, positions=repeated)
         tokens.sum().backward()
         count += 2
-    for dtype, samples in itertools.product(("fp16", "bf16", "fp32"), (7, 15)):
-        shape = Shape("RN50", "nchw", dtype, 2, 3, 5, samples)
-        embed_norm.check(Implementation(embed_norm.ours), embed_norm.Inputs(shape, device, seed=1))
-        count += 1
     if on_gpu:
         torch.cuda.synchronize()
     print(f"{count} calls of the kernels on {device}, all as the twins'")

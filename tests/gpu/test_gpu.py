@@ -101,7 +101,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def check_step(report: dict[str, Any]) -> None:
-    """The JSON of python -m engine.benchmark, and that its figures follow from one another."""
+    """The JSON of python -m engine.benchmark.step, and that its figures follow from one another."""
     assert report.keys() >= STEP_KEYS
     assert set(report["parts"]) == set(report["baseline_parts"]) == set(PARTS)
     assert all(seconds > 0 for seconds in report["parts"].values())

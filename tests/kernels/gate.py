@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import embed_norm, gather, sampling
+from kernels import gather, sampling
 from kernels.backend import LAUNCH
 
 TABLE = Path(__file__).with_name("registers.json")
@@ -43,7 +43,6 @@ class Variant:
     loads: int = 0
     stores: int = 0
     maps: int = 0  # narrow loads at most: of positions and slots
-    scalars: int = 0  # narrow stores at most
 
 
 @dataclass
@@ -113,15 +112,6 @@ def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
     return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, BYTES[dtype], stores, maps=8)
 
 
-def embed_norms(dtype: str, kernel: Any, fp32_stores: int) -> Variant:
-    """A thread has 8 of up to 1024 columns of six tensors that it reads and one that it writes."""
-    names = ("projected", "bias", "row_table", "column_table", "weight", "shift", "out", "d_out", "d_projected")
-    types = dict.fromkeys(names, f"*{dtype}") | dict.fromkeys(("means", "rstds", "d_vectors"), "*fp32")
-    types |= {"positions": "*i32", "state": "*i64", "scale": "fp32", "eps": "fp32", "threshold": "i64"}
-    loads, stores = 6 * BYTES[dtype] // 2, BYTES[dtype] // 2 + 2 * fp32_stores
-    return Variant(kernel, types, {"BLOCK": 1024}, {"channels", "num_tokens"}, loads, stores, maps=6, scalars=2)
-
-
 def variants() -> dict[str, Variant]:
     """Every kernel in every dtype and layout of the recipes, and the rarer ways to call it."""
     found = {
@@ -138,8 +128,6 @@ def variants() -> dict[str, Variant]:
         found[f"forward_planes_{dtype}"] = forward_planes(dtype, DRAWN)
         found[f"backward_rows_{dtype}"] = backward(dtype, "rows", DRAWN)
         found[f"backward_planes_{dtype}"] = backward(dtype, "planes", DRAWN)
-        found[f"embed_norm_{dtype}"] = embed_norms(dtype, embed_norm.forward_kernel, fp32_stores=0)
-        found[f"embed_norm_backward_{dtype}"] = embed_norms(dtype, embed_norm.backward_kernel, fp32_stores=2)
         tile = {"SPLITS": gather.SPLITS, "CELLS": 16, "CHANNELS": gather.TILE_OF_ROWS[1]}
         table_gradients = gather.table_gradients_kernel
         found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)

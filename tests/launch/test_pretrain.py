@@ -1,4 +1,4 @@
-"""launch/pretrain.py as a user runs it: real launchers, two ranks, a tiny model."""
+"""launch/pretrain.py as a user runs it: two ranks, a tiny model, and real launchers where they could matter."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ Flags = Callable[..., list[str]]
 
 
 def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
-    """40 micro-batches of 4 over 2 ranks, accumulation 2: 10 steps an epoch."""
+    """40 micro-batches of 4 over 2 ranks, accumulation 2: 10 steps an epoch; under deepspeed, then under torchrun."""
     one, two = tmp_path / "one", tmp_path / "two"
     common = ["--batchSize", "4", "--gradient_accumulation_steps", "2", "--report_step", "10"]
     run = launch(
@@ -39,6 +39,7 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert set(records[0]) == expected | {"images_per_second", "seconds_left"}
     assert records[-1]["mask_lm_loss"] < records[0]["mask_lm_loss"]
     assert [record["epoch"] for record in read_metrics(one, "valid")] == [1, 2]
+    check_original_keys(one / "Epoch02_LXRT.pth")
 
     run = launch(
         "launch/pretrain.py",
@@ -46,6 +47,7 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
             *flags("--recipe", "demo_stage_two", "--load", str(one / "Epoch02"), "--output", str(two)),
             *("--epochs", "1", *common),
         ],
+        launcher="torchrun",
     )
     assert run.code == 0, run.stderr[-3000:]
     assert f"{one}/Epoch02: " in run.stdout
@@ -55,10 +57,8 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert read_metrics(two)[0]["mask_lm_loss"] < records[0]["mask_lm_loss"]
 
 
-def test_checkpoint_has_the_original_keys(flags: Flags, tmp_path: Path) -> None:
-    run = launch("launch/pretrain.py", flags("--batchSize", "8", "--max_steps", "2"), launcher="torchrun")
-    assert run.code == 0, run.stderr[-3000:]
-    state = torch.load(tmp_path / "run" / "Step000002_LXRT.pth", weights_only=True)
+def check_original_keys(weights: Path) -> None:
+    state = torch.load(weights, weights_only=True)
     names = ["bert.embeddings.word_embeddings.weight", "bert.encoder.visual_model.visual.layer1.0.downsample.0.weight"]
     names += ["bert.encoder.visn_fc.visn_fc.weight", "cls.predictions.decoder.weight", "bert.pooler.dense.bias"]
     names += ["bert.encoder.visual_pos.x_position_embedding.weight", "cls.seq_relationship.weight"]
@@ -72,7 +72,7 @@ def test_checkpoint_has_the_original_keys(flags: Flags, tmp_path: Path) -> None:
 def test_a_run_without_a_launcher_continues_a_checkpoint(flags: Flags, tmp_path: Path) -> None:
     """--load alone takes optimiser and schedule along: the rate goes on where it was."""
     common = flags("--batchSize", "8", "--epochs", "2", "--report_step", "1")
-    first = launch("launch/pretrain.py", [*common, "--max_steps", "3"], launcher="python")
+    first = launch("launch/pretrain.py", [*common, "--max_steps", "3"], ranks=1, launcher="warm")
     assert first.code == 0, first.stderr[-3000:]
     second = launch(
         "launch/pretrain.py",
@@ -80,7 +80,8 @@ def test_a_run_without_a_launcher_continues_a_checkpoint(flags: Flags, tmp_path:
             *(*common, "--from_scratch", "false", "--load", str(tmp_path / "run" / "Step000003"), "--max_steps", "1"),
             *("--output", str(tmp_path / "more")),
         ],
-        launcher="python",
+        ranks=1,
+        launcher="warm",
     )
     assert second.code == 0, second.stderr[-3000:]
     rates = [record["lr"] for record in read_metrics(tmp_path / "run") + read_metrics(tmp_path / "more")]
@@ -97,7 +98,7 @@ def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: 
     run = launch(
         "launch/pretrain.py",
         flags("--data_root", str(damaged), *whole_epoch, "--max_unreadable_images", "20"),
-        launcher="torchrun",
+        launcher="warm",
     )
     assert run.code == 0, run.stderr[-3000:]
     assert all(image.name in run.stdout + run.stderr for image in images[:3])
@@ -147,10 +148,9 @@ def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes:
     common = ["--num_workers", "1", "--batchSize", "8", "--max_steps", "3", "--report_step", "1"]
     other = ["--image_store", str(tmp_path / "lmdb"), "--worker_start_method", "spawn"]
     records = []
-    for name, more in (("plain", []), ("other", other)):
-        run = launch(
-            "launch/pretrain.py", flags(*common, *more, "--output", str(tmp_path / name)), launcher="python", ranks=1
-        )
+    for name, more, launcher in (("plain", [], "warm"), ("other", other, "python")):
+        output = ["--output", str(tmp_path / name)]
+        run = launch("launch/pretrain.py", flags(*common, *more, *output), ranks=1, launcher=launcher)
         assert run.code == 0, run.stderr[-3000:]
         assert run.left == []
         assert f"image_store: {other[1] if more else 'null'}" in (tmp_path / name / "config.yaml").read_text()
@@ -199,7 +199,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotatio
     # Its ranks took the loss of their launcher for a request to stop, and saved.
     [step] = [int(path.name[4:]) for path in output.glob("Step??????")]
     more = ["--epochs", "10000", "--resume", "auto", "--max_steps", str(step + 3)]
-    run = launch("launch/pretrain.py", [*common, *more], port=port)
+    run = launch("launch/pretrain.py", [*common, *more], port=port, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert run.left == []
     assert [record["step"] for record in read_metrics(output)] == list(range(1, step + 4))

@@ -1,6 +1,7 @@
 """Where the programs of launch/ find the engine, and what the demo starts."""
 
 import builtins
+import resource
 import runpy
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from engine.configuration.parsing import parse
 from engine.tasks.pretraining import PretrainConfig
 from engine.tasks.vqa import VqaConfig
 from launch import demo
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
+AT_ONCE = 1.5  # seconds
 PROGRAMS = sorted(path.name for path in (ROOT / "launch").glob("[!_]*.py"))
 
 
@@ -34,7 +36,35 @@ def test_a_program_imports_from_its_own_checkout(program: str, monkeypatch: pyte
     runpy.run_path(str(ROOT / "launch" / program))
     assert sys.path[0] == str(ROOT)
     assert set(first_places) <= {str(ROOT)}
-    assert first_places or program == "prepare.py"  # which imports only when it is the program
+    assert first_places
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_python_without_the_packages_is_told_what_to_do(program: str) -> None:
+    """-I and -S: neither this environment's packages nor this folder."""
+    command = [sys.executable, "-I", "-S", str(ROOT / "launch" / program), "--help"]
+    run = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    [line] = run.stderr.splitlines()
+    assert line.startswith(f"error: {sys.executable} lacks torch, deepspeed, ")
+    assert "run `make setup` and `source .venv/bin/activate`" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [(["--help"], 0), (["--recipe", "rn50_stage_one", "--print_config"], 0), (["--bacthSize", "8"], 2)],
+    ids=["help", "print_config", "wrong flag"],
+)
+@pytest.mark.parametrize("program", ["pretrain.py", "finetune_vqa.py"])
+def test_flags_are_answered_at_once(program: str, flags: list[str], code: int) -> None:
+    """In seconds of the process's own, since other processes slow it down; DeepSpeed alone would take longer."""
+    recipe = ["vqa_rn50" if flag == "rn50_stage_one" and program == "finetune_vqa.py" else flag for flag in flags]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(ROOT / "launch" / program), *recipe]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == code, run.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < AT_ONCE
 
 
 @pytest.mark.parametrize("gpus", [None, 1, 8])

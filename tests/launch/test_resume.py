@@ -59,14 +59,14 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, t
     common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
     common += ["--report_step", "4", "--save_step", "4", "--sgd_momentum", "0.9"]
     whole = tmp_path / "whole"
-    run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), launcher="python")
+    run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert sorted(path.name for path in whole.glob("*[0-9]")) == ["Epoch01", "Epoch02", "Step000004", "Step000008"]
     for name in ("Step000004", "Epoch01"):
         output = tmp_path / name
         shutil.copytree(whole / name, output / name)
         shutil.copy(whole / "metrics.jsonl", output)  # with the lines of steps that are done again
-        run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), launcher="python")
+        run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), ranks=1, launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         assert f"going on from {output / name}, after step" in run.stdout
         assert read_curve(output) == read_curve(whole)
@@ -83,7 +83,7 @@ def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypa
     steps = {}
     for ranks, stop in ((2, "3"), (1, "6"), (2, "10")):
         more = flags(*common, *RESUME, "--output", str(output), "--max_steps", stop)
-        run = launch(worker, more, ranks=ranks, launcher="torchrun")
+        run = launch(worker, more, ranks=ranks, launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         if stop != "3":
             restored = Shards(output / "Restored")
@@ -98,7 +98,7 @@ def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypa
     assert len(list(tmp_path.glob("*.json"))) == 5
     assert seen == Counter(range(160))
 
-    run = launch("launch/pretrain.py", flags(*common, "--output", str(tmp_path / "two")), launcher="torchrun")
+    run = launch("launch/pretrain.py", flags(*common, "--output", str(tmp_path / "two")), launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     one, two = (weights(tmp_path / name / "Epoch01_LXRT.pth") for name in ("changing", "two"))
     errors = {name: float((one[name].double() - two[name].double()).abs().max()) for name in two}
@@ -148,12 +148,12 @@ def test_fp16_goes_on_bit_for_bit_and_loads_in_fp32_on_one_cpu(flags: Flags, tmp
     common = [*fp16_flags(tmp_path), "--batchSize", "4", "--report_step", "1", "--lr", "2e-3", "--max_steps", "6"]
     whole, again = tmp_path / "whole", tmp_path / "again"
     more = flags(*common, "--save_step", "3", "--output", str(whole))
-    run = launch("tests/workers/fp16_pretrain.py", more, launcher="torchrun")
+    run = launch("tests/workers/fp16_pretrain.py", more, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     shutil.copytree(whole / "Step000003", again / "Step000003")
     shutil.copy(whole / "metrics.jsonl", again)
     more = flags(*common, *RESUME, "--output", str(again))
-    run = launch("tests/workers/fp16_pretrain.py", more, launcher="torchrun")
+    run = launch("tests/workers/fp16_pretrain.py", more, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert read_curve(again) == read_curve(whole)
     assert read_curve(again)[-1]["loss_scale"] > 1
@@ -164,7 +164,8 @@ def test_fp16_goes_on_bit_for_bit_and_loads_in_fp32_on_one_cpu(flags: Flags, tmp
     run = launch(
         "launch/convert.py",
         ["--from", "deepspeed", str(whole / "Step000006"), "--to", "safetensors", str(target)],
-        launcher="python",
+        ranks=1,
+        launcher="warm",
     )
     assert run.code == 0, run.stderr[-3000:]
     model = load_pretrained(target)

@@ -73,13 +73,13 @@ def test_fine_tune_resume_and_predict(
 ) -> None:
     """80 questions in batches of 4 over 2 ranks: 10 steps an epoch."""
     output, flags = tmp_path / "run", vqa_flags("--epochs", "3", "--keep", "1", "--sgd_lr", "0.002")
-    first = launch("launch/finetune_vqa.py", [*flags, "--stop_after_epoch", "1"], launcher="torchrun")
+    first = launch("launch/finetune_vqa.py", [*flags, "--stop_after_epoch", "1"], launcher="warm")
     assert first.code == 0, first.stderr[-3000:]
     assert f"{pretrained}: " in first.stdout
-    refused = launch("launch/finetune_vqa.py", flags, launcher="python")
+    refused = launch("launch/finetune_vqa.py", flags, ranks=1, launcher="warm")
     assert refused.code == 2
     assert "holds a run, up to Epoch01; add --resume auto" in refused.errors[0]
-    run = launch("launch/finetune_vqa.py", [*flags, "--resume", "auto"], launcher="torchrun")
+    run = launch("launch/finetune_vqa.py", [*flags, "--resume", "auto"], launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert run.left == []
     names = {path.name for path in output.iterdir()}
@@ -202,7 +202,7 @@ def test_the_originals_vqa_model_goes_to_a_folder_and_back(pretrained: Path, sce
     with pytest.raises(UserError, match=r"doesn't say what its answers and words are; python launch/convert\.py"):
         prediction.open_model(config, ALONE)
     folder = ["--answers", table, "--to", "safetensors", str(tmp_path / "folder")]
-    run = launch("launch/convert.py", [*convert, *folder], launcher="python")
+    run = launch("launch/convert.py", [*convert, *folder], ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     back = load_pretrained(tmp_path / "folder").state_dict()
     assert back.keys() == state.keys()

@@ -30,8 +30,6 @@ BAD_STEP = 3
 get_accelerator().is_fp16_supported = lambda: True
 engine.distributed.device.fp16_is_supported = lambda: True
 report = Path(sys.argv.pop(1))
-if report.name.startswith("--local_rank"):  # the launcher puts it first
-    report = Path(sys.argv.pop(1))
 config, _ = parse(PretrainConfig, sys.argv[1:], RECIPES)
 ranks = Ranks.from_environment()
 device = pick_device(ranks)
@@ -48,7 +46,7 @@ batches = training_loader(
     same_order=True,
 )
 model = build_model(config, describe_model(config, bert, task), None, task)
-join(ranks)
+join()
 engine = build_engine(model, config, deepspeed_settings(config, ranks.world_size), len(batches))
 
 

@@ -1,7 +1,7 @@
 """How long a checkpoint holds training up, how long until it is on the disk, and how large it is.
 
-    python -m engine.benchmark.checkpoints.__main__ --json docs/benchmarks/checkpoints.json
-    deepspeed --num_gpus 8 --module engine.benchmark.checkpoints.__main__
+    python -m engine.benchmark.checkpoints --json docs/benchmarks/checkpoints_cpu.json
+    deepspeed --num_gpus 8 --module engine.benchmark.checkpoints
 
 Beside DeepSpeed's own save_checkpoint and load_checkpoint, which neither sync nor verify, in the same run: medians over
 the rounds, in turns. The model is RN50 and BERT base with AdamW's moments, in fp32, or --precision.
@@ -138,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     ranks = Ranks.from_environment()
     device = pick_device(ranks)
-    join(ranks)
+    join()
     places: list[Any] = [None]
     if ranks.rank == 0:
         places = [tempfile.mkdtemp(prefix="clipvil-checkpoint-", dir=options.folder)]

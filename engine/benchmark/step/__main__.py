@@ -7,8 +7,8 @@
 Both models are first held against numbers recorded from the original; one that differs ends the run. Then they take
 turns. The baseline does the original's work the straightforward way: fp32 images from the host, batch norm as apex's O1
 had it, eager attention with an additive mask, cells drawn on the host, updates parameter by parameter (autocast stands
-for apex; engine/benchmark/original.py). `plain` is no more than forward and backward pass of the same modules in eager
-PyTorch: what the baseline must not be slower than. docs/benchmarks/gpu.md says what each figure means.
+for apex; engine/benchmark/step/original.py). `plain` is no more than forward and backward pass of the same modules in
+eager PyTorch: what the baseline must not be slower than. docs/benchmarks/gpu.md says what each figure means.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("this benchmark measures one device; start it without a launcher")
         check_options(options)
         device = pick_device(ranks)
-        join(ranks)
+        join()
         Benchmark(options, device).run()
         dist.destroy_process_group()
 

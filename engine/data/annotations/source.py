@@ -3,7 +3,7 @@
     JSON -> build -> CACHE/annotations-KEY.store -> verify -> sealed memory -> ranks and workers
 
 KEY is a hash of everything that the content depends on, so a store is never out of date. The first process to need it
-builds it, others on the machine wait for its lock; a builder that is killed leaves neither a file nor a lock.
+builds it, others on the machine wait for its lock; a builder that is killed leaves nothing that the next one minds.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from engine.data.annotations.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
 from engine.files import NO_SPACE
 
-FORMAT = 2  # of the columns; see annotation_store.py
+FORMAT = 2  # of the columns; see store.py
 LIMIT = 1 << 16  # of categories, of sentences of one category of one image, of different scores
 LARGEST_START = (1 << 30) - 1  # its place in bytes fits in 32 bits
 FLUSH = 1 << 16  # numbers in `rows` between two writes

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.downloads.resources import IMAGES, RESOURCES, Resource
+from engine.data.downloads.resources import IMAGES, Resource
 from engine.data.downloads.unpacking import images_of, marker, open_zip
 from engine.errors import UserError
 
@@ -21,7 +21,7 @@ class Row:
     have: int  # bytes of the file or its .part
 
 
-def plan(data_root: Path, resources: Iterable[Resource] = RESOURCES) -> list[Row]:
+def plan(data_root: Path, resources: Iterable[Resource]) -> list[Row]:
     """What is there. Looks at names and sizes only, fetches and writes nothing."""
     return [_row(resource, data_root) for resource in resources]
 

@@ -1,6 +1,5 @@
 """The original's data: every file, where it is published, how large it is, and its checksum."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
@@ -80,14 +79,14 @@ IMAGES = {
 }
 
 
-def choose(names: str, resources: Sequence[Resource] = RESOURCES) -> list[Resource]:
+def choose(names: str) -> list[Resource]:
     """The resources of a list "NAME,NAME", or all if it is empty.
 
     Raises:
         UserError: for a name that there isn't.
     """
-    known = {resource.name: resource for resource in resources}
+    known = {resource.name: resource for resource in RESOURCES}
     wanted = dict.fromkeys(name.strip() for name in names.split(",") if name.strip())
     if unknown := [name for name in wanted if name not in known]:
         raise UserError(f"--only: there is no {', '.join(unknown)}; the names are {', '.join(known)}")
-    return [known[name] for name in wanted] or list(resources)
+    return [known[name] for name in wanted] or list(RESOURCES)

@@ -1,6 +1,6 @@
 """Where the images come from: which there are, how large they are, and their pixels.
 
-Here is the folder of files; image_store.py has the LMDB store.
+Here is the folder of files; lmdb_store.py has the LMDB store.
 """
 
 import io

@@ -136,7 +136,7 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
         world_size=ranks.world_size,
         start_method=config.worker_start_method,
     )
-    join(ranks)
+    join()
     model = build_model(saved, config, device)
     collector, unreadable = AnswerCollector(config.top_k or 1), 0
 

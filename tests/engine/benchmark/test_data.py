@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,8 @@ from engine.benchmark.data.twin import Twin, check_same, read_items
 from engine.data.annotations.store import AnnotationStore
 from engine.synthetic.lxmert import annotation_source, write_data_set
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.xdist_group("data benchmark")  # its module fixtures are made once
 
 ITEMS = 3000
 NAMED_BY_THE_ISSUE = {
@@ -115,8 +118,9 @@ def data(tmp_path_factory):
     """A small synthetic data set: its source, its stores without and with text, the twin's items."""
     root = tmp_path_factory.mktemp("data")
     write_data_set(root, ITEMS, seed=1)
-    source, source_with_text = annotation_source(root), annotation_source(root, with_text=True)
-    return source, source.open(root), source_with_text.open(root), list(read_items(source))
+    source = annotation_source(root)
+    with_text = replace(source, with_text=True)
+    return source, source.open(root), with_text.open(root), list(read_items(source))
 
 
 def test_twin_holds_what_the_store_holds(data, tmp_path):

@@ -1,4 +1,4 @@
-"""python -m engine.benchmark: the numbers of the baseline and of every switch, what is counted, and bad flags."""
+"""python -m engine.benchmark.step: the numbers of the baseline and of every switch, what is counted, and bad flags."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -27,6 +27,8 @@ from tests.conftest import ROOT, launch
 from tests.engine.checkpoint.test_saving import Hostile
 from tests.parity import LOSS, model_inputs, read_arrays
 
+pytestmark = pytest.mark.xdist_group("formats")  # its module fixtures are made once
+
 GOLDEN = ROOT / "tests" / "golden"
 RECORDED = GOLDEN / "model_pretrain"
 CONFIG = json.loads((RECORDED / "config.json").read_text())
@@ -105,7 +107,7 @@ def test_recorded_losses_after_deepspeed_and_back(files: Path, tmp_path: Path) -
     shutil.copytree(files, tmp_path / "files")
     moments = write_optimizers(tmp_path / "files" / "Epoch09_LXRT.pth")
     flags = [str(flag) for flag in [*as_source(tmp_path / "files"), "--to", "deepspeed", tmp_path / "ours" / "Epoch09"]]
-    result = launch("launch/convert.py", flags, launcher="python")
+    result = launch("launch/convert.py", flags, ranks=1, launcher="warm")
     assert result.code == 0, result.stderr[-3000:]
     assert "state of adamw, sgd, schedule" in result.stdout
     source = read_source("deepspeed", str(tmp_path / "ours" / "Epoch09"))

@@ -84,7 +84,7 @@ def test_no_operator_is_tried_and_warned_of(monkeypatch, capfd):
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: build_shm_op())
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    join(Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1))
+    join()
     assert build_shm_op() is None
     assert capfd.readouterr() == ("", "")
 

@@ -366,7 +366,7 @@ def test_too_little_space_is_told_before_anything_is_fetched(server, tmp_path, m
     (tmp_path / "folder/file").unlink()
     with pytest.raises(UserError, match=r"has 0.00 GB free, 0.00 GB are needed; choose fewer files with --only"):
         fetch(tmp_path, exact(server, folder="images"))
-    monkeypatch.setattr(module, "free_bytes", lambda path: 200_000)
+    monkeypatch.setattr(fetching, "free_bytes", lambda path: 200_000)
     with pytest.raises(UserError, match="free some"):  # The size is only known when the server answers.
         fetch(tmp_path, resource(server))
     assert ranges(server) == [None, None]
@@ -463,7 +463,7 @@ def test_the_table_is_the_original_s_data():
         assert r.folder is None or (r.size and r.sha256)
     for img_id in ("COCO_train2014_0", "COCO_val2014_0", "COCO_test2015_0", "1"):
         assert image_path(img_id).parent.as_posix() in {r.folder for r in RESOURCES}
-    print_plan(plan(Path("nowhere")), Path("nowhere"))
+    print_plan(plan(Path("nowhere"), RESOURCES), Path("nowhere"))
 
 
 def test_files_are_chosen_by_name():
