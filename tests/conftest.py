@@ -163,6 +163,19 @@ def session_members(leader: int) -> list[int]:
     return members
 
 
+def in_shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def left_in_shared_memory(before: set[str], seconds: float = 120) -> set[str]:
+    """What is new in /dev/shm and stays there. Tests that run beside this one have names there for a while."""
+    left, deadline = in_shared_memory() - before, time.monotonic() + seconds
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= in_shared_memory()
+    return left
+
+
 def is_resource_tracker(pid: int) -> bool:
     try:
         return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -29,7 +29,7 @@ import torch
 from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.distributed.launchers import parent_of
 from engine.synthetic.demo import write_demo
-from tests.conftest import TINY_BERT, free_port, session_members, start
+from tests.conftest import TINY_BERT, free_port, in_shared_memory, left_in_shared_memory, session_members, start
 
 TARGETS = ("one rank", "a rank that saves", "all ranks", "a worker", "deepspeed", "its launch module", "everything")
 REPEATS = 1500  # of each scene's sentences in the second training: preparing them takes a second or two
@@ -130,10 +130,6 @@ def victims(leader: int, target: str, draw: random.Random) -> list[int]:
     return found[target] or list(members)
 
 
-def in_shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
-
-
 def wait_for(process: "subprocess.Popen[str]", training: Training, target: str, draw: random.Random) -> str:
     """Until the random moment of a kill: at any time, or in training, or while a checkpoint is being written."""
     started = time.monotonic()
@@ -181,7 +177,7 @@ def kill_once(training: Training, target: str, draw: random.Random) -> tuple[int
     while left := session_members(process.pid):
         assert time.monotonic() < deadline, f"{target} killed {moment}: {left} still run"
         time.sleep(0.1)
-    new = in_shared_memory() - before
+    new = left_in_shared_memory(before)
     assert not new, f"{target} killed {moment} left {sorted(new)} in /dev/shm"
     return len(killed), moment
 

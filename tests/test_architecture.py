@@ -75,7 +75,7 @@ def is_in(module: str, room: str) -> bool:
 
 def test_imports_are_seen() -> None:
     """Else nothing below could fail."""
-    assert len(MODULES) > 150
+    assert len(MODULES) > 100
     assert imports_of("engine.training.run")["engine.checkpoint.saving"] is True
     assert imports_of("engine.training.program")["engine.training.run"] is False
     assert imports_of("engine.tasks.task")["engine.checkpoint.state"] is False

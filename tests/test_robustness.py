@@ -1,13 +1,12 @@
 """Trainings that are killed, and trainings beside each other."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import launch, read_metrics
+from tests.conftest import in_shared_memory, launch, left_in_shared_memory, read_metrics
 from tests.kill import kills
 
 Flags = Callable[..., list[str]]
@@ -27,7 +26,7 @@ def test_two_trainings_do_not_disturb_each_other(flags: Flags, damaged: Path, tm
     other = damaged / "lxmert" / "mscoco_train.json"
     if not same:
         other.write_text(other.read_text().replace("red", "blue"))
-    before = set(os.listdir("/dev/shm"))
+    before = in_shared_memory()
     cache = ["--cache_dir", str(tmp_path / "cache"), "--max_steps", "3", "--report_step", "1", "--num_workers", "1"]
     commands = [
         flags(*data, *cache, "--output", str(tmp_path / name))
@@ -40,4 +39,4 @@ def test_two_trainings_do_not_disturb_each_other(flags: Flags, damaged: Path, tm
     assert len(one) == 3
     assert (one == two) == same
     assert len(list((tmp_path / "cache").iterdir())) == (2 if same else 3)  # the validation's is the same
-    assert set(os.listdir("/dev/shm")) == before
+    assert left_in_shared_memory(before) == set()

@@ -113,6 +113,7 @@ def check_step(report: dict[str, Any]) -> None:
     assert ablation.keys() >= {"sdpa", "channels_last", "no_throughput_timer"}
 
 
+@pytest.mark.slow
 def test_the_rehearsal_passes(tmp_path: Path) -> None:
     """On the CPU. Left out are the kernels' tests and benchmark, which have tests of their own, and repeated parts."""
     parts = ["ONLY=machine,sanitizer,parity,training,step"]

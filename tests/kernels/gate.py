@@ -175,11 +175,6 @@ def compile_variant(variant: Variant, capability: int) -> Code:
     return Code(registers, stack, instructions)
 
 
-def compile_named(name: str, capability: int) -> Code:
-    """For a process of its own, which a kernel can't be sent to."""
-    return compile_variant(variants()[name], capability)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="make this Triton's registers the new table")

@@ -14,6 +14,8 @@ from kernels.benchmark import grid_subsample
 from kernels.benchmark.shapes import Implementation, Shape
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group("kernels benchmark")  # its module fixture is made once
+
 COMPILER = shutil.which("g++")  # torch.compile needs one on a CPU; without, the benchmark leaves it out
 SMALL = [
     "--device",

@@ -2,31 +2,26 @@
 
 import dataclasses
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton's compiler isn't installed")
 
-from tests.kernels.gate import CAPABILITIES, TABLE, VERSION, compile_named, compile_variant, variants
+from tests.kernels.gate import CAPABILITIES, TABLE, VERSION, compile_variant, variants
 
 VARIANTS = variants()
 REGISTERS = json.loads(TABLE.read_text())
-
-
-@pytest.fixture(scope="module")
-def codes():
-    """A future of each variant's code for each capability; all cores compile."""
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {(name, of): pool.submit(compile_named, name, of) for name in VARIANTS for of in CAPABILITIES}
-        pool.shutdown(cancel_futures=True)
+QUICK = 90  # compiled by `make test`, too
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda capability: f"sm_{capability}")
-def test_code_has_no_spills_and_is_wide_and_lean(name, capability, codes):
-    variant, code = VARIANTS[name], codes[name, capability].result()
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param(of, marks=() if of == QUICK else pytest.mark.slow, id=f"sm_{of}") for of in CAPABILITIES],
+)
+def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
+    variant = VARIANTS[name]
+    code = compile_variant(variant, capability)
     assert code.spilled == 0
     assert not [name for name in code.instructions if name.startswith(("LDL", "STL"))]
     assert code.wide("LDG") >= variant.loads

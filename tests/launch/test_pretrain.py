@@ -12,7 +12,15 @@ import torch
 import yaml
 
 from engine.data.images.writer import write_image_store
-from tests.conftest import free_port, launch, read_metrics, session_members, start
+from tests.conftest import (
+    free_port,
+    in_shared_memory,
+    launch,
+    left_in_shared_memory,
+    read_metrics,
+    session_members,
+    start,
+)
 
 Flags = Callable[..., list[str]]
 
@@ -170,7 +178,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotatio
 ) -> None:
     """SIGKILL, which gives it no time to end its ranks; the next training has the same port and cache."""
     root = Path(shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("cache")))
-    in_shared_memory, port, output = set(os.listdir("/dev/shm")), free_port(), tmp_path / "run"
+    before, port, output = in_shared_memory(), free_port(), tmp_path / "run"
     common = flags("--data_root", str(root), "--num_workers", "1", "--batchSize", "8", "--report_step", "1")
 
     process = start("launch/pretrain.py", [*common, "--epochs", "10000"], port=port)
@@ -191,7 +199,7 @@ def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotatio
         for member in session_members(process.pid):
             os.kill(member, signal.SIGKILL)
         process.communicate()
-    assert set(os.listdir("/dev/shm")) <= in_shared_memory
+    assert left_in_shared_memory(before) == set()
     stores = {path.name: path.stat().st_mtime_ns for path in (root / "cache").iterdir()}
     assert len(stores) == 2  # for training and for validation
     assert all(name.endswith(".store") for name in stores)
@@ -203,5 +211,5 @@ def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotatio
     assert run.code == 0, run.stderr[-3000:]
     assert run.left == []
     assert [record["step"] for record in read_metrics(output)] == list(range(1, step + 4))
-    assert set(os.listdir("/dev/shm")) <= in_shared_memory
+    assert left_in_shared_memory(before) == set()
     assert {path.name: path.stat().st_mtime_ns for path in (root / "cache").iterdir()} == stores

@@ -311,12 +311,16 @@ def test_bad_input_of_a_prediction_is_told_before_it_starts(
         ({"load": ""}, "which model"),
         ({"top_k": 0}, "--top_k 0: at least 1"),
         ({"batch_size": 0}, "--batch_size 0: at least 1"),
-        ({"fp16": True}, "--fp16 needs a GPU"),
     ],
 )
 def test_flags_that_contradict_each_other(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PredictConfig(**{"load": "x", "test": "minival", **values}).check()  # type: ignore[arg-type]
+
+
+def test_a_prediction_in_fp16_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="--fp16 needs a GPU"):
+        prediction.run(PredictConfig(load="x", test="minival", fp16=True), ALONE)
 
 
 @pytest.mark.parametrize(

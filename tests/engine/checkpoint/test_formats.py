@@ -20,7 +20,7 @@ from engine.checkpoint.formats.pretrained import read_description
 from engine.checkpoint.formats.torchscript import read_torchscript
 from engine.checkpoint.weights import BACKBONE, DECODER, WORDS
 from engine.conversion.convert import convert, describe, read_source
-from engine.conversion.flags import SOURCES, TARGETS, parse_conversion
+from engine.conversion.flags import parse_conversion
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
 from tests.conftest import ROOT, launch
@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*flags: object) -> None:
-    convert(parse_conversion([str(flag) for flag in flags], SOURCES, TARGETS))
+    convert(parse_conversion([str(flag) for flag in flags]))
 
 
 def as_source(files: Path) -> list[object]:
@@ -175,7 +175,7 @@ def test_optimiser_files_of_another_model_are_refused(files: Path, tmp_path: Pat
 
 def test_a_model_is_described_by_its_shapes(files: Path) -> None:
     """Without --bert: all but the number of heads, for which BERT's 64 channels each stand."""
-    config = parse_conversion(["--from", "lxrt", str(files / "Epoch09"), "--to", "lxrt", "x"], SOURCES, TARGETS)
+    config = parse_conversion(["--from", "lxrt", str(files / "Epoch09"), "--to", "lxrt", "x"])
     found = describe([read_source(*config.sources[0])], config)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
     assert [found.bert[name] for name in names] == [1000, 64, 2, 128, 32]

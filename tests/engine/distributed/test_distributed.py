@@ -13,6 +13,7 @@ from deepspeed.accelerator import cuda_accelerator
 from deepspeed.comm.torch import build_shm_op
 
 import engine.distributed.device
+import engine.distributed.launchers
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
 from engine.distributed.ranks import Ranks
@@ -185,9 +186,9 @@ def test_launchers_are_known_by_their_commands(monkeypatch, above, expected):
     """Those right above a rank; what is above another program is not the rank's."""
     commands = dict(enumerate(above, start=10))
     monkeypatch.setattr(os, "getppid", lambda: 10)
-    monkeypatch.setattr(engine.distributed.ranks, "_command", lambda pid: commands[pid].encode())
-    monkeypatch.setattr(engine.distributed.ranks, "_parent", lambda pid: pid + 1 if pid + 1 in commands else 1)
-    assert list(engine.distributed.ranks._launchers()) == list(commands)[:expected]
+    monkeypatch.setattr(engine.distributed.launchers, "_command", lambda pid: commands[pid].encode())
+    monkeypatch.setattr(engine.distributed.launchers, "parent_of", lambda pid: pid + 1 if pid + 1 in commands else 1)
+    assert list(engine.distributed.launchers._launchers()) == list(commands)[:expected]
 
 
 @pytest.mark.parametrize(

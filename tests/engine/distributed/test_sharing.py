@@ -115,7 +115,9 @@ def test_a_stray_connection_is_not_taken_for_a_rank():
     port = free_port()
     first = start(0, 2, port, IN_MAKE="print('here', flush=True); sys.stdin.readline()")
     first.stdout.readline()
-    (name,) = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@clipvil-" in line}
+    its = {link.readlink().name for link in Path(f"/proc/{first.pid}/fd").iterdir()}  # socket:[inode]
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if "@clipvil-" in line]
+    (name,) = {fields[-1] for fields in sockets if f"socket:[{fields[6]}]" in its}
     with socket.socket(socket.AF_UNIX) as stray:
         stray.connect("\0" + name[1:])
     second = start(1, 2, port)

@@ -22,7 +22,7 @@ from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import LabelCount, Sentence
 from engine.data.annotations.text import TextEncoder
 from engine.errors import UserError
-from tests.conftest import ROOT, small_tmpfs
+from tests.conftest import ROOT, in_shared_memory, left_in_shared_memory, small_tmpfs
 
 pytestmark = pytest.mark.xdist_group("annotation store")  # its module fixtures are made once
 
@@ -361,7 +361,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
 BUILDER = """
 import sys
 from pathlib import Path
-from tests.engine.data.test_annotation_store import source
+from tests.engine.data.annotations.test_annotation_store import source
 store = source(Path(sys.argv[1])).open(Path(sys.argv[2]))
 print(len(store), flush=True)
 """
@@ -405,9 +405,10 @@ def test_a_waiting_process_says_so(tmp_path, capsys):
     assert [name.endswith(".store") for name in stores(cache)] == [True]
 
 
+@pytest.mark.slow
 def test_a_killed_builder_leaves_nothing_and_no_lock(large, tmp_path):
     """At eight random moments. A build that ended before its kill doesn't count, and the next kills come earlier."""
-    draw, in_memory = random.Random(0), set(os.listdir("/dev/shm"))
+    draw, before = random.Random(0), in_shared_memory()
     started = time.monotonic()
     start_builder(large, tmp_path / "timing").communicate()
     longest = time.monotonic() - started
@@ -429,7 +430,7 @@ def test_a_killed_builder_leaves_nothing_and_no_lock(large, tmp_path):
         if killed == 8:
             break
     assert killed == 8
-    assert set(os.listdir("/dev/shm")) == in_memory
+    assert left_in_shared_memory(before) == set()
 
 
 def read_much(store, pipe):

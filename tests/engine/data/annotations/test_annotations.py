@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from engine.data import annotations
+from engine.data.annotations import files as module
 from engine.data.annotations.files import AnnotationFile, Texts
 from engine.errors import UserError
 
@@ -57,7 +57,7 @@ ITEMS = [
 )
 def test_items_are_those_of_json_whatever_the_buffer(tmp_path, monkeypatch, dump, chunk):
     """A buffer may end in the middle of a number, an escape, a multi-byte character, a literal."""
-    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     path = tmp_path / "items.json"
     path.write_bytes(dump(ITEMS).encode())
     file = AnnotationFile(path)
@@ -70,7 +70,7 @@ def test_an_empty_list_has_no_items(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(annotations, "CHUNK", 1 << 14)
+    monkeypatch.setattr(module, "CHUNK", 1 << 14)
     path = write(tmp_path, "large", [ITEM] * 20_000)  # 4 MB
     tracemalloc.start()
     for _ in AnnotationFile(path).items():
@@ -100,7 +100,7 @@ DAMAGED = {
 @pytest.mark.parametrize(("text", "line", "column"), DAMAGED.values(), ids=DAMAGED.keys())
 def test_the_place_of_broken_json_is_told(tmp_path, monkeypatch, text, line, column, chunk):
     """The line and column that json.loads names, whatever the buffer; given here where an own error differs."""
-    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     path = tmp_path / "broken.json"
     path.write_text(text)
     if line is None:
@@ -114,7 +114,7 @@ def test_the_place_of_broken_json_is_told(tmp_path, monkeypatch, text, line, col
 
 
 def test_a_broken_item_at_the_start_of_a_large_file_is_found_without_reading_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(annotations, "CHUNK", 1 << 10)
+    monkeypatch.setattr(module, "CHUNK", 1 << 10)
     path = tmp_path / "broken.json"
     path.write_text('[{"img_id": oops}, ' + json.dumps([ITEM] * 20_000)[1:])
     read_bytes = []
@@ -126,7 +126,7 @@ def test_a_broken_item_at_the_start_of_a_large_file_is_found_without_reading_all
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_the_byte_that_is_not_utf8_is_told(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(annotations, "CHUNK", chunk)
+    monkeypatch.setattr(module, "CHUNK", chunk)
     path = tmp_path / "latin.json"
     path.write_bytes(b'[{"img_id": "caf\xe9"}]')
     with pytest.raises(UserError, match=r"latin\.json, byte 16: not UTF-8"):

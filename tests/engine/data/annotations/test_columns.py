@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.data.annotations.columns import ColumnWriter, DamagedFile, SharedColumns
+from tests.conftest import in_shared_memory, left_in_shared_memory
 
 COLUMNS = {
     "small": np.arange(7, dtype=np.uint8),
@@ -68,9 +69,9 @@ def test_bytes_at_the_end_are_noticed(path):
 
 
 def test_memory_is_sealed_and_has_no_name(path):
-    before = set(os.listdir("/dev/shm"))
+    before = in_shared_memory()
     columns = SharedColumns.load(path)
-    assert set(os.listdir("/dev/shm")) == before
+    assert left_in_shared_memory(before) == set()
     with pytest.raises(PermissionError):
         os.pwrite(columns.descriptor, b"x", 0)
     with pytest.raises(PermissionError):

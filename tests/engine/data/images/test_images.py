@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data import images
+from engine.data.images import folder as module
 from engine.data.images.folder import (
     IMAGE_ERRORS,
     SIZES_FILE,
@@ -185,7 +185,7 @@ def test_simplejpeg_is_within_two_levels_of_pillow(tmp_path, size, draw):
     rounded values differ by 1 at most. The second pass carries that on: 1.06 before rounding, so 2 after it.
     """
     path = save(tmp_path, COCO, size, draw=draw)
-    assert np.array_equal(images._decode_jpeg(path.read_bytes()), np.asarray(Image.open(path)))
+    assert np.array_equal(module._decode_jpeg(path.read_bytes()), np.asarray(Image.open(path)))
     shape = ImageShape(96, 160)
     ours = ImageFolder(tmp_path, shape, "simplejpeg").load(COCO)
     pillows = ImageFolder(tmp_path, shape).load(COCO)
@@ -216,7 +216,7 @@ def test_simplejpeg_is_used_where_it_can_be(monkeypatch):
 
 
 def test_missing_simplejpeg_is_told_with_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     ImageFolder(tmp_path, SHAPE)
     with pytest.raises(UserError, match=r"simplejpeg is not installed; run `pip install simplejpeg`"):
         ImageFolder(tmp_path, SHAPE, "simplejpeg")
