@@ -30,8 +30,8 @@ $(READY): setup.py constraints.txt
 demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune, evaluate
 	$(BIN)/python launch/demo.py
 
-# Two processes share the tests; those of one xdist_group stay together, with the fixtures that they share.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two processes share the tests: each has a half, and takes from the other's when it is done.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(READY)  ## parity with the original's numbers, and all tests but the slow ones
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden

@@ -47,7 +47,7 @@ def build_engine(
     )
     # DeepSpeed casts the model before it makes its fp32 weights.
     weights = {} if config.precision == "fp32" else {name: p.detach().clone() for name, p in model.named_parameters()}
-    # To look at our optimiser, DeepSpeed imports one of its own that torch.compile decorates, and with that torch's whole
+    # To look at our optimiser, DeepSpeed imports one of its own that torch.compile decorates, and so torch's whole
     # compiler: two seconds and 100 MB of each rank, for nothing.
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)

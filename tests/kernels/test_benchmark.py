@@ -14,8 +14,6 @@ from kernels.benchmark import grid_subsample
 from kernels.benchmark.shapes import Implementation, Shape
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("kernels benchmark")  # its module fixture is made once
-
 COMPILER = shutil.which("g++")  # torch.compile needs one on a CPU; without, the benchmark leaves it out
 SMALL = [
     "--device",
@@ -174,6 +172,7 @@ def test_bad_flags_are_one_line(flags, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_after_the_numbers():
     result = run(*SMALL, "--layout", "nchw", "--samples", "6", "--json", "/dev/full")
     assert result.returncode == 1

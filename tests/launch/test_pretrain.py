@@ -136,6 +136,7 @@ def test_an_error_of_all_ranks_is_one_line(launcher: str) -> None:
     assert run.left == []
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) -> None:
     for image in sorted((damaged / "mscoco" / "train2014").glob("*.jpg")):
         image.write_bytes(image.read_bytes()[:400])
@@ -173,6 +174,7 @@ def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes:
     assert records[1] == records[0]
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nothing_and_the_next_start_finds_its_annotations(
     flags: Flags, scenes: Path, tmp_path: Path
 ) -> None:

@@ -55,7 +55,6 @@ def test_a_python_without_the_packages_is_told_what_to_do(program: str) -> None:
     ids=["help", "print_config", "wrong flag"],
 )
 @pytest.mark.parametrize("program", ["pretrain.py", "finetune_vqa.py"])
-@pytest.mark.xdist_group("flags")
 def test_flags_are_answered_at_once(program: str, flags: list[str], code: int, seconds_of_torch: float) -> None:
     """Sooner than torch alone could be imported; in seconds of the process's own, as other processes slow it down."""
     recipe = ["vqa_rn50" if flag == "rn50_stage_one" and program == "finetune_vqa.py" else flag for flag in flags]

@@ -114,7 +114,7 @@ def wait_for_step(output: Path, process: Any) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: Path, number: int) -> None:
     """SIGTERM to a training without a launcher and its workers; SIGUSR1 to one of two ranks, both of which stop."""
     output, launcher = tmp_path / "run", "python" if number == signal.SIGTERM else "torchrun"

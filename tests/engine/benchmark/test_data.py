@@ -13,8 +13,6 @@ from engine.data.annotations.store import AnnotationStore
 from engine.synthetic.lxmert import annotation_source, write_data_set
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("data benchmark")  # its module fixtures are made once
-
 ITEMS = 3000
 NAMED_BY_THE_ISSUE = {
     "bytes_per_item_without_text",
@@ -44,6 +42,7 @@ def finished(tmp_path_factory):
     return json.loads(numbers.read_text()), stdout, list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_json_is_one_flat_object_of_all_numbers(finished):
     numbers, stdout, _ = finished
     assert set(numbers) >= NAMED_BY_THE_ISSUE
@@ -51,6 +50,7 @@ def test_json_is_one_flat_object_of_all_numbers(finished):
     assert all(f"{name} " in stdout for name in numbers)
 
 
+@pytest.mark.slow
 def test_what_does_not_depend_on_the_machine_is_within_the_limits(finished):
     numbers, _, _ = finished
     assert numbers["items"] == numbers["twin_items"] == ITEMS
@@ -79,6 +79,7 @@ def test_a_missed_limit_is_marked_where_it_counts(results, missed):
     assert ("MISSED" in report(results)) == missed
 
 
+@pytest.mark.slow
 def test_folder_is_empty_afterwards(finished):
     assert finished[2] == []
 

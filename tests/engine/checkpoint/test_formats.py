@@ -27,8 +27,6 @@ from tests.conftest import ROOT, launch
 from tests.engine.checkpoint.test_saving import Hostile
 from tests.parity import LOSS, model_inputs, read_arrays
 
-pytestmark = pytest.mark.xdist_group("formats")  # its module fixtures are made once
-
 GOLDEN = ROOT / "tests" / "golden"
 RECORDED = GOLDEN / "model_pretrain"
 CONFIG = json.loads((RECORDED / "config.json").read_text())

@@ -12,8 +12,6 @@ from engine.model.pretraining import ClipVilForPretraining
 from engine.optim.hybrid import HybridOptimizer, check_partition, parameter_groups
 from engine.optim.schedules import hybrid_schedule
 
-pytestmark = pytest.mark.xdist_group("hybrid")  # its module fixtures are made once
-
 RATES = {
     "lr": 0.01,
     "weight_decay": 0.1,

@@ -297,7 +297,7 @@ def store(data_root):
 ALL_WAYS = [
     *((workers, "fork", source) for workers in (0, 1, 4) for source in ("folder", "lmdb")),
     (1, "spawn", "folder"),  # a spawned worker takes seconds to import torch: enough of them to meet every case once
-    (4, "spawn", "lmdb"),
+    pytest.param(4, "spawn", "lmdb", marks=pytest.mark.slow),
     (1, "forkserver", "lmdb"),
 ]
 

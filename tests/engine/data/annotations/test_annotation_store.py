@@ -24,8 +24,6 @@ from engine.data.annotations.text import TextEncoder
 from engine.errors import UserError
 from tests.conftest import ROOT, in_shared_memory, left_in_shared_memory, small_tmpfs
 
-pytestmark = pytest.mark.xdist_group("annotation store")  # its module fixtures are made once
-
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "two", "men", "is", "it", "who", "where", "?"]
 TABLE = AnswerTable(["yes", "man", "tree"])
 COCO = "COCO_train2014_000000000009"
