@@ -91,7 +91,12 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+SLOW = {"largest_grid"}
+
+
+@pytest.fixture(
+    params=[pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, case in CASES.items()]
+)
 def case(request):
     return {"samples": 5, "out_dtype": None, "given": None, "given_dtype": torch.int32, "tables": True} | request.param
 

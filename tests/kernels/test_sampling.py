@@ -22,15 +22,14 @@ def draw(backend, device):
 
 @pytest.mark.parametrize(
     ("num_cells", "num_samples"),
-    [(20, 7), (1, 1), (20, 20), (33, 32), (240, 100), (1024, 1), (1024, 1023)],
-    ids=[
-        "some",
-        "single_cell",
-        "all_cells",
-        "just_over_a_power_of_two",
-        "real_grid",
-        "one_of_largest",
-        "most_of_largest",
+    [
+        pytest.param(20, 7, id="some"),
+        pytest.param(1, 1, id="single_cell"),
+        pytest.param(20, 20, id="all_cells"),
+        pytest.param(33, 32, id="just_over_a_power_of_two"),
+        pytest.param(240, 100, id="real_grid"),
+        pytest.param(1024, 1, id="one_of_largest", marks=pytest.mark.slow),
+        pytest.param(1024, 1023, id="most_of_largest", marks=pytest.mark.slow),
     ],
 )
 def test_positions_and_slots_say_the_same_draw(draw, num_cells, num_samples):

@@ -99,7 +99,7 @@ def test_fine_tune_resume_and_predict(
     # Prediction draws the same cells as validation did, on any number of ranks.
     where = ["--load", str(output / "BEST"), "--test", "minival", "--data_root", str(scenes), "--num_workers", "1"]
     more = ["--batch_size", "7", "--output", str(tmp_path / "two"), "--top_k", "3"]
-    two = launch("launch/predict_vqa.py", [*where, *more], launcher="deepspeed")
+    two = launch("launch/predict_vqa.py", [*where, *more], launcher="warm")
     assert two.code == 0, two.stderr[-3000:]
     assert two.left == []
     assert "30 questions in" in two.stdout

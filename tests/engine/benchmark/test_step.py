@@ -173,7 +173,9 @@ def test_the_predicted_peak_has_its_parts() -> None:
     assert 3 < four["passes"] / one["passes"] < 4.1
 
 
-@pytest.mark.parametrize(("really", "tried"), [(74, [74]), (69, [74, 70, 66]), (0.5, [74, 70, 66, 62])])
+@pytest.mark.parametrize(
+    ("really", "tried"), [(74, [74]), (69, [74, 70, 66]), pytest.param(0.5, [74, 70, 66, 62], marks=pytest.mark.slow)]
+)
 def test_the_largest_batch_is_looked_for_from_the_prediction_downwards(
     really: float, tried: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

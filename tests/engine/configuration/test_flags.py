@@ -7,9 +7,10 @@ import yaml
 
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import TrainingConfig
-from engine.configuration.parsing import parse
+from engine.configuration.parsing import parse, parse_command
 from engine.configuration.recipes import recipe_names, to_yaml
 from engine.errors import UserError
+from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.pretraining import PretrainConfig
 from engine.tasks.vqa import VqaConfig
 
@@ -196,6 +197,11 @@ def test_program_flags_are_apart_from_the_configuration(recipes):
     _, arguments = parse(PretrainConfig, ["--print_config", "--local_rank=3", "--recipe", "small"], recipes)
     assert (arguments.print_config, arguments.local_rank, arguments.recipe) == (True, 3, "small")
     assert not parse(PretrainConfig, [], recipes)[1].print_config
+
+
+def test_a_program_without_recipes_takes_what_deepspeed_adds():
+    config = parse_command(PredictConfig, "predict_vqa.py", ["--local_rank=1", "--load", "x", "--test", "minival"])
+    assert (config.load, config.test) == ("x", "minival")
 
 
 @pytest.mark.parametrize("name", recipe_names(RECIPES))
