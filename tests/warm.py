@@ -5,6 +5,7 @@ process runs the script as `python` would, with its own session, environment, ar
 With several ranks that child is their launcher: it gives each its RANK, and ends the others when one fails.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -53,11 +54,14 @@ class WarmServer:
         pipes = os.pipe(), os.pipe()
         request = {"script": script, "flags": flags, "environment": environment, "ranks": ranks, "port": port}
         ends = [theirs.fileno(), pipes[0][1], pipes[1][1]]
-        socket.send_fds(self.socket, [json.dumps(request).encode()], ends)
+        with contextlib.suppress(BrokenPipeError):
+            socket.send_fds(self.socket, [json.dumps(request).encode()], ends)
         theirs.close()
         for _, writer in pipes:
             os.close(writer)
-        return WarmProcess(ours, int(ours.recv(64)), pipes[0][0], pipes[1][0])
+        pid = ours.recv(64)
+        assert pid, f"the warm process can't start a program; it ended with code {self.process.poll()}"
+        return WarmProcess(ours, int(pid), pipes[0][0], pipes[1][0])
 
     def close(self) -> None:
         self.socket.close()

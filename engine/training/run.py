@@ -1,12 +1,11 @@
-"""A training from its command line to its last checkpoint, whatever the task.
+"""A training from its flags, which program.py has checked, to its last checkpoint, whatever the task.
 
-1. configuration    flags over recipe over defaults, checked before anything is read
-2. task             its data: annotations, answers, image sizes
-3. start            --resume auto: the run's own newest checkpoint, else --load, else the task's choice, else
+1. task             its data: annotations, answers, image sizes
+2. start            --resume auto: the run's own newest checkpoint, else --load, else the task's choice, else
                     --fromScratch, else CLIP and BERT
-4. model            built, then filled with these weights
-5. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; a checkpoint may continue their state
-6. training         epochs of micro-batches; a checkpoint and a validation after each
+3. model            built, then filled with these weights
+4. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; a checkpoint may continue their state
+5. training         epochs of micro-batches; a checkpoint and a validation after each
 """
 
 from collections.abc import Callable
