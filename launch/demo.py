@@ -32,7 +32,7 @@ from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
 from engine.distributed.leaving import exit_with
 from engine.errors import UserError
-from engine.synthetic.demo import write_demo
+from engine.synthetic.command import DrawingConfig, prepare_demo
 from engine.synthetic.held_out import evaluate_held_out, predict_blind
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.program import RECIPES
@@ -42,14 +42,10 @@ SAMPLES_PER_STEP = 64  # on any number of ranks: two of them without accumulatio
 
 
 @dataclass
-class DemoConfig:
+class DemoConfig(DrawingConfig):
     """The demo's own flags; those of the training are in launch/recipes/demo_stage_{one,two}.yaml."""
 
-    data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
     output: str = HfArg(default="snap/demo", help="folder for checkpoints and summary.json")
-    train_scenes: int = HfArg(default=5000, help="scenes to train on")
-    valid_scenes: int = HfArg(default=500, help="held-out scenes")
-    seed: int = HfArg(default=9595, help="seed of the scenes")
     stage_one: str = HfArg(default="", help="more flags for stage one, in one string")
     stage_two: str = HfArg(default="", help="more flags for stage two, in one string")
     vqa: str = HfArg(default="", help="more flags for fine-tuning, in one string")
@@ -95,13 +91,7 @@ def main() -> None:
     try:
         config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
         common = training_flags(config)
-        write_demo(
-            Path(config.data_root),
-            train_scenes=config.train_scenes,
-            valid_scenes=config.valid_scenes,
-            seed=config.seed,
-            progress=True,
-        )
+        prepare_demo(config)
         names = ("stage_one", "stage_two", "vqa", "vqa_from_scratch")
         stage_one, stage_two, vqa, from_scratch = (f"{config.output}/{name}" for name in names)
         for stage in (stage_one, stage_two, vqa, from_scratch):

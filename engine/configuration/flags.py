@@ -3,12 +3,24 @@
 A value comes from the command line, else from the recipe, else from the default here; parsing.py reads them.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 from transformers.hf_argparser import HfArg
 
 from engine.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def of_flags(options: type[Options], config: Any, **others: Any) -> Options:
+    """A dataclass whose fields have the names of flags, with their values.
+
+    Args:
+        others: fields that are no flags.
+    """
+    names = [field.name for field in fields(options) if field.name not in others]  # type: ignore[arg-type]
+    return options(**{name: getattr(config, name) for name in names}, **others)
 
 
 @dataclass

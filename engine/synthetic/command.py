@@ -10,8 +10,8 @@ from engine.synthetic.demo import write_demo
 
 
 @dataclass
-class PrepareDemo(PrepareConfig):
-    """Draw the demo's small data set."""
+class DrawingConfig:
+    """Which data set to draw for the demo, and where."""
 
     data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
     train_scenes: int = HfArg(default=5000, help="scenes to train on")
@@ -19,7 +19,12 @@ class PrepareDemo(PrepareConfig):
     seed: int = HfArg(default=9595, help="seed of the scenes")
 
 
-def prepare_demo(config: PrepareDemo) -> Summary:
+@dataclass
+class PrepareDemo(DrawingConfig, PrepareConfig):
+    """Draw the demo's small data set."""
+
+
+def prepare_demo(config: DrawingConfig) -> Summary:
     """The demo's data set."""
     write_demo(
         Path(config.data_root),

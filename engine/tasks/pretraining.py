@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers.hf_argparser import HfArg
 
-from engine.configuration.flags import TrainingConfig
+from engine.configuration.flags import TrainingConfig, of_flags
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
@@ -145,14 +145,4 @@ class Pretraining(Task[PretrainConfig]):
         files = annotation_files(self.data_root / "lxmert", names)
         source = AnnotationSource(files, self.encoder, self.table)
         split = self.open_split(source, images, allow_missing_images=config.allow_missing_images)
-        options = PretrainingOptions(
-            task_mask_lm=config.task_mask_lm,
-            task_matched=config.task_matched,
-            word_mask_rate=config.word_mask_rate,
-            max_seq_length=config.max_seq_length,
-            image_size_min=config.image_size_min,
-            image_size_max=config.image_size_max,
-            aspect_ratio_group_factor=config.aspect_ratio_group_factor,
-            seed=config.seed,
-        )
-        return PretrainingDataset(split, images, self.encoder.vocabulary, options)
+        return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))

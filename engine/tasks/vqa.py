@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.hf_argparser import HfArg
 
-from engine.configuration.flags import TrainingConfig
+from engine.configuration.flags import TrainingConfig, of_flags
 from engine.data.annotations.answers import AnswerTable, ExactAnswers
 from engine.data.annotations.source import AnnotationSource
 from engine.data.splits import annotation_files
@@ -101,14 +101,7 @@ class Vqa(Task[VqaConfig]):
         source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
         split = self.open_split(source, images, allow_missing_images=allow_missing_images)
         check_unique(split.sentences, names)
-        options = QuestionOptions(
-            max_seq_length=config.max_seq_length,
-            image_size_min=config.image_size_min,
-            image_size_max=config.image_size_max,
-            aspect_ratio_group_factor=config.aspect_ratio_group_factor,
-            seed=config.seed,
-            num_answers=len(self.table),
-        )
+        options = of_flags(QuestionOptions, config, num_answers=len(self.table))
         return QuestionDataset(split, images, self.encoder.vocabulary, options)
 
     def pretrained(self) -> "SavedState | None":

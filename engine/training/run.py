@@ -9,7 +9,6 @@
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
-from engine.configuration.flags import TrainingConfig
+from engine.configuration.flags import TrainingConfig, of_flags
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
@@ -99,8 +98,7 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
             f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
             f"{config.bert}; lower it"
         )
-    preprocessing = Preprocessing(**{field.name: getattr(config, field.name) for field in fields(Preprocessing)})
-    tokenizer = task.encoder.tokenizer
+    tokenizer, preprocessing = task.encoder.tokenizer, of_flags(Preprocessing, config)
     return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
 
 

@@ -12,13 +12,12 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from engine.data.downloads.checksums import verify_part
+from engine.data.downloads.checksums import CHUNK, verify_part
 from engine.data.downloads.plan import beside, free_bytes, gigabytes
 from engine.data.downloads.resources import Resource
 from engine.errors import UserError
 from engine.files import byte_bar, only_here, writing
 
-CHUNK = 2**20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # in a row that gain nothing
 BACK_OFF = 1.0  # seconds; doubles with each such attempt

@@ -35,10 +35,10 @@ from engine.files import check_writable, write_json
 from engine.model.clip_resnet import STRIDE
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
+from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.questions import Question, QuestionFile, check_unique, read_questions
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, score_answers, score_table
-from engine.tasks.vqa import QuestionDataset, QuestionOptions
 from engine.training.loop import evaluate
 
 Saved = Checkpoint | ModelFolder

@@ -19,8 +19,9 @@ from engine.checkpoint.formats.original import read_original
 from engine.checkpoint.formats.pretrained import read_description
 from engine.checkpoint.formats.torchscript import read_torchscript
 from engine.checkpoint.weights import BACKBONE, DECODER, WORDS
-from engine.conversion.convert import convert, describe, read_source
+from engine.conversion.convert import convert
 from engine.conversion.flags import parse_conversion
+from engine.conversion.sources import describe, read_source
 from engine.errors import UserError
 from engine.model.clip_resnet import ClipResNet, ResNetShape
 from tests.conftest import ROOT, launch
