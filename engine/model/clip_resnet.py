@@ -11,9 +11,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from kernels.batch_norm import Norm, batch_norm, batch_norm_conv2d
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,26 @@ def run_block(block: Callable[..., Tensor], *inputs: Tensor, checkpointed: bool)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose arithmetic stays in fp32 when its scale and shift are fp16 or bf16.
+    """Batch norm with what follows it, by kernels/batch_norm.py: fp32 arithmetic on features of any precision.
 
-    DeepSpeed casts parameters but leaves the running statistics in fp32, which nn.BatchNorm2d refuses.
-    A batch counts once in the running statistics, also when it is normalised again for the backward pass.
+    DeepSpeed casts scale and shift but leaves the running statistics in fp32, which nn.BatchNorm2d refuses. A batch
+    counts once in them, also when it is normalised again for the backward pass. ClipResNet counts the batches.
     """
 
-    def forward(self, features: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W), same dtype
-        running_mean, running_var = self.running_mean, self.running_var
-        if self.training and RECOMPUTATION.running and running_mean is not None and running_var is not None:
-            # Copies take the update. Without any, autograd would save fewer tensors than the first time, an error.
-            running_mean, running_var = running_mean.clone(), running_var.clone()
-        elif self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        normalised = F.batch_norm(
-            features.float(),
-            running_mean,
-            running_var,
-            self.weight.float(),
-            self.bias.float(),
-            training=self.training,
-            momentum=self.momentum or 0.0,
-            eps=self.eps,
-        )
-        return normalised.to(features.dtype)
+    def forward(
+        self, features: Tensor, shortcut: Tensor | None = None, relu: bool = False, pool: int = 1
+    ) -> Tensor:  # (B, C, H, W) -> (B, C, H / pool, W / pool), same dtype
+        return batch_norm(features, self._norm(), shortcut=shortcut, relu=relu, pool=pool)
+
+    def then(self, convolution: nn.Conv2d, features: Tensor, pool: int = 1) -> Tensor:
+        """Batch norm, ReLU, pooling, convolution; only `features` are kept for the backward pass."""
+        padding = int(convolution.padding[0])
+        return batch_norm_conv2d(features, self._norm(), convolution.weight, padding=padding, pool=pool)
+
+    def _norm(self) -> Norm:
+        again = self.training and RECOMPUTATION.running
+        running = (None, None) if again else (self.running_mean, self.running_var)
+        return Norm(self.weight, self.bias, *running, self.training, self.momentum or 0.0, self.eps)
 
 
 class Bottleneck(nn.Module):
@@ -97,26 +95,29 @@ class Bottleneck(nn.Module):
         self.bn1 = BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(width)
-        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.stride = stride
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = BatchNorm2d(out_channels)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or in_channels != out_channels:
+            pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
             convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             # The odd first name leaves "0" and "1", OpenAI's names, to the parts that have weights.
             self.downsample = nn.Sequential(
-                OrderedDict([("-1", nn.AvgPool2d(stride)), ("0", convolution), ("1", BatchNorm2d(out_channels))])
+                OrderedDict([("-1", pool), ("0", convolution), ("1", BatchNorm2d(out_channels))])
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(self.avgpool(out)))
-        return F.relu(out + self.downsample(x))
+        out = self.bn1.then(self.conv2, self.conv1(x))
+        out = self.bn2.then(self.conv3, out, pool=self.stride)
+        return self.bn3(out, shortcut=self.downsample(x), relu=True)
 
 
 class ClipResNet(nn.Module):
-    """Images (B, 3, H, W), normalised, to the last feature grid (B, 32 * width, H / 32, W / 32)."""
+    """Images (B, 3, H, W), normalised, to the last feature grid (B, 32 * width, H / 32, W / 32).
+
+    All features are channels_last: a pixel's channels lie together, as tensor cores and the kernels want them.
+    """
 
     def __init__(self, shape: ResNetShape) -> None:
         super().__init__()
@@ -127,7 +128,6 @@ class ClipResNet(nn.Module):
         self.bn2 = BatchNorm2d(width // 2)
         self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
         self.bn3 = BatchNorm2d(width)
-        self.avgpool = nn.AvgPool2d(2)
 
         channels = width
         for stage, blocks in enumerate(shape.layers):
@@ -138,16 +138,19 @@ class ClipResNet(nn.Module):
                 channels = stage_width * Bottleneck.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
 
+        self.norms = [module for module in self.modules() if isinstance(module, BatchNorm2d)]
         for name, parameter in self.named_parameters():
             if name.startswith("layer") and name.endswith("bn3.weight"):
                 nn.init.zeros_(parameter)  # as CLIP does: each block starts as its shortcut
 
     def stem(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return self.avgpool(F.relu(self.bn3(self.conv3(x))))
+        x = self.bn1.then(self.conv2, self.conv1(images))
+        return self.bn3(self.bn2.then(self.conv3, x), relu=True, pool=2)
 
     def forward(self, images: Tensor, checkpointed: bool = False) -> Tensor:
+        if self.training:
+            torch._foreach_add_([norm.num_batches_tracked for norm in self.norms], 1)  # type: ignore[misc]
+        images = images.contiguous(memory_format=torch.channels_last)
         x = run_block(self.stem, images, checkpointed=checkpointed)
         for stage in range(1, 5):
             for block in self.get_submodule(f"layer{stage}").children():

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import gather, sampling
+from kernels import gather, normalise, sampling
 from kernels.backend import LAUNCH
 
 TABLE = Path(__file__).with_name("registers.json")
@@ -112,6 +112,35 @@ def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
     return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, BYTES[dtype], stores, maps=8)
 
 
+def norms(dtype: str) -> dict[str, Variant]:
+    """Batch norm's kernels as a block calls them: with a shortcut and ReLU, and with ReLU alone."""
+    size = BYTES[dtype]
+    halves = ("features", "shortcut", "out", "d_out", "d_features", "d_shortcut", "scale", "shift")
+    fp32 = ("sums", "mean", "var", "running_mean", "running_var", "d_scale", "d_shift")
+    types = dict.fromkeys(halves, f"*{dtype}") | dict.fromkeys(fp32, "*fp32") | {"eps": "fp32", "momentum": "fp32"}
+    tile = dict(zip(("ROWS", "CHANNELS"), normalise.TILE, strict=True))
+    sums = dict(zip(("STRETCHES", "CHANNELS"), normalise.SUMS_TILE, strict=True))
+    relu, alone = tile | {"RELU": True}, {"out": None}
+    by_batch = relu | {"BY_BATCH": True}
+
+    def variant(kernel: Any, constants: dict[str, Any], loads: int, stores: int = 0) -> Variant:
+        return Variant(kernel, types, constants, {"rows", "channels"}, loads * size, stores * size)
+
+    return {
+        "statistics": variant(normalise.statistics_kernel, tile, loads=1),
+        "finish_statistics": variant(normalise.finish_statistics_kernel, sums, loads=0),
+        "apply": variant(normalise.apply_kernel, relu, loads=2, stores=1),
+        "apply_alone": variant(normalise.apply_kernel, relu | {"shortcut": None}, loads=1, stores=1),
+        "gradient_sums": variant(normalise.gradient_sums_kernel, relu, loads=3),
+        "gradient_sums_alone": variant(normalise.gradient_sums_kernel, relu | alone, loads=2),
+        "finish_sums": variant(normalise.finish_sums_kernel, sums, loads=0),
+        "norm_backward": variant(normalise.backward_kernel, by_batch, loads=3, stores=2),
+        "norm_backward_alone": variant(
+            normalise.backward_kernel, by_batch | alone | {"d_shortcut": None}, loads=2, stores=1
+        ),
+    }
+
+
 def variants() -> dict[str, Variant]:
     """Every kernel in every dtype and layout of the recipes, and the rarer ways to call it."""
     found = {
@@ -131,6 +160,7 @@ def variants() -> dict[str, Variant]:
         tile = {"SPLITS": gather.SPLITS, "CELLS": 16, "CHANNELS": gather.TILE_OF_ROWS[1]}
         table_gradients = gather.table_gradients_kernel
         found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)
+        found |= {f"{name}_{dtype}": variant for name, variant in norms(dtype).items()}
     for dtype in ("fp16", "fp32"):
         found[f"forward_planes_{dtype}_given"] = forward_planes(dtype, {})
         found[f"backward_rows_{dtype}_given"] = backward(dtype, "rows", {})

@@ -39,7 +39,18 @@ def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
 def test_sizes_of_one_compile(name):
     """To Triton an integer of 1 is a constant, of another type and without methods: one image, cell or channel."""
     variant = VARIANTS[name]
-    sizes = {"num_tokens", "num_samples", "num_cells", "height", "width", "channels", "batch", "row_entries"}
+    sizes = {
+        "num_tokens",
+        "num_samples",
+        "num_cells",
+        "height",
+        "width",
+        "channels",
+        "batch",
+        "row_entries",
+        "rows",
+        "stretches",
+    }
     ones = dict.fromkeys(sizes & set(variant.kernel.arg_names), 1)
     code = compile_variant(dataclasses.replace(variant, constants=variant.constants | ones, divisible=set()), 90)
     assert code.registers > 0

@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW
 
+from engine.benchmark.backbones import run_plainly
 from engine.benchmark.step.parts import Recorder
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch
-from engine.model.clip_resnet import BatchNorm2d
 from engine.model.encoder import Encoder, normalise_images
 from engine.model.pretraining import ClipVilForPretraining
 from engine.training.engine import groups_of
@@ -69,15 +69,8 @@ def eager_attention(model: ClipVilForPretraining) -> None:
             module.config._attn_implementation = "eager"  # type: ignore[union-attr]
 
 
-def plain_batch_norm(model: ClipVilForPretraining) -> None:
-    """PyTorch's own: half features in and out, fp32 weights and statistics, as in apex's O1."""
-    for module in model.modules():
-        if isinstance(module, BatchNorm2d):
-            module.forward = partial(nn.BatchNorm2d.forward, module)  # type: ignore[method-assign]
-
-
 def in_the_original_way(model: ClipVilForPretraining) -> None:
-    for change in (sample_on_the_host, eager_attention, plain_batch_norm):
+    for change in (sample_on_the_host, eager_attention, run_plainly):
         change(model)
 
 

@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from deepspeed import DeepSpeedEngine
-from torch import Tensor
 
+from engine.benchmark.backbones import run_plainly
 from engine.benchmark.step.original import eager_attention, float_images, sample_on_the_host
 from engine.data.loading import Batch
 from engine.errors import UserError
-from engine.model.clip_resnet import BatchNorm2d
 from engine.model.pretraining import ClipVilForPretraining
 
 
@@ -41,31 +39,6 @@ class Switch:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
 
-def channels_last(model: ClipVilForPretraining) -> None:
-    """Images, and so all features, with the channels of a pixel beside each other; ZeRO lays the weights out itself."""
-    model.bert.encoder.visual_model.visual.register_forward_pre_hook(
-        lambda _, inputs: (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
-    )
-
-
-def half_batch_norm(model: ClipVilForPretraining) -> None:
-    """Half features in and out, with fp32 weights and statistics; no fp32 copy of the features is made or kept."""
-
-    def forward(module: BatchNorm2d, features: Tensor) -> Tensor:
-        if module.training and module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
-        return F.batch_norm(
-            *(features, module.running_mean, module.running_var, module.weight.float(), module.bias.float()),
-            training=module.training,
-            momentum=module.momentum or 0.0,
-            eps=module.eps,
-        )
-
-    for module in model.modules():
-        if isinstance(module, BatchNorm2d):
-            module.forward = partial(forward, module)  # type: ignore[method-assign]
-
-
 def loops_over_parameters(engine: DeepSpeedEngine) -> None:
     """Operator by operator instead of one kernel for an update."""
     for group in engine.optimizer.optimizer.param_groups:
@@ -73,7 +46,9 @@ def loops_over_parameters(engine: DeepSpeedEngine) -> None:
 
 
 def compile_backbone(model: ClipVilForPretraining) -> None:
+    """Our kernels are no business of the compiler's; it gets the plain operators, and fuses them itself."""
     backbone = model.bert.encoder.visual_model.visual
+    run_plainly(backbone, layout=torch.channels_last)
     backbone.forward = torch.compile(backbone.forward, dynamic=False)  # type: ignore[method-assign]  # hooks stay outside
 
 
@@ -87,11 +62,15 @@ SWITCHES = {
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
     "sdpa": Switch("attention as one operator", True, model=eager_attention),
     "fused_optimizers": Switch("an update of a parameter group in one kernel", True, engine=loops_over_parameters),
+    "fused_norms": Switch(
+        "batch norm, shortcut and ReLU in one pass, by our kernels, kept once",
+        True,
+        model=partial(run_plainly, layout=torch.channels_last),
+    ),
+    "channels_last": Switch("the backbone in NHWC; without, operator by operator in NCHW", True, model=run_plainly),
     "overlap_comm": Switch(
         "ZeRO's reductions on a stream of their own", True, settings=zero_setting("overlap_comm", False), dtypes=HALF
     ),
-    "channels_last": Switch("the backbone in NHWC", False, model=channels_last),
-    "half_batch_norm": Switch("batch norm without fp32 copies", False, model=half_batch_norm, dtypes=HALF),
     "small_buckets": Switch(
         "ZeRO's buckets of 3e7 elements, not 5e8", False, settings=zero_setting("reduce_bucket_size", 30_000_000)
     ),

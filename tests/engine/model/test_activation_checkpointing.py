@@ -144,15 +144,17 @@ def test_graph_can_be_walked_twice():
 
 def test_recomputation_is_that_threads_alone():
     norm = BatchNorm2d(3)
+    seen = []
     with RECOMPUTATION:
-        thread = threading.Thread(target=norm, args=(torch.rand(2, 3, 4, 4),))
+        thread = threading.Thread(target=lambda: seen.append(norm(torch.ones(2, 3, 4, 4))))
         thread.start()
         thread.join()
-        assert norm.num_batches_tracked == 1
-        norm(torch.rand(2, 3, 4, 4))
-    assert norm.num_batches_tracked == 1
-    norm(torch.rand(2, 3, 4, 4))
-    assert norm.num_batches_tracked == 2
+        assert len(seen) == 1
+        assert torch.equal(norm.running_mean, torch.full((3,), 0.1))
+        norm(torch.ones(2, 3, 4, 4))
+    assert torch.equal(norm.running_mean, torch.full((3,), 0.1))
+    norm(torch.ones(2, 3, 4, 4))
+    assert torch.equal(norm.running_mean, torch.full((3,), 0.1) + 0.1 * (1 - torch.full((3,), 0.1)))
 
 
 def test_recomputation_normalises_by_the_batch():

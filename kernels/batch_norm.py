@@ -1,0 +1,262 @@
+"""Batch norm, shortcut, ReLU, 2x2 average pooling and a convolution, as one step that keeps little.
+
+Between two convolutions of a ResNet, PyTorch keeps the result of the first for the batch norm's gradient, and the
+batch norm's, after its ReLU, for that of the second. Here only the former is kept, and the backward pass computes the
+other again: to read it back from memory would take as long.
+
+kernels/normalise.py has the arithmetic: kernels in Triton and a twin in PyTorch. Here it becomes operators of torch and
+two functions.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.backend import use_triton
+from kernels.normalise import (
+    apply_torch,
+    apply_triton,
+    backward_torch,
+    backward_triton,
+    statistics_torch,
+    statistics_triton,
+)
+
+
+def _triton_runs(features: Tensor) -> bool:
+    return use_triton(features.device.type) and features.dtype != torch.float64
+
+
+@torch.library.custom_op("clipvil::batch_statistics", mutates_args=("running_mean", "running_var"))
+def batch_statistics(
+    features: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of channels_last features (B, C, H, W); running ones, fp32, move towards them."""
+    if not _triton_runs(features):
+        return statistics_torch(features, running_mean, running_var, momentum)
+    with torch.cuda.device_of(features):
+        return statistics_triton(features, running_mean, running_var, momentum)
+
+
+@batch_statistics.register_fake
+def _(features: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(features.dtype, torch.float32)
+    return features.new_empty(features.shape[1], dtype=wide), features.new_empty(features.shape[1], dtype=wide)
+
+
+@torch.library.custom_op("clipvil::normalise", mutates_args=())
+def normalise(
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """Normalised, scaled and shifted features, plus a shortcut, through a ReLU: all channels_last (B, C, H, W)."""
+    if not _triton_runs(features):
+        return apply_torch(features, mean, var, scale, shift, shortcut, eps, relu)
+    with torch.cuda.device_of(features):
+        return apply_triton(features, mean, var, scale, shift, shortcut, eps, relu)
+
+
+@normalise.register_fake
+def _(features: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(features)
+
+
+@torch.library.custom_op("clipvil::normalise_backward", mutates_args=())
+def normalise_backward(
+    d_out: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor | None,
+    eps: float,
+    relu: bool,
+    by_batch: bool,
+    has_shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of features, shortcut, scale and shift.
+
+    Args:
+        out: what `normalise` gave; needed with a shortcut, else computed again where it isn't at hand.
+        by_batch: whether mean and variance are those of these features.
+
+    Returns:
+        for a shortcut without ReLU, whose gradient is `d_out`, and for none, an empty tensor.
+    """
+    inputs = (d_out, features, mean, var, scale, shift, out, eps, relu, by_batch, has_shortcut)
+    if not _triton_runs(features):
+        return backward_torch(*inputs)
+    with torch.cuda.device_of(features):
+        return backward_triton(*inputs)
+
+
+@normalise_backward.register_fake
+def _(d_out: Tensor, features: Tensor, mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, relu, _by_batch, has_shortcut = rest
+    d_shortcut = torch.empty_like(features) if relu and has_shortcut else d_out.new_empty(0)
+    return torch.empty_like(features), d_shortcut, torch.empty_like(mean), torch.empty_like(mean)
+
+
+class Norm(NamedTuple):
+    """How features are normalised: by running statistics, or by their own, towards which running ones move."""
+
+    scale: Tensor  # (C,), fp16, bf16 or fp32
+    shift: Tensor  # (C,)
+    running_mean: Tensor | None  # (C,), fp32; None leaves no trace of a batch
+    running_var: Tensor | None
+    by_batch: bool
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        if self.by_batch:
+            return batch_statistics(features, self.running_mean, self.running_var, self.momentum)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch norm to ReLU, and pooling where asked; keeps the features, and with a shortcut also the result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        shortcut: Tensor | None,
+        norm: Norm,
+        relu: bool,
+        pool: int,
+    ) -> Tensor:
+        mean, var = norm.statistics(features)
+        out = normalise(features, mean, var, scale, shift, shortcut, norm.eps, relu)
+        ctx.save_for_backward(features, mean, var, scale, shift, out if shortcut is not None and relu else None)
+        ctx.norm, ctx.relu, ctx.pool, ctx.has_shortcut = norm, relu, pool, shortcut is not None
+        return F.avg_pool2d(out, pool) if pool > 1 else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        features, mean, var, scale, shift, out = ctx.saved_tensors
+        if ctx.pool > 1:
+            d_out = _unpool(d_out, features, ctx.pool)
+        return *_gradients(ctx, d_out, features, mean, var, scale, shift, out), None, None, None
+
+
+class _NormalisedThenConvolved(torch.autograd.Function):
+    """Batch norm, ReLU, pooling where asked, convolution; keeps the features and nothing in between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, norm: Norm, pool: int, padding: int
+    ) -> Tensor:
+        mean, var = norm.statistics(features)
+        out = normalise(features, mean, var, scale, shift, None, norm.eps, True)
+        ctx.save_for_backward(features, mean, var, scale, shift, weight)
+        ctx.norm, ctx.relu, ctx.pool, ctx.padding, ctx.has_shortcut = norm, True, pool, padding, False
+        return F.conv2d(F.avg_pool2d(out, pool) if pool > 1 else out, weight, padding=padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        features, mean, var, scale, shift, weight = ctx.saved_tensors
+        out = normalise(features, mean, var, scale, shift, None, ctx.norm.eps, True)
+        convolved = F.avg_pool2d(out, ctx.pool) if ctx.pool > 1 else out
+        d_out, d_weight = _convolution_backward(d_out, convolved, weight, ctx.padding, ctx.needs_input_grad[3])
+        del convolved
+        if ctx.pool > 1:
+            d_out = _unpool(d_out, features, ctx.pool)
+        # The kernel takes the sign from the features, which it reads anyway; the twin would need another pass for it.
+        signs = None if _triton_runs(features) or features.is_meta else out
+        d_features, d_scale, d_shift, _ = _gradients(ctx, d_out, features, mean, var, scale, shift, signs)
+        return d_features, d_scale, d_shift, d_weight, None, None, None
+
+
+def _convolution_backward(
+    d_out: Tensor, features: Tensor, weight: Tensor, padding: int, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of features and weight."""
+    options = (None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1)
+    backward = torch.ops.aten.convolution_backward
+    if padding and features.device.type == "cpu" and needs_weight:
+        # oneDNN takes up to four times as long for the weights' gradient of a 3x3 convolution in channels_last as for
+        # that in NCHW with both copies; for all else channels_last is no slower.
+        d_weight = backward(d_out.contiguous(), features.contiguous(), weight, *options, [False, True, False])[1]
+        return backward(d_out, features, weight, *options, [True, False, False])[0], d_weight
+    return backward(d_out, features, weight, *options, [True, needs_weight, False])[:2]
+
+
+def _unpool(d_pooled: Tensor, features: Tensor, pool: int) -> Tensor:
+    return torch.ops.aten.avg_pool2d_backward(d_pooled, features, [pool] * 2, [pool] * 2, [0, 0], False, True, None)
+
+
+def _gradients(
+    ctx: Any,
+    d_out: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of features, scale, shift and shortcut."""
+    d_out = d_out.contiguous(memory_format=torch.channels_last)
+    d_features, d_shortcut, d_scale, d_shift = normalise_backward(
+        d_out, features, mean, var, scale, shift, out, ctx.norm.eps, ctx.relu, ctx.norm.by_batch, ctx.has_shortcut
+    )
+    if not ctx.has_shortcut:
+        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), None
+    return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_shortcut if ctx.relu else d_out
+
+
+def batch_norm(
+    features: Tensor, norm: Norm, *, shortcut: Tensor | None = None, relu: bool = False, pool: int = 1
+) -> Tensor:
+    """Normalise, add a shortcut, apply ReLU, and average `pool` x `pool` pixels.
+
+    Args:
+        features, shortcut: (B, C, H, W), fp16, bf16 or fp32, of one dtype; laid out as channels_last if they aren't.
+
+    Returns:
+        (B, C, H / pool, W / pool), channels_last, the features' dtype.
+
+    Raises:
+        ValueError: for features of one pixel, which have no variance.
+    """
+    features = _checked(features, norm)
+    if shortcut is not None:
+        shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+    return _Normalised.apply(features, norm.scale, norm.shift, shortcut, norm, relu, pool)
+
+
+def batch_norm_conv2d(features: Tensor, norm: Norm, weight: Tensor, *, padding: int = 0, pool: int = 1) -> Tensor:
+    """Normalise, apply ReLU, average `pool` x `pool` pixels, and convolve with stride 1.
+
+    Args:
+        features: (B, C, H, W), fp16, bf16 or fp32; laid out as channels_last if they aren't.
+        weight: (K, C, h, w), the features' dtype.
+
+    Raises:
+        ValueError: for features of one pixel, which have no variance.
+    """
+    features = _checked(features, norm)
+    return _NormalisedThenConvolved.apply(features, norm.scale, norm.shift, weight, norm, pool, padding)
+
+
+def _checked(features: Tensor, norm: Norm) -> Tensor:
+    if norm.by_batch and features.numel() == features.shape[1]:
+        raise ValueError(f"one value per channel has no variance: features of the shape {tuple(features.shape)}")
+    return features.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,417 @@
+"""Batch norm with what follows it in a ResNet, in one pass: scale and shift, shortcut, ReLU.
+
+    n[r, c]   = (features[r, c] - mean[c]) / sqrt(var[c] + eps)          over R = B * H * W pixels
+    out[r, c] = relu(n * scale[c] + shift[c] + shortcut[r, c])           shortcut and ReLU may be left out
+
+With g = d_out where out > 0, and 0 elsewhere (without ReLU, d_out):
+
+    d_shortcut = g        d_shift[c] = sum of g over r        d_scale[c] = sum of g * n over r
+    d_features = scale / sqrt(var + eps) * (g - d_shift / R - n * d_scale / R)       by the batch's own statistics
+    d_features = scale / sqrt(var + eps) * g                                         by running ones
+
+Features are fp16, bf16 or fp32, channels_last: a pixel's C channels lie together. Arithmetic and statistics are fp32,
+and a result is rounded once. Statistics come from means and squared deviations of tiles, put together pairwise (Chan,
+Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979), so that a mean
+far from zero costs no digits. No atomics, and as many programs share a channel on every GPU: same inputs, same bits.
+
+    statistics        each program reduces a stretch of pixels for a tile of channels
+    finish_statistics adds the stretches up; updates the running statistics, too
+    apply             out, tile by tile. The backward pass runs it again, instead of keeping what it gives
+    gradient_sums     d_shift and d_scale of each stretch
+    finish_sums       adds them up
+    backward          d_features and d_shortcut
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import LAUNCH, tl, triton
+
+STRETCH, MOST_STRETCHES = 512, 256  # pixels of a program at least; programs that share a channel at most
+TILE = (32, 64)  # pixels x channels that a program has in registers
+SUMS_TILE = (64, 32)  # stretches x channels
+
+
+# ---------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _of_channels(values, channel, channels):
+    """fp32 values of a tile's channels, as a row."""
+    return tl.load(values + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _place(row, channel, rows, channels):
+    """Offsets (pixels, channels) of a tile, and which of them exist."""
+    return row.to(tl.int64)[:, None] * channels + channel[None, :], (row < rows)[:, None] & (channel < channels)[
+        None, :
+    ]
+
+
+@triton.jit
+def _normalised(features, mean, var, eps, place, mask, channel, channels):
+    """n of a tile, and 1 / sqrt(var + eps) of its channels."""
+    value = tl.load(features + place, mask=mask, other=0.0).to(tl.float32)
+    rstd = 1 / tl.sqrt(_of_channels(var, channel, channels) + eps)
+    return tl.where(mask, (value - _of_channels(mean, channel, channels)) * rstd, 0.0), rstd
+
+
+@triton.jit
+def _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU: tl.constexpr):
+    """g of a tile. Where `out` isn't there, its sign is computed anew."""
+    gradient = tl.load(d_out + place, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        if out is None:
+            result = normalised * _of_channels(scale, channel, channels) + _of_channels(shift, channel, channels)
+        else:
+            result = tl.load(out + place, mask=mask, other=0.0).to(tl.float32)
+        gradient = tl.where(result <= 0, 0.0, gradient)
+    return gradient
+
+
+@triton.jit
+def statistics_kernel(
+    features,  # (R, C)
+    sums,  # (stretches, 2, C) fp32: mean, sum of squared deviations from it
+    rows,
+    channels,
+    stretch,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    number = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    end = tl.minimum((number + 1) * stretch, rows)
+    mean = tl.zeros((CHANNELS,), tl.float32)
+    squares = tl.zeros((CHANNELS,), tl.float32)
+    seen = 0.0
+    for start in range(number * stretch, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        place, mask = _place(row, channel, end, channels)
+        value = tl.load(features + place, mask=mask, other=0.0).to(tl.float32)
+        count = tl.minimum(end - start, ROWS).to(tl.float32)
+        tile_mean = tl.sum(value, axis=0) / count
+        deviation = tl.where(mask, value - tile_mean[None, :], 0.0)
+        delta = tile_mean - mean
+        mean += delta * (count / (seen + count))
+        squares += tl.sum(deviation * deviation, axis=0) + delta * delta * (seen * count / (seen + count))
+        seen += count
+    target = sums + number * 2 * channels + channel
+    tl.store(target, mean, mask=channel < channels)
+    tl.store(target + channels, squares, mask=channel < channels)
+
+
+@triton.jit
+def finish_statistics_kernel(
+    sums,  # (stretches, 2, C) fp32
+    mean,  # (C,) fp32
+    var,  # (C,) fp32
+    running_mean,  # (C,) fp32 or None
+    running_var,  # (C,) fp32 or None
+    rows,
+    channels,
+    stretch,
+    stretches,
+    momentum,
+    STRETCHES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    total = tl.zeros((STRETCHES, CHANNELS), tl.float32)
+    for start in range(0, stretches, STRETCHES):
+        number = start + tl.arange(0, STRETCHES)
+        count = tl.minimum(stretch, rows - number * stretch).to(tl.float32)[:, None]
+        mask = (number < stretches)[:, None] & inside[None, :]
+        total += tl.load(sums + number[:, None] * 2 * channels + channel[None, :], mask=mask, other=0.0) * count
+    average = tl.sum(total, axis=0) / rows
+    total = tl.zeros((STRETCHES, CHANNELS), tl.float32)
+    for start in range(0, stretches, STRETCHES):
+        number = start + tl.arange(0, STRETCHES)
+        count = tl.minimum(stretch, rows - number * stretch).to(tl.float32)[:, None]
+        mask = (number < stretches)[:, None] & inside[None, :]
+        source = sums + number[:, None] * 2 * channels + channel[None, :]
+        delta = tl.where(mask, tl.load(source, mask=mask, other=0.0) - average[None, :], 0.0)
+        total += tl.load(source + channels, mask=mask, other=0.0) + delta * delta * count
+    squares = tl.sum(total, axis=0)
+    tl.store(mean + channel, average, mask=inside)
+    tl.store(var + channel, squares / rows, mask=inside)
+    if running_mean is not None:
+        before = tl.load(running_mean + channel, mask=inside, other=0.0)
+        tl.store(running_mean + channel, before + momentum * (average - before), mask=inside)
+        before = tl.load(running_var + channel, mask=inside, other=0.0)
+        tl.store(running_var + channel, before + momentum * (squares / (rows - 1) - before), mask=inside)
+
+
+@triton.jit
+def apply_kernel(
+    features,  # (R, C)
+    mean,  # (C,) fp32
+    var,  # (C,) fp32
+    scale,  # (C,)
+    shift,  # (C,)
+    shortcut,  # (R, C) or None
+    out,  # (R, C)
+    rows,
+    channels,
+    eps,
+    RELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    place, mask = _place(row, channel, rows, channels)
+    normalised, _ = _normalised(features, mean, var, eps, place, mask, channel, channels)
+    value = normalised * _of_channels(scale, channel, channels) + _of_channels(shift, channel, channels)
+    if shortcut is not None:
+        value += tl.load(shortcut + place, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gradient_sums_kernel(
+    d_out,  # (R, C)
+    features,  # (R, C)
+    out,  # (R, C) or None
+    mean,  # (C,) fp32
+    var,  # (C,) fp32
+    scale,  # (C,)
+    shift,  # (C,)
+    sums,  # (stretches, 2, C) fp32: of g, of g * n
+    rows,
+    channels,
+    eps,
+    stretch,
+    RELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    number = tl.program_id(0)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    end = tl.minimum((number + 1) * stretch, rows)
+    of_shift = tl.zeros((ROWS, CHANNELS), tl.float32)
+    of_scale = tl.zeros((ROWS, CHANNELS), tl.float32)
+    for start in range(number * stretch, end, ROWS):
+        place, mask = _place(start + tl.arange(0, ROWS), channel, end, channels)
+        normalised, _ = _normalised(features, mean, var, eps, place, mask, channel, channels)
+        gradient = _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU)
+        of_shift += gradient
+        of_scale += gradient * normalised
+    target = sums + number * 2 * channels + channel
+    tl.store(target, tl.sum(of_shift, axis=0), mask=channel < channels)
+    tl.store(target + channels, tl.sum(of_scale, axis=0), mask=channel < channels)
+
+
+@triton.jit
+def finish_sums_kernel(
+    sums,  # (stretches, 2, C) fp32
+    d_shift,  # (C,) fp32
+    d_scale,  # (C,) fp32
+    channels,
+    stretches,
+    STRETCHES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    of_shift = tl.zeros((STRETCHES, CHANNELS), tl.float32)
+    of_scale = tl.zeros((STRETCHES, CHANNELS), tl.float32)
+    for start in range(0, stretches, STRETCHES):
+        number = start + tl.arange(0, STRETCHES)
+        mask = (number < stretches)[:, None] & (channel < channels)[None, :]
+        source = sums + number[:, None] * 2 * channels + channel[None, :]
+        of_shift += tl.load(source, mask=mask, other=0.0)
+        of_scale += tl.load(source + channels, mask=mask, other=0.0)
+    tl.store(d_shift + channel, tl.sum(of_shift, axis=0), mask=channel < channels)
+    tl.store(d_scale + channel, tl.sum(of_scale, axis=0), mask=channel < channels)
+
+
+@triton.jit
+def backward_kernel(
+    d_out,  # (R, C)
+    features,  # (R, C)
+    out,  # (R, C) or None
+    mean,  # (C,) fp32
+    var,  # (C,) fp32
+    scale,  # (C,)
+    shift,  # (C,)
+    d_shift,  # (C,) fp32
+    d_scale,  # (C,) fp32
+    d_features,  # (R, C)
+    d_shortcut,  # (R, C) or None
+    rows,
+    channels,
+    eps,
+    RELU: tl.constexpr,
+    BY_BATCH: tl.constexpr,  # whose statistics these are
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    place, mask = _place(row, channel, rows, channels)
+    normalised, rstd = _normalised(features, mean, var, eps, place, mask, channel, channels)
+    gradient = _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU)
+    if d_shortcut is not None:
+        tl.store(d_shortcut + place, gradient.to(d_shortcut.dtype.element_ty), mask=mask)
+    if BY_BATCH:
+        of_shift, of_scale = _of_channels(d_shift, channel, channels), _of_channels(d_scale, channel, channels)
+        gradient -= (of_shift + normalised * of_scale) / rows
+    gradient *= _of_channels(scale, channel, channels) * rstd
+    tl.store(d_features + place, gradient.to(d_features.dtype.element_ty), mask=mask)
+
+
+# ------------------------------------------------------------------- host functions: Triton's, then PyTorch's
+
+
+def _sizes(features: Tensor) -> tuple[int, int, int, int]:
+    """Pixels, channels, pixels of a stretch, stretches."""
+    channels = features.shape[1]
+    rows = features.numel() // channels
+    stretch = max(STRETCH, triton.cdiv(rows, MOST_STRETCHES))
+    return rows, channels, stretch, triton.cdiv(rows, stretch)
+
+
+def _tile(channels: int) -> dict[str, int]:
+    """A tile of as many elements whatever the channels: few of them, more pixels."""
+    rows, most = TILE
+    columns = min(most, max(triton.next_power_of_2(channels), 8))
+    return {"ROWS": rows * most // columns, "CHANNELS": columns}
+
+
+def statistics_triton(
+    features: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> tuple[Tensor, Tensor]:
+    rows, channels, stretch, stretches = _sizes(features)
+    sums = features.new_empty((stretches, 2, channels), dtype=torch.float32)
+    mean, var = (features.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    tile = _tile(channels)
+    statistics_kernel[(stretches, triton.cdiv(channels, tile["CHANNELS"]))](
+        features, sums, rows, channels, stretch, **tile, **LAUNCH
+    )
+    block, channel_block = SUMS_TILE
+    finish_statistics_kernel[(triton.cdiv(channels, channel_block),)](
+        *(sums, mean, var, running_mean, running_var),
+        *(rows, channels, stretch, stretches, momentum),
+        STRETCHES=block,
+        CHANNELS=channel_block,
+        **LAUNCH,
+    )
+    return mean, var
+
+
+def apply_triton(
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    rows, channels, *_ = _sizes(features)
+    out, tile = torch.empty_like(features), _tile(channels)
+    apply_kernel[(triton.cdiv(rows, tile["ROWS"]), triton.cdiv(channels, tile["CHANNELS"]))](
+        features, mean, var, scale, shift, shortcut, out, rows, channels, eps, RELU=relu, **tile, **LAUNCH
+    )
+    return out
+
+
+def backward_triton(
+    d_out: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor | None,
+    eps: float,
+    relu: bool,
+    by_batch: bool,
+    has_shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, channels, stretch, stretches = _sizes(features)
+    sums = features.new_empty((stretches, 2, channels), dtype=torch.float32)
+    d_shift, d_scale = (features.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    tile = _tile(channels)
+    channel_tiles = triton.cdiv(channels, tile["CHANNELS"])
+    inputs = (d_out, features, out if has_shortcut else None, mean, var, scale, shift)
+    gradient_sums_kernel[(stretches, channel_tiles)](
+        *inputs, sums, rows, channels, eps, stretch, RELU=relu, **tile, **LAUNCH
+    )
+    block, channel_block = SUMS_TILE
+    finish_sums_kernel[(triton.cdiv(channels, channel_block),)](
+        sums, d_shift, d_scale, channels, stretches, STRETCHES=block, CHANNELS=channel_block, **LAUNCH
+    )
+    d_features = torch.empty_like(features)
+    d_shortcut = torch.empty_like(features) if has_shortcut and relu else None
+    backward_kernel[(triton.cdiv(rows, tile["ROWS"]), channel_tiles)](
+        *inputs,
+        *(d_shift, d_scale, d_features, d_shortcut, rows, channels, eps),
+        RELU=relu,
+        BY_BATCH=by_batch,
+        **tile,
+        **LAUNCH,
+    )
+    return d_features, _shortcut_gradient(d_out, d_shortcut, has_shortcut), d_scale, d_shift
+
+
+def _shortcut_gradient(d_out: Tensor, masked: Tensor | None, has_shortcut: bool) -> Tensor:
+    """An empty tensor stands for none, and for one that is `d_out` itself: an operator returns none of its inputs."""
+    return masked if has_shortcut and masked is not None else d_out.new_empty(0)
+
+
+def statistics_torch(
+    features: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> tuple[Tensor, Tensor]:
+    if running_mean is None:  # without any, torch would round the statistics to the features' dtype
+        wide = torch.promote_types(features.dtype, torch.float32)
+        running_mean, running_var = (features.new_zeros(features.shape[1], dtype=wide) for _ in range(2))
+    return torch.ops.aten.batch_norm_update_stats(features, running_mean, running_var, momentum)
+
+
+def apply_torch(
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """As the kernel does, but with a shortcut in half precision a sum of two rounded terms."""
+    scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+    out, *_ = torch.ops.aten.native_batch_norm(features, scale, shift, mean, var, False, 0.0, eps)
+    if shortcut is not None:
+        out += shortcut
+    return out.relu_() if relu else out
+
+
+def backward_torch(
+    d_out: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor | None,
+    eps: float,
+    relu: bool,
+    by_batch: bool,
+    has_shortcut: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradient = d_out
+    if relu:
+        if out is None:
+            out = apply_torch(features, mean, var, scale, shift, None, eps, relu)
+        gradient = torch.ops.aten.threshold_backward(d_out, out, 0)
+    running, batch = ((None, None), (mean, (var + eps).rsqrt())) if by_batch else ((mean, var), (None, None))
+    d_features, d_scale, d_shift = torch.ops.aten.native_batch_norm_backward(
+        gradient, features, scale.to(mean.dtype), *running, *batch, by_batch, eps, [True, True, True]
+    )
+    return d_features, _shortcut_gradient(d_out, gradient if relu else None, has_shortcut), d_scale, d_shift
