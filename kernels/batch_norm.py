@@ -73,6 +73,7 @@ def _(features: Tensor, *rest: Any) -> Tensor:
 @torch.library.custom_op("clipvil::normalise_backward", mutates_args=())
 def normalise_backward(
     d_out: Tensor,
+    d_again: Tensor | None,
     features: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -84,16 +85,17 @@ def normalise_backward(
     by_batch: bool,
     has_shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of features, shortcut, scale and shift.
+    """Gradients of features, shortcut, scale and shift; that of no shortcut is an empty tensor.
 
     Args:
+        d_again: another term of the gradient of `out`, where there is a shortcut.
         out: what `normalise` gave; needed with a shortcut, else computed again where it isn't at hand.
         by_batch: whether mean and variance are those of these features.
-
-    Returns:
-        for a shortcut without ReLU, whose gradient is `d_out`, and for none, an empty tensor.
     """
-    inputs = (d_out, features, mean, var, scale, shift, out, eps, relu, by_batch, has_shortcut)
+    d_out = d_out.contiguous(memory_format=torch.channels_last)
+    if d_again is not None:
+        d_again = d_again.contiguous(memory_format=torch.channels_last)
+    inputs = (d_out, d_again, features, mean, var, scale, shift, out, eps, relu, by_batch, has_shortcut)
     if not _triton_runs(features):
         return backward_torch(*inputs)
     with torch.cuda.device_of(features):
@@ -101,9 +103,10 @@ def normalise_backward(
 
 
 @normalise_backward.register_fake
-def _(d_out: Tensor, features: Tensor, mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, relu, _by_batch, has_shortcut = rest
-    d_shortcut = torch.empty_like(features) if relu and has_shortcut else d_out.new_empty(0)
+def _(
+    d_out: Tensor, d_again: Tensor | None, features: Tensor, mean: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_shortcut = torch.empty_like(features) if rest[-1] else d_out.new_empty(0)
     return torch.empty_like(features), d_shortcut, torch.empty_like(mean), torch.empty_like(mean)
 
 
@@ -127,32 +130,54 @@ class Norm(NamedTuple):
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch norm to ReLU, and pooling where asked; keeps the features, and with a shortcut also the result."""
+    """Batch norm, ReLU and pooling where asked; keeps the features."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        shortcut: Tensor | None,
-        norm: Norm,
-        relu: bool,
-        pool: int,
-    ) -> Tensor:
+    def forward(ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, norm: Norm, relu: bool, pool: int) -> Tensor:
         mean, var = norm.statistics(features)
-        out = normalise(features, mean, var, scale, shift, shortcut, norm.eps, relu)
-        ctx.save_for_backward(features, mean, var, scale, shift, out if shortcut is not None and relu else None)
-        ctx.norm, ctx.relu, ctx.pool, ctx.has_shortcut = norm, relu, pool, shortcut is not None
+        out = normalise(features, mean, var, scale, shift, None, norm.eps, relu)
+        ctx.save_for_backward(features, mean, var, scale, shift)
+        ctx.norm, ctx.relu, ctx.pool = norm, relu, pool
         return F.avg_pool2d(out, pool) if pool > 1 else out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        features, mean, var, scale, shift, out = ctx.saved_tensors
+        features, mean, var, scale, shift = ctx.saved_tensors
         if ctx.pool > 1:
             d_out = _unpool(d_out, features, ctx.pool)
-        return *_gradients(ctx, d_out, features, mean, var, scale, shift, out), None, None, None
+        d_features, _, d_scale, d_shift = normalise_backward(
+            d_out, None, features, mean, var, scale, shift, None, ctx.norm.eps, ctx.relu, ctx.norm.by_batch, False
+        )
+        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), None, None, None
+
+
+class _Added(torch.autograd.Function):
+    """Batch norm, shortcut, ReLU; keeps the features and the result, which comes twice, each with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = norm.statistics(features)
+        out = normalise(features, mean, var, scale, shift, shortcut, norm.eps, True)
+        ctx.save_for_backward(features, mean, var, scale, shift, out)
+        ctx.norm = norm
+        ctx.set_materialize_grads(False)
+        return out, out.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_again: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, mean, var, scale, shift, out = ctx.saved_tensors
+        if d_out is None:
+            d_out, d_again = d_again, None
+        if d_out is None:
+            return (None,) * 5
+        d_features, d_shortcut, d_scale, d_shift = normalise_backward(
+            d_out, d_again, features, mean, var, scale, shift, out, ctx.norm.eps, True, ctx.norm.by_batch, True
+        )
+        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_shortcut, None
 
 
 class _NormalisedThenConvolved(torch.autograd.Function):
@@ -165,7 +190,7 @@ class _NormalisedThenConvolved(torch.autograd.Function):
         mean, var = norm.statistics(features)
         out = normalise(features, mean, var, scale, shift, None, norm.eps, True)
         ctx.save_for_backward(features, mean, var, scale, shift, weight)
-        ctx.norm, ctx.relu, ctx.pool, ctx.padding, ctx.has_shortcut = norm, True, pool, padding, False
+        ctx.norm, ctx.pool, ctx.padding = norm, pool, padding
         return F.conv2d(F.avg_pool2d(out, pool) if pool > 1 else out, weight, padding=padding)
 
     @staticmethod
@@ -179,9 +204,11 @@ class _NormalisedThenConvolved(torch.autograd.Function):
         if ctx.pool > 1:
             d_out = _unpool(d_out, features, ctx.pool)
         # The kernel takes the sign from the features, which it reads anyway; the twin would need another pass for it.
-        signs = None if _triton_runs(features) or features.is_meta else out
-        d_features, d_scale, d_shift, _ = _gradients(ctx, d_out, features, mean, var, scale, shift, signs)
-        return d_features, d_scale, d_shift, d_weight, None, None, None
+        signs = out if features.device.type == "cpu" and not _triton_runs(features) else None
+        d_features, _, d_scale, d_shift = normalise_backward(
+            d_out, None, features, mean, var, scale, shift, signs, ctx.norm.eps, True, ctx.norm.by_batch, False
+        )
+        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_weight, None, None, None
 
 
 def _convolution_backward(
@@ -202,33 +229,11 @@ def _unpool(d_pooled: Tensor, features: Tensor, pool: int) -> Tensor:
     return torch.ops.aten.avg_pool2d_backward(d_pooled, features, [pool] * 2, [pool] * 2, [0, 0], False, True, None)
 
 
-def _gradients(
-    ctx: Any,
-    d_out: Tensor,
-    features: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    out: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Of features, scale, shift and shortcut."""
-    d_out = d_out.contiguous(memory_format=torch.channels_last)
-    d_features, d_shortcut, d_scale, d_shift = normalise_backward(
-        d_out, features, mean, var, scale, shift, out, ctx.norm.eps, ctx.relu, ctx.norm.by_batch, ctx.has_shortcut
-    )
-    if not ctx.has_shortcut:
-        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), None
-    return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_shortcut if ctx.relu else d_out
-
-
-def batch_norm(
-    features: Tensor, norm: Norm, *, shortcut: Tensor | None = None, relu: bool = False, pool: int = 1
-) -> Tensor:
-    """Normalise, add a shortcut, apply ReLU, and average `pool` x `pool` pixels.
+def batch_norm(features: Tensor, norm: Norm, *, relu: bool = False, pool: int = 1) -> Tensor:
+    """Normalise, apply ReLU, and average `pool` x `pool` pixels.
 
     Args:
-        features, shortcut: (B, C, H, W), fp16, bf16 or fp32, of one dtype; laid out as channels_last if they aren't.
+        features: (B, C, H, W), fp16, bf16 or fp32; laid out as channels_last if they aren't.
 
     Returns:
         (B, C, H / pool, W / pool), channels_last, the features' dtype.
@@ -236,10 +241,24 @@ def batch_norm(
     Raises:
         ValueError: for features of one pixel, which have no variance.
     """
-    features = _checked(features, norm)
-    if shortcut is not None:
-        shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-    return _Normalised.apply(features, norm.scale, norm.shift, shortcut, norm, relu, pool)
+    return _Normalised.apply(_checked(features, norm), norm.scale, norm.shift, norm, relu, pool)
+
+
+def batch_norm_add(features: Tensor, shortcut: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Normalise, add a shortcut, and apply ReLU.
+
+    Args:
+        features, shortcut: (B, C, H, W), fp16, bf16 or fp32, of one dtype; laid out as channels_last if they aren't.
+
+    Returns:
+        The result twice, in the same memory: for the next convolution, and for the next shortcut. So the kernel of the
+        backward pass adds up their gradients, and autograd needs no pass of its own for that.
+
+    Raises:
+        ValueError: for features of one pixel, which have no variance.
+    """
+    shortcut = shortcut.contiguous(memory_format=torch.channels_last)
+    return _Added.apply(_checked(features, norm), norm.scale, norm.shift, shortcut, norm)
 
 
 def batch_norm_conv2d(features: Tensor, norm: Norm, weight: Tensor, *, padding: int = 0, pool: int = 1) -> Tensor:

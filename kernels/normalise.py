@@ -1,7 +1,7 @@
 """Batch norm with what follows it in a ResNet, in one pass: scale and shift, shortcut, ReLU.
 
     n[r, c]   = (features[r, c] - mean[c]) / sqrt(var[c] + eps)          over R = B * H * W pixels
-    out[r, c] = relu(n * scale[c] + shift[c] + shortcut[r, c])           shortcut and ReLU may be left out
+    out[r, c] = relu(n * scale[c] + shift[c] + shortcut[r, c])           without the shortcut, or without both, too
 
 With g = d_out where out > 0, and 0 elsewhere (without ReLU, d_out):
 
@@ -17,9 +17,10 @@ far from zero costs no digits. No atomics, and as many programs share a channel 
     statistics        each program reduces a stretch of pixels for a tile of channels
     finish_statistics adds the stretches up; updates the running statistics, too
     apply             out, tile by tile. The backward pass runs it again, instead of keeping what it gives
-    gradient_sums     d_shift and d_scale of each stretch
+    gradient_sums     d_shift and d_scale of each stretch. With a shortcut, `out` goes two ways, to a convolution and to
+                      the next shortcut, so d_out comes as two terms; and g is written, which is d_shortcut
     finish_sums       adds them up
-    backward          d_features and d_shortcut
+    backward          d_features
 """
 
 import torch
@@ -58,15 +59,12 @@ def _normalised(features, mean, var, eps, place, mask, channel, channels):
 
 
 @triton.jit
-def _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU: tl.constexpr):
-    """g of a tile. Where `out` isn't there, its sign is computed anew."""
+def _gradient(d_out, normalised, scale, shift, place, mask, channel, channels, RELU: tl.constexpr):
+    """g of a tile where there is no shortcut: the sign of `out` follows from the features."""
     gradient = tl.load(d_out + place, mask=mask, other=0.0).to(tl.float32)
     if RELU:
-        if out is None:
-            result = normalised * _of_channels(scale, channel, channels) + _of_channels(shift, channel, channels)
-        else:
-            result = tl.load(out + place, mask=mask, other=0.0).to(tl.float32)
-        gradient = tl.where(result <= 0, 0.0, gradient)
+        out = normalised * _of_channels(scale, channel, channels) + _of_channels(shift, channel, channels)
+        gradient = tl.where(out <= 0, 0.0, gradient)
     return gradient
 
 
@@ -175,12 +173,14 @@ def apply_kernel(
 @triton.jit
 def gradient_sums_kernel(
     d_out,  # (R, C)
+    d_again,  # (R, C): the other term of the gradient, or None
     features,  # (R, C)
-    out,  # (R, C) or None
+    out,  # (R, C) with a shortcut, else None
     mean,  # (C,) fp32
     var,  # (C,) fp32
     scale,  # (C,)
     shift,  # (C,)
+    d_shortcut,  # (R, C) with a shortcut, else None
     sums,  # (stretches, 2, C) fp32: of g, of g * n
     rows,
     channels,
@@ -198,7 +198,16 @@ def gradient_sums_kernel(
     for start in range(number * stretch, end, ROWS):
         place, mask = _place(start + tl.arange(0, ROWS), channel, end, channels)
         normalised, _ = _normalised(features, mean, var, eps, place, mask, channel, channels)
-        gradient = _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU)
+        if out is None:
+            gradient = _gradient(d_out, normalised, scale, shift, place, mask, channel, channels, RELU)
+        else:
+            gradient = tl.load(d_out + place, mask=mask, other=0.0).to(tl.float32)
+            if d_again is not None:
+                gradient += tl.load(d_again + place, mask=mask, other=0.0).to(tl.float32)
+            sign = tl.load(out + place, mask=mask, other=0.0).to(tl.float32)
+            gradient = tl.where(sign <= 0, 0.0, gradient).to(d_shortcut.dtype.element_ty)
+            tl.store(d_shortcut + place, gradient, mask=mask)
+            gradient = gradient.to(tl.float32)
         of_shift += gradient
         of_scale += gradient * normalised
     target = sums + number * 2 * channels + channel
@@ -231,9 +240,8 @@ def finish_sums_kernel(
 
 @triton.jit
 def backward_kernel(
-    d_out,  # (R, C)
+    d_out,  # (R, C): g, or with RELU what it is made of
     features,  # (R, C)
-    out,  # (R, C) or None
     mean,  # (C,) fp32
     var,  # (C,) fp32
     scale,  # (C,)
@@ -241,7 +249,6 @@ def backward_kernel(
     d_shift,  # (C,) fp32
     d_scale,  # (C,) fp32
     d_features,  # (R, C)
-    d_shortcut,  # (R, C) or None
     rows,
     channels,
     eps,
@@ -254,9 +261,7 @@ def backward_kernel(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     place, mask = _place(row, channel, rows, channels)
     normalised, rstd = _normalised(features, mean, var, eps, place, mask, channel, channels)
-    gradient = _gradient(d_out, out, normalised, scale, shift, place, mask, channel, channels, RELU)
-    if d_shortcut is not None:
-        tl.store(d_shortcut + place, gradient.to(d_shortcut.dtype.element_ty), mask=mask)
+    gradient = _gradient(d_out, normalised, scale, shift, place, mask, channel, channels, RELU)
     if BY_BATCH:
         of_shift, of_scale = _of_channels(d_shift, channel, channels), _of_channels(d_scale, channel, channels)
         gradient -= (of_shift + normalised * of_scale) / rows
@@ -323,6 +328,7 @@ def apply_triton(
 
 def backward_triton(
     d_out: Tensor,
+    d_again: Tensor | None,
     features: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -337,32 +343,31 @@ def backward_triton(
     rows, channels, stretch, stretches = _sizes(features)
     sums = features.new_empty((stretches, 2, channels), dtype=torch.float32)
     d_shift, d_scale = (features.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    d_shortcut = torch.empty_like(features) if has_shortcut else None
     tile = _tile(channels)
     channel_tiles = triton.cdiv(channels, tile["CHANNELS"])
-    inputs = (d_out, features, out if has_shortcut else None, mean, var, scale, shift)
+    statistics = (mean, var, scale, shift)
     gradient_sums_kernel[(stretches, channel_tiles)](
-        *inputs, sums, rows, channels, eps, stretch, RELU=relu, **tile, **LAUNCH
+        *(d_out, d_again, features, out if has_shortcut else None, *statistics, d_shortcut, sums),
+        *(rows, channels, eps, stretch),
+        RELU=relu,
+        **tile,
+        **LAUNCH,
     )
     block, channel_block = SUMS_TILE
     finish_sums_kernel[(triton.cdiv(channels, channel_block),)](
         sums, d_shift, d_scale, channels, stretches, STRETCHES=block, CHANNELS=channel_block, **LAUNCH
     )
     d_features = torch.empty_like(features)
-    d_shortcut = torch.empty_like(features) if has_shortcut and relu else None
     backward_kernel[(triton.cdiv(rows, tile["ROWS"]), channel_tiles)](
-        *inputs,
-        *(d_shift, d_scale, d_features, d_shortcut, rows, channels, eps),
-        RELU=relu,
+        *(d_out if d_shortcut is None else d_shortcut, features, *statistics, d_shift, d_scale, d_features),
+        *(rows, channels, eps),
+        RELU=relu and not has_shortcut,
         BY_BATCH=by_batch,
         **tile,
         **LAUNCH,
     )
-    return d_features, _shortcut_gradient(d_out, d_shortcut, has_shortcut), d_scale, d_shift
-
-
-def _shortcut_gradient(d_out: Tensor, masked: Tensor | None, has_shortcut: bool) -> Tensor:
-    """An empty tensor stands for none, and for one that is `d_out` itself: an operator returns none of its inputs."""
-    return masked if has_shortcut and masked is not None else d_out.new_empty(0)
+    return d_features, d_out.new_empty(0) if d_shortcut is None else d_shortcut, d_scale, d_shift
 
 
 def statistics_torch(
@@ -394,6 +399,7 @@ def apply_torch(
 
 def backward_torch(
     d_out: Tensor,
+    d_again: Tensor | None,
     features: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -405,13 +411,13 @@ def backward_torch(
     by_batch: bool,
     has_shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradient = d_out
+    gradient = d_out if d_again is None else d_out + d_again
     if relu:
         if out is None:
             out = apply_torch(features, mean, var, scale, shift, None, eps, relu)
-        gradient = torch.ops.aten.threshold_backward(d_out, out, 0)
+        gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
     running, batch = ((None, None), (mean, (var + eps).rsqrt())) if by_batch else ((mean, var), (None, None))
     d_features, d_scale, d_shift = torch.ops.aten.native_batch_norm_backward(
         gradient, features, scale.to(mean.dtype), *running, *batch, by_batch, eps, [True, True, True]
     )
-    return d_features, _shortcut_gradient(d_out, gradient if relu else None, has_shortcut), d_scale, d_shift
+    return d_features, gradient if has_shortcut else d_out.new_empty(0), d_scale, d_shift

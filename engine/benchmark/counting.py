@@ -24,19 +24,31 @@ def is_kernel(function: Any) -> bool:
     return not is_view and function._schema.name.split("::")[-1] not in ALLOCATIONS_ONLY
 
 
+# Batch norm reads its features once for their statistics and once to normalise them, if it does both; its backward pass
+# adds up gradients, of gradients and features, before it reads both once more. The former of ours is two operators.
+READ_AGAIN = {"native_batch_norm": 1, "native_batch_norm_backward": 2, "normalise_backward": 2}
+
+
 class Traffic(TorchDispatchMode):
-    """Counts operators, and bytes as if each read its inputs and wrote its results once."""
+    """Counts operators, and bytes as if each read its inputs and wrote its results once, batch norm apart."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators, self.bytes = 0, 0
+        self.operators, self.bytes, self.convolution_bytes = 0, 0, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if is_kernel(function):
             self.operators += 1
+            if function is torch.ops.aten.clone.default and args[0].is_meta:
+                return result  # the meta device lays results out as it likes, and copies where a device would not
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+            size = sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+            self.bytes += size
+            again = READ_AGAIN.get(function._schema.name.split("::")[-1], 0)
+            self.bytes += again * args[0].nbytes if again else 0
+            if "convolution" in function._schema.name:
+                self.convolution_bytes += size
         return result
 
 

@@ -10,12 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.batch_norm import Norm, batch_norm, batch_norm_conv2d
+from kernels.batch_norm import Norm, batch_norm, batch_norm_add, batch_norm_conv2d
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ SHAPES = {
 }
 
 
+Features = TypeVar("Features", Tensor, tuple[Tensor, Tensor])
+
+
 class Recomputation(threading.local):
     """Entered by a thread while it runs a block for the second time: one of autograd's, on a GPU."""
 
@@ -53,7 +57,7 @@ class Recomputation(threading.local):
 RECOMPUTATION = Recomputation()
 
 
-def run_block(block: Callable[..., Tensor], *inputs: Tensor, checkpointed: bool) -> Tensor:
+def run_block(block: Callable[..., Features], *inputs: Tensor, checkpointed: bool) -> Features:
     """block(*inputs). If checkpointed, autograd keeps only the inputs, and the backward pass runs the block again."""
     if not checkpointed:
         return block(*inputs)
@@ -67,10 +71,13 @@ class BatchNorm2d(nn.BatchNorm2d):
     counts once in them, also when it is normalised again for the backward pass. ClipResNet counts the batches.
     """
 
-    def forward(
-        self, features: Tensor, shortcut: Tensor | None = None, relu: bool = False, pool: int = 1
-    ) -> Tensor:  # (B, C, H, W) -> (B, C, H / pool, W / pool), same dtype
-        return batch_norm(features, self._norm(), shortcut=shortcut, relu=relu, pool=pool)
+    def forward(self, features: Tensor, relu: bool = False, pool: int = 1) -> Tensor:
+        """(B, C, H, W) -> (B, C, H / pool, W / pool), same dtype."""
+        return batch_norm(features, self._norm(), relu=relu, pool=pool)
+
+    def add(self, features: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
+        """Batch norm, shortcut, ReLU; the result for a convolution and for the next shortcut."""
+        return batch_norm_add(features, shortcut, self._norm())
 
     def then(self, convolution: nn.Conv2d, features: Tensor, pool: int = 1) -> Tensor:
         """Batch norm, ReLU, pooling, convolution; only `features` are kept for the backward pass."""
@@ -107,10 +114,11 @@ class Bottleneck(nn.Module):
                 OrderedDict([("-1", pool), ("0", convolution), ("1", BatchNorm2d(out_channels))])
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, C, H, W) come twice and go on twice: see kernels.batch_norm.batch_norm_add."""
         out = self.bn1.then(self.conv2, self.conv1(x))
         out = self.bn2.then(self.conv3, out, pool=self.stride)
-        return self.bn3(out, shortcut=self.downsample(x), relu=True)
+        return self.bn3.add(out, self.downsample(shortcut))
 
 
 class ClipResNet(nn.Module):
@@ -151,8 +159,8 @@ class ClipResNet(nn.Module):
         if self.training:
             torch._foreach_add_([norm.num_batches_tracked for norm in self.norms], 1)  # type: ignore[misc]
         images = images.contiguous(memory_format=torch.channels_last)
-        x = run_block(self.stem, images, checkpointed=checkpointed)
+        x = shortcut = run_block(self.stem, images, checkpointed=checkpointed)
         for stage in range(1, 5):
             for block in self.get_submodule(f"layer{stage}").children():
-                x = run_block(block, x, checkpointed=checkpointed)
+                x, shortcut = run_block(block, x, shortcut, checkpointed=checkpointed)
         return x

@@ -115,13 +115,13 @@ def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
 def norms(dtype: str) -> dict[str, Variant]:
     """Batch norm's kernels as a block calls them: with a shortcut and ReLU, and with ReLU alone."""
     size = BYTES[dtype]
-    halves = ("features", "shortcut", "out", "d_out", "d_features", "d_shortcut", "scale", "shift")
+    halves = ("features", "shortcut", "out", "d_out", "d_again", "d_features", "d_shortcut", "scale", "shift")
     fp32 = ("sums", "mean", "var", "running_mean", "running_var", "d_scale", "d_shift")
     types = dict.fromkeys(halves, f"*{dtype}") | dict.fromkeys(fp32, "*fp32") | {"eps": "fp32", "momentum": "fp32"}
     tile = dict(zip(("ROWS", "CHANNELS"), normalise.TILE, strict=True))
     sums = dict(zip(("STRETCHES", "CHANNELS"), normalise.SUMS_TILE, strict=True))
-    relu, alone = tile | {"RELU": True}, {"out": None}
-    by_batch = relu | {"BY_BATCH": True}
+    relu, alone = tile | {"RELU": True}, {"d_again": None, "out": None, "d_shortcut": None}
+    by_batch = {"BY_BATCH": True}
 
     def variant(kernel: Any, constants: dict[str, Any], loads: int, stores: int = 0) -> Variant:
         return Variant(kernel, types, constants, {"rows", "channels"}, loads * size, stores * size)
@@ -131,13 +131,11 @@ def norms(dtype: str) -> dict[str, Variant]:
         "finish_statistics": variant(normalise.finish_statistics_kernel, sums, loads=0),
         "apply": variant(normalise.apply_kernel, relu, loads=2, stores=1),
         "apply_alone": variant(normalise.apply_kernel, relu | {"shortcut": None}, loads=1, stores=1),
-        "gradient_sums": variant(normalise.gradient_sums_kernel, relu, loads=3),
+        "gradient_sums": variant(normalise.gradient_sums_kernel, relu, loads=4, stores=1),
         "gradient_sums_alone": variant(normalise.gradient_sums_kernel, relu | alone, loads=2),
         "finish_sums": variant(normalise.finish_sums_kernel, sums, loads=0),
-        "norm_backward": variant(normalise.backward_kernel, by_batch, loads=3, stores=2),
-        "norm_backward_alone": variant(
-            normalise.backward_kernel, by_batch | alone | {"d_shortcut": None}, loads=2, stores=1
-        ),
+        "norm_backward": variant(normalise.backward_kernel, tile | {"RELU": False} | by_batch, loads=2, stores=1),
+        "norm_backward_alone": variant(normalise.backward_kernel, relu | by_batch, loads=2, stores=1),
     }
 
 
@@ -160,8 +158,8 @@ def variants() -> dict[str, Variant]:
         tile = {"SPLITS": gather.SPLITS, "CELLS": 16, "CHANNELS": gather.TILE_OF_ROWS[1]}
         table_gradients = gather.table_gradients_kernel
         found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)
-        found |= {f"{name}_{dtype}": variant for name, variant in norms(dtype).items()}
     for dtype in ("fp16", "fp32"):
+        found |= {f"{name}_{dtype}": variant for name, variant in norms(dtype).items()}
         found[f"forward_planes_{dtype}_given"] = forward_planes(dtype, {})
         found[f"backward_rows_{dtype}_given"] = backward(dtype, "rows", {})
         found[f"backward_planes_{dtype}_given"] = backward(dtype, "planes", {})

@@ -62,7 +62,11 @@ def test_features_are_channels_last_throughout(layout):
     model = ClipResNet(SHAPES["tiny"])
     for module in model.modules():
         if isinstance(module, nn.Conv2d | BatchNorm2d | Bottleneck):
-            module.register_forward_hook(lambda _module, inputs, output: seen.extend([inputs[0], output]))
+            module.register_forward_hook(
+                lambda _module, inputs, output: seen.extend(
+                    [inputs[0], output[0] if isinstance(output, tuple) else output]
+                )
+            )
     grid = model(torch.randn(2, 3, 64, 96).contiguous(memory_format=layout))
     assert len(seen) > 20
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in (*seen, grid))
@@ -103,9 +107,9 @@ def test_each_block_starts_as_its_shortcut():
     model = ClipResNet(ResNetShape((2, 1, 1, 1), 4))
     first, second = model.layer1
     x = torch.rand(2, 4, 6, 6)
-    assert torch.equal(first(x), torch.relu(first.downsample(x)))
-    out = first(x)
-    assert torch.equal(second(out), out)
+    out, _ = first(x, x)
+    assert torch.equal(out, torch.relu(first.downsample(x)))
+    assert torch.equal(second(out, out)[0], out)
 
 
 def test_every_parameter_gets_a_gradient():
