@@ -55,6 +55,15 @@ def tell_kernels(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def tell_batch_norm(rows: list[dict[str, Any]]) -> str:
+    ours = [row for row in rows if row["implementation"] == "ours" and row["direction"] == "both"]
+    return "; ".join(
+        f"{row['shape']}: {row['percent_of_copy']:.0f} % of copy, {row['ratio_to_operators']:.1f}x operators"
+        + (f" ({row['ratio_to_compiled']:.1f}x compiled)" if "ratio_to_compiled" in row else "")
+        for row in ours
+    )
+
+
 def tell_step(found: dict[str, Any]) -> str:
     if "images_per_second" not in found:
         return ""
@@ -98,6 +107,7 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
     precisions = "--dtype fp16 --passes 1" if small else "--dtype fp32 fp16 bf16"
     shapes = "--model RN50 --layout nchw --batch 2 --grid 3 5 --samples 7 --rounds 1"
     kernels = f"--device {device} {shapes if small else '--model RN50 --batch 32 128 --dtype fp16 --rounds 20'}"
+    norms = "--images 1 --shapes 2 --rounds 1" if small else "--rounds 10"
     sizes = "--model tiny --layers 1 --hidden_size 64 --image_size 64 96 --sub_feat_num 4 --rounds 1 "
 
     def step(name: str, seconds: float, flags: str, *more: str) -> Part:
@@ -119,6 +129,12 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
             60,
             [module("kernels.benchmark", kernels, *figures("kernels"), "--plot", str(out / "kernels.png"))],
             tell_kernels,
+        ),
+        Part(
+            "batch norm",
+            45,
+            [module("kernels.benchmark.batch_norm", f"--device {device} {norms}", *figures("batch norm"))],
+            tell_batch_norm,
         ),
         step("step", 95, few if small else "--batch 32 --rounds 5 --steps 2 --minutes 1.3", "--ablate", *trace),
         step("step RN50x4", 40, "--batch 2" if small else "--model RN50x4 --batch 30 --rounds 5 --steps 2"),

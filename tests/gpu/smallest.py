@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from kernels.benchmark import grid_subsample
+from kernels.benchmark import batch_norm, grid_subsample
 from kernels.benchmark.shapes import Implementation, Shape
 from kernels.grid_subsample import grid_subsample as subsample
 
@@ -27,6 +27,11 @@ def main() -> None:
         tokens, _ = subsample(*inputs.leaves, None, 5, positions=repeated)
         tokens.sum().backward()
         count += 2
+    # More pixels than a program's stretch, and channels that no tile divides.
+    for dtype, shortcut in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
+        norm = batch_norm.Inputs(batch_norm.Shape("smallest", 72, 14, 20, shortcut), 2, dtype, device, seed=1)
+        batch_norm.check(Implementation(batch_norm.ours), norm)
+        count += 1
     if on_gpu:
         torch.cuda.synchronize()
     print(f"{count} calls of the kernels on {device}, all as the twins'")

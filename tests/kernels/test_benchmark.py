@@ -1,5 +1,6 @@
 """python -m kernels.benchmark, on a small grid of this machine's CPU."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from kernels.benchmark import __main__ as benchmark
-from kernels.benchmark import grid_subsample
+from kernels.benchmark import batch_norm, grid_subsample
 from kernels.benchmark.shapes import Implementation, Shape
 from tests.conftest import ROOT
 
@@ -188,3 +189,28 @@ def test_kernels_that_cannot_run_are_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse(SMALL)
     assert "KERNELS_BACKEND=fast is none of auto, triton, torch" in capsys.readouterr().err
+
+
+def test_batch_norm(tmp_path, capsys):
+    """On the smallest shape of RN50, one image."""
+    path = tmp_path / "batch_norm.json"
+    batch_norm.main(["--device", "cpu", "--images", "1", "--shapes", "1", "--rounds", "1", "--json", str(path)])
+    rows = {(row["implementation"], row["direction"]): row for row in json.loads(path.read_text())}
+    implementations = ["ours", "operators"] + (["compiled"] if COMPILER else [])
+    assert rows.keys() == set(itertools.product(implementations, ["forward", "backward", "both"]))
+    assert "stage 4, shortcut, both" in capsys.readouterr().out
+    forward, theirs = rows["ours", "forward"], rows["operators", "forward"]
+    size = 2048 * 12 * 20 * 4
+    assert forward["gb_per_s"] == pytest.approx(4 * size / forward["microseconds"] / 1e3)
+    assert forward["ratio_to_operators"] == theirs["microseconds"] / forward["microseconds"]
+
+
+def test_batch_norm_that_is_wrong_is_not_timed():
+    inputs = batch_norm.Inputs(batch_norm.SHAPES[-1], 1, torch.float32, "cpu", seed=0)
+
+    def off(inputs, _):
+        out, again = batch_norm.ours(inputs, None)
+        return out * (1 + 1e-3), again
+
+    with pytest.raises(AssertionError, match=r"result is off by 1\.0e-03"):
+        batch_norm.check(Implementation(off), inputs)
