@@ -10,9 +10,10 @@ With g = d_out where out > 0, and 0 elsewhere (without ReLU, d_out):
     d_features = scale / sqrt(var + eps) * g                                         by running ones
 
 Features are fp16, bf16 or fp32, channels_last: a pixel's C channels lie together. Arithmetic and statistics are fp32,
-and a result is rounded once. Statistics come from means and squared deviations of tiles, put together pairwise (Chan,
-Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979), so that a mean
-far from zero costs no digits. No atomics, and as many programs share a channel on every GPU: same inputs, same bits.
+and a result is rounded once. Means and squared deviations are updated pixel by pixel (Welford, "Note on a Method for
+Calculating Corrected Sums of Squares and Products", 1962) and then put together (Chan, Golub and LeVeque, "Updating
+Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979), so that a mean far from zero costs no digits.
+No atomics, and as many programs share a channel on every GPU: same inputs, same bits.
 
     statistics        each program reduces a stretch of pixels for a tile of channels
     finish_statistics adds the stretches up; updates the running statistics, too
@@ -28,8 +29,9 @@ from torch import Tensor
 
 from kernels.backend import LAUNCH, tl, triton
 
-STRETCH, MOST_STRETCHES = 512, 256  # pixels of a program at least; programs that share a channel at most
+STRETCH, MOST_STRETCHES = 512, 512  # pixels of a program at least; programs that share a channel at most
 TILE = (32, 64)  # pixels x channels that a program has in registers
+STRETCH_TILE, STRETCH_WARPS = (64, 64), 8  # and of one that goes along a stretch: more has to be on its way at a time
 SUMS_TILE = (64, 32)  # stretches x channels
 
 
@@ -80,24 +82,24 @@ def statistics_kernel(
 ):
     number = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    end = tl.minimum((number + 1) * stretch, rows)
-    mean = tl.zeros((CHANNELS,), tl.float32)
-    squares = tl.zeros((CHANNELS,), tl.float32)
-    seen = 0.0
-    for start in range(number * stretch, end, ROWS):
-        row = start + tl.arange(0, ROWS)
-        place, mask = _place(row, channel, end, channels)
+    first, end = number * stretch, tl.minimum((number + 1) * stretch, rows)
+    # Every element of the tile has statistics of its own, so that only the last step has to wait for other threads.
+    mean = tl.zeros((ROWS, CHANNELS), tl.float32)
+    squares = tl.zeros((ROWS, CHANNELS), tl.float32)
+    count = 0.0
+    for start in range(first, end, ROWS):
+        place, mask = _place(start + tl.arange(0, ROWS), channel, end, channels)
         value = tl.load(features + place, mask=mask, other=0.0).to(tl.float32)
-        count = tl.minimum(end - start, ROWS).to(tl.float32)
-        tile_mean = tl.sum(value, axis=0) / count
-        deviation = tl.where(mask, value - tile_mean[None, :], 0.0)
-        delta = tile_mean - mean
-        mean += delta * (count / (seen + count))
-        squares += tl.sum(deviation * deviation, axis=0) + delta * delta * (seen * count / (seen + count))
-        seen += count
+        count += 1
+        delta = tl.where(mask, value - mean, 0.0)
+        mean += delta * (1 / count)
+        squares += delta * (value - mean)
+    seen = tl.maximum(tl.cdiv(end - first - tl.arange(0, ROWS), ROWS), 0).to(tl.float32)[:, None]
+    average = tl.sum(mean * seen, axis=0) / (end - first)
+    delta = mean - average[None, :]
     target = sums + number * 2 * channels + channel
-    tl.store(target, mean, mask=channel < channels)
-    tl.store(target + channels, squares, mask=channel < channels)
+    tl.store(target, average, mask=channel < channels)
+    tl.store(target + channels, tl.sum(squares + delta * delta * seen, axis=0), mask=channel < channels)
 
 
 @triton.jit
@@ -280,9 +282,9 @@ def _sizes(features: Tensor) -> tuple[int, int, int, int]:
     return rows, channels, stretch, triton.cdiv(rows, stretch)
 
 
-def _tile(channels: int) -> dict[str, int]:
+def _tile(channels: int, tile: tuple[int, int] = TILE) -> dict[str, int]:
     """A tile of as many elements whatever the channels: few of them, more pixels."""
-    rows, most = TILE
+    rows, most = tile
     columns = min(most, max(triton.next_power_of_2(channels), 8))
     return {"ROWS": rows * most // columns, "CHANNELS": columns}
 
@@ -293,9 +295,9 @@ def statistics_triton(
     rows, channels, stretch, stretches = _sizes(features)
     sums = features.new_empty((stretches, 2, channels), dtype=torch.float32)
     mean, var = (features.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    tile = _tile(channels)
+    tile = _tile(channels, STRETCH_TILE)
     statistics_kernel[(stretches, triton.cdiv(channels, tile["CHANNELS"]))](
-        features, sums, rows, channels, stretch, **tile, **LAUNCH
+        features, sums, rows, channels, stretch, **tile, num_warps=STRETCH_WARPS, **LAUNCH
     )
     block, channel_block = SUMS_TILE
     finish_statistics_kernel[(triton.cdiv(channels, channel_block),)](
@@ -344,7 +346,7 @@ def backward_triton(
     sums = features.new_empty((stretches, 2, channels), dtype=torch.float32)
     d_shift, d_scale = (features.new_empty(channels, dtype=torch.float32) for _ in range(2))
     d_shortcut = torch.empty_like(features) if has_shortcut else None
-    tile = _tile(channels)
+    tile = _tile(channels, STRETCH_TILE)
     channel_tiles = triton.cdiv(channels, tile["CHANNELS"])
     statistics = (mean, var, scale, shift)
     gradient_sums_kernel[(stretches, channel_tiles)](
@@ -352,6 +354,7 @@ def backward_triton(
         *(rows, channels, eps, stretch),
         RELU=relu,
         **tile,
+        num_warps=STRETCH_WARPS,
         **LAUNCH,
     )
     block, channel_block = SUMS_TILE
@@ -359,6 +362,7 @@ def backward_triton(
         sums, d_shift, d_scale, channels, stretches, STRETCHES=block, CHANNELS=channel_block, **LAUNCH
     )
     d_features = torch.empty_like(features)
+    tile = _tile(channels)
     backward_kernel[(triton.cdiv(rows, tile["ROWS"]), channel_tiles)](
         *(d_out if d_shortcut is None else d_shortcut, features, *statistics, d_shift, d_scale, d_features),
         *(rows, channels, eps),

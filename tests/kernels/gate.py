@@ -43,6 +43,7 @@ class Variant:
     loads: int = 0
     stores: int = 0
     maps: int = 0  # narrow loads at most: of positions and slots
+    warps: int = THREADS // 32
 
 
 @dataclass
@@ -118,21 +119,26 @@ def norms(dtype: str) -> dict[str, Variant]:
     halves = ("features", "shortcut", "out", "d_out", "d_again", "d_features", "d_shortcut", "scale", "shift")
     fp32 = ("sums", "mean", "var", "running_mean", "running_var", "d_scale", "d_shift")
     types = dict.fromkeys(halves, f"*{dtype}") | dict.fromkeys(fp32, "*fp32") | {"eps": "fp32", "momentum": "fp32"}
-    tile = dict(zip(("ROWS", "CHANNELS"), normalise.TILE, strict=True))
+    tile, stretch_tile = (
+        dict(zip(("ROWS", "CHANNELS"), tile, strict=True)) for tile in (normalise.TILE, normalise.STRETCH_TILE)
+    )
     sums = dict(zip(("STRETCHES", "CHANNELS"), normalise.SUMS_TILE, strict=True))
     relu, alone = tile | {"RELU": True}, {"d_again": None, "out": None, "d_shortcut": None}
     by_batch = {"BY_BATCH": True}
 
-    def variant(kernel: Any, constants: dict[str, Any], loads: int, stores: int = 0) -> Variant:
-        return Variant(kernel, types, constants, {"rows", "channels"}, loads * size, stores * size)
+    def variant(kernel: Any, constants: dict[str, Any], loads: int, stores: int = 0, warps: int = 4) -> Variant:
+        return Variant(kernel, types, constants, {"rows", "channels"}, loads * size, stores * size, warps=warps)
+
+    def along(constants: dict[str, Any], loads: int) -> Variant:
+        return variant(normalise.gradient_sums_kernel, constants | stretch_tile, loads, warps=normalise.STRETCH_WARPS)
 
     return {
-        "statistics": variant(normalise.statistics_kernel, tile, loads=1),
+        "statistics": variant(normalise.statistics_kernel, stretch_tile, loads=1, warps=normalise.STRETCH_WARPS),
         "finish_statistics": variant(normalise.finish_statistics_kernel, sums, loads=0),
         "apply": variant(normalise.apply_kernel, relu, loads=2, stores=1),
         "apply_alone": variant(normalise.apply_kernel, relu | {"shortcut": None}, loads=1, stores=1),
-        "gradient_sums": variant(normalise.gradient_sums_kernel, relu, loads=4, stores=1),
-        "gradient_sums_alone": variant(normalise.gradient_sums_kernel, relu | alone, loads=2),
+        "gradient_sums": along(relu, loads=4),
+        "gradient_sums_alone": along(relu | alone, loads=2),
         "finish_sums": variant(normalise.finish_sums_kernel, sums, loads=0),
         "norm_backward": variant(normalise.backward_kernel, tile | {"RELU": False} | by_batch, loads=2, stores=1),
         "norm_backward_alone": variant(normalise.backward_kernel, relu | by_batch, loads=2, stores=1),
@@ -186,7 +192,7 @@ def compile_variant(variant: Variant, capability: int) -> Code:
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": THREADS // 32, **LAUNCH}
+    options = {"num_warps": variant.warps, **LAUNCH}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
