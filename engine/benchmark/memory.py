@@ -192,10 +192,10 @@ def main() -> None:
                 ids = torch.zeros(batch, TOKENS, dtype=torch.int64)
                 images = torch.empty(batch, 3, HEIGHT, WIDTH, dtype=torch.uint8)
                 inputs = {"input_ids": ids, "token_type_ids": ids, "attention_mask": ids, "images": images}
-                model.encoder.activation_checkpointing = False
+                model.encoder.activation_checkpointing = "none"
                 everything = activation_bytes(model, inputs)
                 block = largest_block_bytes(model, inputs, (Bottleneck, BertLayer))
-                model.encoder.activation_checkpointing = True
+                model.encoder.activation_checkpointing = "all"
                 only_inputs = activation_bytes(model, inputs)
             row = "".join(f"{bytes / GB:8.2f}" for bytes in (everything, only_inputs, block, state))
             print(f"{name:9}{batch:12}{row}")

@@ -12,6 +12,9 @@ from engine.errors import UserError
 
 Options = TypeVar("Options")
 
+# What yes and no meant where a flag has become a choice: in recipes, and in config.yaml of earlier runs.
+FORMER_VALUES = {"activation_checkpointing": {"true": "all", "false": "none"}}
+
 
 def of_flags(options: type[Options], config: Any, **others: Any) -> Options:
     """A dataclass whose fields have the names of flags, with their values.
@@ -64,7 +67,11 @@ class ModelConfig:
     use_positional_embedding: bool = HfArg(default=False, help="add learned row and column embeddings to the grid")
     pos_num: int = HfArg(default=25, help="rows of each position table")
     freeze_batch_norm: bool = HfArg(default=False, help="keep the backbone's running statistics")
-    activation_checkpointing: bool = HfArg(default=False, help="compute activations twice, to keep few of them")
+    activation_checkpointing: Literal["none", "early", "backbone", "all"] = HfArg(
+        default="none",
+        metadata={"nargs": "?", "const": "all"},
+        help="what computes its activations twice, to keep few: the backbone's stem and first stage, all of it, or all",
+    )
 
 
 @dataclass

@@ -147,9 +147,10 @@ class ClipResNet(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)))
         return self.avgpool(F.relu(self.bn3(self.conv3(x))))
 
-    def forward(self, images: Tensor, checkpointed: bool = False) -> Tensor:
-        x = run_block(self.stem, images, checkpointed=checkpointed)
+    def forward(self, images: Tensor, checkpointed_stages: int = 0) -> Tensor:
+        """The grid. The stem and the blocks of that many stages keep their inputs alone for the backward pass."""
+        x = run_block(self.stem, images, checkpointed=checkpointed_stages > 0)
         for stage in range(1, 5):
             for block in self.get_submodule(f"layer{stage}").children():
-                x = run_block(block, x, checkpointed=checkpointed)
+                x = run_block(block, x, checkpointed=stage <= checkpointed_stages)
         return x

@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from deepspeed import DeepSpeedEngine
 from torch import Tensor
 
-from engine.benchmark.step.original import eager_attention, float_images, sample_on_the_host
+from engine.benchmark.step.original import (
+    channels_first,
+    eager_attention,
+    float_images,
+    plain_feed_forward,
+    sample_on_the_host,
+)
 from engine.data.loading import Batch
 from engine.errors import UserError
 from engine.model.clip_resnet import BatchNorm2d
@@ -39,13 +45,6 @@ class Switch:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext  # each step
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")  # in which it changes anything
     devices: tuple[str, ...] = ("cpu", "cuda")
-
-
-def channels_last(model: ClipVilForPretraining) -> None:
-    """Images, and so all features, with the channels of a pixel beside each other; ZeRO lays the weights out itself."""
-    model.bert.encoder.visual_model.visual.register_forward_pre_hook(
-        lambda _, inputs: (inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
-    )
 
 
 def half_batch_norm(model: ClipVilForPretraining) -> None:
@@ -86,11 +85,12 @@ SWITCHES = {
     "uint8_images": Switch("images travel as uint8, normalised on the device", True, batch=float_images),
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
     "sdpa": Switch("attention as one operator", True, model=eager_attention),
+    "channels_last": Switch("the backbone in NHWC", True, model=channels_first),
+    "recomputed_gelu": Switch("GELU's result computed again, not kept", True, model=plain_feed_forward),
     "fused_optimizers": Switch("an update of a parameter group in one kernel", True, engine=loops_over_parameters),
     "overlap_comm": Switch(
         "ZeRO's reductions on a stream of their own", True, settings=zero_setting("overlap_comm", False), dtypes=HALF
     ),
-    "channels_last": Switch("the backbone in NHWC", False, model=channels_last),
     "half_batch_norm": Switch("batch norm without fp32 copies", False, model=half_batch_norm, dtypes=HALF),
     "small_buckets": Switch(
         "ZeRO's buckets of 3e7 elements, not 5e8", False, settings=zero_setting("reduce_bucket_size", 30_000_000)

@@ -268,6 +268,23 @@ def test_abbreviations_are_no_flags():
 
 
 @pytest.mark.parametrize(
+    ("words", "choice"),
+    [([], "all"), (["true"], "all"), (["False"], "none"), (["early"], "early"), (["backbone"], "backbone")],
+)
+def test_activation_checkpointing_is_a_choice_that_was_a_yes_or_no(words, choice):
+    config, _ = parse(PretrainConfig, ["--activation_checkpointing", *words], RECIPES)
+    assert config.activation_checkpointing == choice
+
+
+@pytest.mark.parametrize(("word", "choice"), [("true", "all"), ("false", "none"), ("none", "none"), ("early", "early")])
+def test_activation_checkpointing_of_earlier_recipes_is_read(tmp_path, word, choice):
+    path = tmp_path / "earlier.yaml"
+    path.write_text(f"activation_checkpointing: {word}\n")
+    config, _ = parse(PretrainConfig, ["--recipe", str(path)], RECIPES)
+    assert config.activation_checkpointing == choice
+
+
+@pytest.mark.parametrize(
     ("argv", "parts"),
     [
         (["--epochs", "many"], ["--epochs", "invalid int value: 'many'"]),
@@ -277,6 +294,7 @@ def test_abbreviations_are_no_flags():
         (["--clip_model_name", "RN101"], ["--clip_model_name", "RN101", "RN50x4"]),
         (["--worker_start_method", "thread"], ["--worker_start_method", "thread", "forkserver"]),
         (["--image_decoder", "opencv"], ["--image_decoder", "opencv", "simplejpeg"]),
+        (["--activation_checkpointing", "late"], ["--activation_checkpointing", "late", "early"]),
         (["--lr"], ["--lr", "expected one argument"]),
         (["--recipe"], ["--recipe", "expected one argument"]),
     ],
@@ -288,6 +306,7 @@ def test_abbreviations_are_no_flags():
         "unknown_model",
         "unknown_start_method",
         "unknown_decoder",
+        "unknown_part",
         "no_value",
         "no_recipe",
     ],
