@@ -72,6 +72,7 @@ class ModelConfig:
         metadata={"nargs": "?", "const": "all"},
         help="what computes its activations twice, to keep few: the backbone's stem and first stage, all of it, or all",
     )
+    compile: bool = HfArg(default=False, help="have torch.compile fuse the operators of BERT's layers")
 
 
 @dataclass

@@ -32,6 +32,7 @@ from engine.distributed.launchers import end_with_launcher
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
+from engine.model.compilation import compile_layers
 from engine.model.encoder import VisualShape, check_grid
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
@@ -102,6 +103,12 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
     return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
 
 
+def tokens_of(config: TrainingConfig) -> int:
+    """Words and cells of a training's sequence."""
+    cells = (config.image_size_min // STRIDE) * (config.image_size_max // STRIDE)
+    return config.max_seq_length + (config.sub_feat_num if config.sub_sampling else cells)
+
+
 def build_model(
     config: TrainingConfig, description: ModelDescription, saved: SavedState | None, task: Task[Any]
 ) -> Any:
@@ -158,6 +165,10 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
+    if config.compile:
+        told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
+        if ranks.rank == 0:
+            print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
     reporter = Reporter(engine, config, batches, metrics)

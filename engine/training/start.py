@@ -21,7 +21,7 @@ MAY_CHANGE = frozenset(
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "save_step", "keep", "resume"}
     | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
-    | {"sub_sampling_in_evaluation", "activation_checkpointing", "deterministic"}
+    | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "deterministic"}
 )
 
 

@@ -25,6 +25,7 @@ from engine.benchmark.step.original import (
 from engine.data.loading import Batch
 from engine.errors import UserError
 from engine.model.clip_resnet import BatchNorm2d
+from engine.model.compilation import compile_forward
 from engine.model.pretraining import ClipVilForPretraining
 
 
@@ -76,6 +77,11 @@ def compile_backbone(model: ClipVilForPretraining) -> None:
     backbone.forward = torch.compile(backbone.forward, dynamic=False)  # type: ignore[method-assign]  # hooks stay outside
 
 
+def compile_encoder(model: ClipVilForPretraining) -> None:
+    for layer in model.bert.encoder.layer:
+        compile_forward(layer)
+
+
 def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda settings: settings["zero_optimization"].update({name: value})
 
@@ -106,6 +112,7 @@ SWITCHES = {
         around=partial(torch.backends.cudnn.flags, enabled=True, benchmark=True),
         devices=("cuda",),
     ),
+    "compiled_layers": Switch("torch.compile of BERT's layers, as with --compile", False, model=compile_encoder),
     "compiled_backbone": Switch("torch.compile of the backbone", False, model=compile_backbone, devices=("cuda",)),
 }
 
