@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from engine.benchmark.counting import Memory, Traffic
-from engine.benchmark.memory import pass_bytes, training_bytes
 from engine.benchmark.step import __main__ as program
 from engine.benchmark.step import run as stages
 from engine.benchmark.step.measuring import check
@@ -21,6 +20,8 @@ from engine.benchmark.step.parts import PARTS, Recorder
 from engine.benchmark.step.switches import SWITCHES, nothing
 from engine.benchmark.step.workload import Workload
 from engine.errors import UserError
+from engine.model.memory import pass_bytes
+from engine.training.memory import training_bytes
 from engine.training.metrics import Metrics
 from tests.conftest import ROOT
 
