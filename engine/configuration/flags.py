@@ -12,6 +12,8 @@ from engine.errors import UserError
 
 Options = TypeVar("Options")
 
+AUTO: Any = "auto"  # in place of batch_size, until the device is known
+
 # What yes and no meant where a flag has become a choice: in recipes, and in config.yaml of earlier runs.
 FORMER_VALUES = {"activation_checkpointing": {"true": "all", "false": "none"}}
 
@@ -79,7 +81,12 @@ class ModelConfig:
 class OptimizationConfig:
     """Batch, optimisers, schedules, precision."""
 
-    batch_size: int = HfArg(aliases=["--batchSize", "--micro_batch_size"], default=32, help="samples per GPU and pass")
+    batch_size: int = HfArg(
+        aliases=["--batchSize", "--micro_batch_size"],
+        default=32,
+        help="samples per GPU and pass; auto: as many as fit, by count, and make up --global_batch_size",
+    )
+    memory_limit: float | None = HfArg(default=None, help="GB that auto may fill, instead of the GPU's memory")
     gradient_accumulation_steps: int = HfArg(default=1, help="passes per optimiser step")
     global_batch_size: int | None = HfArg(default=None, help="samples per optimiser step; sets the accumulation")
     epochs: int = HfArg(aliases=["--epoch"], default=20, help="epochs that the schedules are laid out for")
@@ -148,7 +155,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             "sub_feat_num",
             "pos_num",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != AUTO and getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
         if self.save_step == -1:  # the original's word for never
             self.save_step = None
@@ -186,7 +193,15 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             )
         if self.load is not None and self.from_scratch:
             raise UserError("--load and --fromScratch exclude each other; drop one")
-        if self.global_batch_size is not None:
+        if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
+            raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
+        if self.batch_size == AUTO:
+            if (self.global_batch_size or 0) < 1 or self.global_batch_size % world_size:  # type: ignore[operator]
+                raise UserError(
+                    f"--micro_batch_size auto needs --global_batch_size, and a multiple of {world_size} GPUs for it, "
+                    f"not {self.global_batch_size}"
+                )
+        elif self.global_batch_size is not None:
             one_pass = self.batch_size * world_size
             if self.global_batch_size < 1 or self.global_batch_size % one_pass:
                 raise UserError(

@@ -22,7 +22,8 @@ from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
-from engine.configuration.flags import TrainingConfig, of_flags
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
@@ -43,7 +44,7 @@ from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
 from engine.training.preemption import Preemption
 from engine.training.run_folder import RunFolder
-from engine.training.start import check_agreement, find_start
+from engine.training.start import check_agreement, find_start, settle_micro_batch
 
 
 def make_loaders(
@@ -145,8 +146,11 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
     task = task_class(config, tokenizer, ranks)
-    batches, validation_batches = make_loaders(config, task, ranks)
     description = describe_model(config, bert, task)
+    if config.batch_size == AUTO:
+        settle_micro_batch(config, description, settings, ranks, device)
+        settings = deepspeed_settings(config, ranks.world_size)
+    batches, validation_batches = make_loaders(config, task, ranks)
 
     resumed, loaded = find_start(config, folder, ranks, len(task.training))
     start = loaded if loaded is not None else task.pretrained()
@@ -159,7 +163,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     model = build_model(config, description, start, task)
 
     join()
-    check_agreement(resumed)
+    check_agreement(resumed, config.batch_size)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"

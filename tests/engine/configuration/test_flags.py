@@ -267,6 +267,18 @@ def test_abbreviations_are_no_flags():
     assert message_of("--max_step", "3") == "unknown flag --max_step; did you mean --max_steps?"
 
 
+@pytest.mark.parametrize("flag", ["--batch_size", "--batchSize", "--micro_batch_size"])
+def test_the_micro_batch_may_be_left_open_and_is_printed_so(tmp_path, flag):
+    config, _ = parse(PretrainConfig, [flag, "auto", "--global_batch_size", "64"], RECIPES)
+    config.check(2)
+    path = tmp_path / "open.yaml"
+    path.write_text(to_yaml(config))
+    assert "batch_size: auto\n" in path.read_text()
+    assert parse(PretrainConfig, ["--recipe", str(path)], RECIPES)[0] == config
+    with pytest.raises(UserError, match="invalid int_or_auto value: 'many'"):
+        parse(PretrainConfig, [flag, "many"], RECIPES)
+
+
 @pytest.mark.parametrize(
     ("words", "choice"),
     [([], "all"), (["true"], "all"), (["False"], "none"), (["early"], "early"), (["backbone"], "backbone")],
@@ -430,6 +442,15 @@ CANT_WORK = {
         {"global_batch_size": 100, "batch_size": 32},
         "--global_batch_size 100 is no multiple of 32 samples x 2 GPUs = 64; change it or --batchSize",
     ),
+    "auto_without_global_batch": (
+        {"batch_size": "auto"},
+        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not None",
+    ),
+    "auto_with_odd_global_batch": (
+        {"batch_size": "auto", "global_batch_size": 33},
+        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not 33",
+    ),
+    "no_memory": ({"memory_limit": 0.0}, "--memory_limit 0.0: a number of GB above 0 is needed"),
     "global_batch_zero": (
         {"global_batch_size": 0},
         "--global_batch_size 0 is no multiple of 32 samples x 2 GPUs = 64; change it or --batchSize",
