@@ -363,7 +363,7 @@ def _check_images(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Iterat
     error = 0.0
     for case in data["images"]:
         pixels = _pixels(arrays, case["index"])
-        error = max(error, largest_error(normalise_images(pixels), arrays[f"pixels_{case['index']}"]))
+        error = max(error, largest_error(normalise_images(pixels[None])[0], arrays[f"pixels_{case['index']}"]))
     yield Quantity("pixels", error, PIXEL)
 
 

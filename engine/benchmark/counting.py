@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.benchmark.memory import GpuOperators
+from engine.model.memory import gpu_operators
 from engine.model.pretraining import ClipVilForPretraining
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own log would stand among the results
@@ -55,7 +55,7 @@ class Traffic(TorchDispatchMode):
 def flops(model: ClipVilForPretraining, inputs: dict[str, Any]) -> int:
     """Of forward and backward pass, matrix products and convolutions only; model and inputs on the meta device."""
     counter = FlopCounterMode(display=False)
-    with torch.device("meta"), GpuOperators(), counter:
+    with torch.device("meta"), gpu_operators(), counter:
         model(**inputs).loss.backward()
     return counter.get_total_flops()
 

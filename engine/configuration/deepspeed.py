@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.configuration.flags import OptimizationConfig
+from engine.configuration.flags import AUTO, OptimizationConfig
 from engine.errors import UserError
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -28,13 +28,15 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     )
     if not sections or not all(isinstance(section, dict) for section in sections):
         raise UserError(f"{path} is no DeepSpeed configuration: an object with objects fp16, bf16, zero_optimization")
+    is_auto = config.batch_size == AUTO  # decided later, when this is called again
+    samples = config.batch_size * config.gradient_accumulation_steps * world_size
     ours = {
         "train_micro_batch_size_per_gpu": ("--batchSize", config.batch_size),
-        "gradient_accumulation_steps": ("--gradient_accumulation_steps", config.gradient_accumulation_steps),
-        "train_batch_size": (
-            "batch size x accumulation x GPUs",
-            config.batch_size * config.gradient_accumulation_steps * world_size,
+        "gradient_accumulation_steps": (
+            "--gradient_accumulation_steps",
+            AUTO if is_auto else config.gradient_accumulation_steps,
         ),
+        "train_batch_size": ("batch size x accumulation x GPUs", config.global_batch_size if is_auto else samples),
         "gradient_clipping": ("--max_grad_norm", config.max_grad_norm),
     }
     for key, (flag, value) in ours.items():

@@ -12,6 +12,11 @@ from engine.errors import UserError
 
 Options = TypeVar("Options")
 
+AUTO: Any = "auto"  # in place of batch_size, until the device is known
+
+# What yes and no meant where a flag has become a choice: in recipes, and in config.yaml of earlier runs.
+FORMER_VALUES = {"activation_checkpointing": {"true": "all", "false": "none"}}
+
 
 def of_flags(options: type[Options], config: Any, **others: Any) -> Options:
     """A dataclass whose fields have the names of flags, with their values.
@@ -64,14 +69,24 @@ class ModelConfig:
     use_positional_embedding: bool = HfArg(default=False, help="add learned row and column embeddings to the grid")
     pos_num: int = HfArg(default=25, help="rows of each position table")
     freeze_batch_norm: bool = HfArg(default=False, help="keep the backbone's running statistics")
-    activation_checkpointing: bool = HfArg(default=False, help="compute activations twice, to keep few of them")
+    activation_checkpointing: Literal["none", "early", "backbone", "all"] = HfArg(
+        default="none",
+        metadata={"nargs": "?", "const": "all"},
+        help="what computes its activations twice, to keep few: the backbone's stem and first stage, all of it, or all",
+    )
+    compile: bool = HfArg(default=False, help="have torch.compile fuse the operators of BERT's layers")
 
 
 @dataclass
 class OptimizationConfig:
     """Batch, optimisers, schedules, precision."""
 
-    batch_size: int = HfArg(aliases=["--batchSize", "--micro_batch_size"], default=32, help="samples per GPU and pass")
+    batch_size: int = HfArg(
+        aliases=["--batchSize", "--micro_batch_size"],
+        default=32,
+        help="samples per GPU and pass; auto: as many as fit, by count, and make up --global_batch_size",
+    )
+    memory_limit: float | None = HfArg(default=None, help="GB that auto may fill, instead of the GPU's memory")
     gradient_accumulation_steps: int = HfArg(default=1, help="passes per optimiser step")
     global_batch_size: int | None = HfArg(default=None, help="samples per optimiser step; sets the accumulation")
     epochs: int = HfArg(aliases=["--epoch"], default=20, help="epochs that the schedules are laid out for")
@@ -140,7 +155,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             "sub_feat_num",
             "pos_num",
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != AUTO and getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
         if self.save_step == -1:  # the original's word for never
             self.save_step = None
@@ -178,7 +193,15 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             )
         if self.load is not None and self.from_scratch:
             raise UserError("--load and --fromScratch exclude each other; drop one")
-        if self.global_batch_size is not None:
+        if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
+            raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
+        if self.batch_size == AUTO:
+            if (self.global_batch_size or 0) < 1 or self.global_batch_size % world_size:  # type: ignore[operator]
+                raise UserError(
+                    f"--micro_batch_size auto needs --global_batch_size, and a multiple of {world_size} GPUs for it, "
+                    f"not {self.global_batch_size}"
+                )
+        elif self.global_batch_size is not None:
             one_pass = self.batch_size * world_size
             if self.global_batch_size < 1 or self.global_batch_size % one_pass:
                 raise UserError(

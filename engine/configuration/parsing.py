@@ -11,7 +11,7 @@ from typing import NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
-from engine.configuration.flags import TrainingConfig
+from engine.configuration.flags import AUTO, FORMER_VALUES, TrainingConfig
 from engine.configuration.original import ORIGINAL_CONSTANTS, SNAKE_CASE
 from engine.configuration.recipes import read_recipe, recipe_names
 from engine.errors import UserError
@@ -31,6 +31,10 @@ class Parser(HfArgumentParser):
         raise UserError(message)
 
 
+def int_or_auto(word: str) -> int:
+    return AUTO if word == AUTO else int(word)
+
+
 def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[Config, argparse.Namespace]:
     """Command line and recipe to a configuration, plus the flags that are about the program itself.
 
@@ -44,6 +48,10 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     for name, (values, reason) in ORIGINAL_CONSTANTS.items():
         aliases = [f"--{name}"] + ([f"--{SNAKE_CASE[name]}"] if name in SNAKE_CASE else [])
         parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
+
+    for name, former in FORMER_VALUES.items():
+        parser._option_string_actions[f"--{name}"].type = lambda word, former=former: former.get(word.lower(), word)
+    parser._option_string_actions["--batch_size"].type = int_or_auto
 
     program = (
         parser.parse_known_args(argv)[0]

@@ -155,12 +155,13 @@ class ClipResNet(nn.Module):
         x = self.bn1.then(self.conv2, self.conv1(images))
         return self.bn3(self.bn2.then(self.conv3, x), relu=True, pool=2)
 
-    def forward(self, images: Tensor, checkpointed: bool = False) -> Tensor:
+    def forward(self, images: Tensor, checkpointed_stages: int = 0) -> Tensor:
+        """The grid. The stem and the blocks of that many stages keep their inputs alone for the backward pass."""
         if self.training:
             torch._foreach_add_([norm.num_batches_tracked for norm in self.norms], 1)  # type: ignore[misc]
         images = images.contiguous(memory_format=torch.channels_last)
-        x = shortcut = run_block(self.stem, images, checkpointed=checkpointed)
+        x = shortcut = run_block(self.stem, images, checkpointed=checkpointed_stages > 0)
         for stage in range(1, 5):
             for block in self.get_submodule(f"layer{stage}").children():
-                x, shortcut = run_block(block, x, shortcut, checkpointed=checkpointed)
+                x, shortcut = run_block(block, x, shortcut, checkpointed=stage <= checkpointed_stages)
         return x

@@ -6,8 +6,11 @@ Modules are named so that a state dict has the original's keys (bert.encoder.vis
 """
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
@@ -20,13 +23,30 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalise_images(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to fp32 with CLIP's mean and standard deviation; floats pass through unchanged."""
+# Stages of the backbone, from the first, that --activation_checkpointing runs again.
+CHECKPOINTED_STAGES = {"none": 0, "early": 1, "backbone": 4, "all": 4}
+ALIGNMENT = 8  # elements; PyTorch's attention takes a bias as it is if its rows begin at multiples of this
+
+
+@cache
+def clip_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """CLIP's mean and deviation, fp32 (3, 1, 1) each, copied to a device once: a copy makes the host wait."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return mean, std
+
+
+def normalise_images(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (B, 3, H, W), uint8, by CLIP's mean and standard deviation: in `dtype`, the channels of a pixel together.
+
+    Floats count as normalised: only their dtype and layout change. The arithmetic is fp32's. The first and the last of
+    its three passes over the images also change the dtype, and the first the layout.
+    """
     if images.is_floating_point():
-        return images
-    mean = torch.tensor(CLIP_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(CLIP_STD, device=images.device)[:, None, None]
-    return images.float().div_(255).sub_(mean).div_(std)
+        return images.to(dtype, memory_format=torch.channels_last)
+    mean, std = clip_statistics(images.device)
+    normalised = torch.empty(images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last)
+    torch.div(images, 255, out=normalised).sub_(mean)
+    return torch.div(normalised, std, out=torch.empty_like(normalised, dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -70,26 +90,59 @@ class VisualProjection(nn.Module):
         return self.dropout(self.visn_layer_norm(self.visn_fc(tokens)))
 
 
+class GeluLinear(torch.autograd.Function):
+    """linear(gelu(x)), which keeps x alone and computes gelu(x) again in the backward pass.
+
+    x is (B, T, n), weight (m, n), bias (m), and the result (B, T, m). Numbers are those of the two operators.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, 1)
+        of_weight = rows.t() @ F.gelu(x).flatten(0, 1)
+        of_x = torch.ops.aten.gelu_backward((rows @ weight).view_as(x), x)
+        return of_x, of_weight, rows.sum(0)
+
+
+class Layer(BertLayer):
+    """A layer of BERT that keeps for the backward pass what goes into GELU, but not what comes out of it."""
+
+    def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
+        if getattr(self.intermediate.intermediate_act_fn, "act", None) is not F.gelu:  # config.json names another
+            return super().feed_forward_chunk(attention_output)
+        output = self.output
+        hidden = self.intermediate.dense(attention_output)
+        hidden = GeluLinear.apply(hidden, output.dense.weight, output.dense.bias)
+        return output.LayerNorm(output.dropout(hidden) + attention_output)
+
+
 class Encoder(nn.Module):
     """Images and embedded caption to the encoded sequence.
 
     Two switches, to be set on the finished model, say how it runs and not what it is:
 
-        activation_checkpointing: in training, keep only the inputs of the stem and of each block and layer, and run
-            them again for the backward pass. The numbers stay the same.
+        activation_checkpointing: one of CHECKPOINTED_STAGES. In training, keep only the inputs of the blocks of these
+            stages, and of the stem; with `all`, of BERT's layers, too. Run them again for the backward pass. The
+            numbers stay the same.
         sub_sampling_in_evaluation: draw cells also in evaluation, as the original does; False takes all, in order.
     """
 
     def __init__(self, config: BertConfig, visual: VisualShape) -> None:
         super().__init__()
-        self.activation_checkpointing = False
+        self.activation_checkpointing = "none"
         self.sub_sampling_in_evaluation = True
         self.visual = visual
         self.visual_model = Backbone(visual.backbone)
         if visual.use_positional_embedding:
             self.visual_pos = PositionTables(visual.pos_num, visual.backbone.channels)
         self.visn_fc = VisualProjection(visual.backbone.channels, config)
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
@@ -98,14 +151,14 @@ class Encoder(nn.Module):
         return self
 
     @property
-    def checkpointed(self) -> bool:
+    def checkpointed(self) -> str:
         """Of this module's own mode: the backbone, frozen, is in evaluation mode and still learns."""
-        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        return self.activation_checkpointing if self.training and torch.is_grad_enabled() else "none"
 
     def grid(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or normalised floats -> (B, C, H / 32, W / 32) in the backbone's dtype."""
         backbone = self.visual_model.visual
-        return backbone(normalise_images(images).to(backbone.conv1.weight.dtype), self.checkpointed)
+        return backbone(normalise_images(images, backbone.conv1.weight.dtype), CHECKPOINTED_STAGES[self.checkpointed])
 
     def visual_tokens(
         self, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None
@@ -122,17 +175,24 @@ class Encoder(nn.Module):
         )
         return self.visn_fc(tokens)
 
-    def attended(self, attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
-        """The text's mask (B, L) and S visual tokens, all attended, as a mask for attention: bool (B, 1, 1, L + S)."""
-        visual_mask = attention_mask.new_ones(visual_tokens.shape[:2])
-        return torch.cat([attention_mask, visual_mask], dim=1).bool()[:, None, None, :]
+    def attention_bias(self, attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
+        """What is added to the scores of attention: -inf where the text's mask (B, L) is 0, else 0; (B, 1, 1, L + S).
+
+        It has the dtype of the visual tokens (B, S, h), and every layer takes it as it is. A mask of booleans would be
+        turned into such a bias by each layer anew.
+        """
+        words = attention_mask.shape[1]
+        tokens = words + visual_tokens.shape[1]
+        bias = visual_tokens.new_zeros(len(attention_mask), 1, 1, tokens + -tokens % ALIGNMENT)
+        bias[..., :words].masked_fill_(attention_mask[:, None, None] == 0, float("-inf"))
+        return bias[..., :tokens]
 
     def forward(self, text: Tensor, visual_tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, h), (B, S, h) and the text's mask (B, L) -> encoded text (B, L, h) and visual tokens (B, S, h)."""
         hidden = torch.cat([text, visual_tokens], dim=1)
-        attended = self.attended(attention_mask, visual_tokens)
+        bias = self.attention_bias(attention_mask, visual_tokens)
         for layer in self.layer:
-            hidden = run_block(layer, hidden, attended, checkpointed=self.checkpointed)
+            hidden = run_block(layer, hidden, bias, checkpointed=self.checkpointed == "all")
         return hidden[:, : text.shape[1]], hidden[:, text.shape[1] :]
 
 

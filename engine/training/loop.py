@@ -90,6 +90,7 @@ def train(
         observer.after_training(state)
 
 
+@torch.compiler.set_stance("force_eager")  # the last batch is smaller: its size would be compiled, too
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], on_batch: Callable[[Batch, Any], None] = lambda batch, output: None

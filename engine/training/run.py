@@ -22,7 +22,8 @@ from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
-from engine.configuration.flags import TrainingConfig, of_flags
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
@@ -32,6 +33,7 @@ from engine.distributed.launchers import end_with_launcher
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
+from engine.model.compilation import compile_layers
 from engine.model.encoder import VisualShape, check_grid
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
@@ -42,7 +44,7 @@ from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
 from engine.training.preemption import Preemption
 from engine.training.run_folder import RunFolder
-from engine.training.start import check_agreement, find_start
+from engine.training.start import check_agreement, find_start, settle_micro_batch
 
 
 def make_loaders(
@@ -102,6 +104,12 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
     return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
 
 
+def tokens_of(config: TrainingConfig) -> int:
+    """Words and cells of a training's sequence."""
+    cells = (config.image_size_min // STRIDE) * (config.image_size_max // STRIDE)
+    return config.max_seq_length + (config.sub_feat_num if config.sub_sampling else cells)
+
+
 def build_model(
     config: TrainingConfig, description: ModelDescription, saved: SavedState | None, task: Task[Any]
 ) -> Any:
@@ -138,8 +146,11 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
     task = task_class(config, tokenizer, ranks)
-    batches, validation_batches = make_loaders(config, task, ranks)
     description = describe_model(config, bert, task)
+    if config.batch_size == AUTO:
+        settle_micro_batch(config, description, settings, ranks, device)
+        settings = deepspeed_settings(config, ranks.world_size)
+    batches, validation_batches = make_loaders(config, task, ranks)
 
     resumed, loaded = find_start(config, folder, ranks, len(task.training))
     start = loaded if loaded is not None else task.pretrained()
@@ -152,12 +163,16 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     model = build_model(config, description, start, task)
 
     join()
-    check_agreement(resumed)
+    check_agreement(resumed, config.batch_size)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
+    if config.compile:
+        told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
+        if ranks.rank == 0:
+            print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
     reporter = Reporter(engine, config, batches, metrics)

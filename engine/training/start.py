@@ -4,14 +4,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+import yaml
 
-from engine.checkpoint.manifest import newest_checkpoint
+from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
+from engine.training.memory import device_memory, largest_micro_batch
 from engine.training.run_folder import RunFolder
 
 # What a resumed run may say otherwise: paths, how it is spread, when it reports, saves and stops.
@@ -21,7 +25,7 @@ MAY_CHANGE = frozenset(
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "save_step", "keep", "resume"}
     | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
-    | {"sub_sampling_in_evaluation", "activation_checkpointing", "deterministic"}
+    | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
 
 
@@ -55,12 +59,38 @@ def find_start(
     return None, None
 
 
-def check_agreement(resumed: Checkpoint | None) -> None:
-    """Raises UserError if machines go on from different checkpoints; every rank has to call it."""
-    names: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, resumed.folder.name if resumed is not None else None)
-    if len(set(names)) > 1:
-        seen = ", ".join(sorted({name or "none" for name in names}))
+def settle_micro_batch(
+    config: TrainingConfig, description: ModelDescription, settings: dict[str, Any], ranks: Ranks, device: torch.device
+) -> None:
+    """Put a number in place of --micro_batch_size auto: the resumed run's, or the largest that fits into the device.
+
+    Raises:
+        UserError: if none fits, or there is no device to ask.
+    """
+    folder = Path(config.output)
+
+    def choose() -> int:
+        if config.resume is not None and complete_checkpoints(folder) and (folder / "config.yaml").is_file():
+            return int(yaml.safe_load((folder / "config.yaml").read_text())["batch_size"])
+        limit = device_memory(config, device)
+        return largest_micro_batch(config, description, settings, ranks.world_size, limit)
+
+    config.batch_size = share_on_node(ranks, "micro-batch", choose)
+    config.check(ranks.world_size)
+
+
+def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
+    """Raises UserError if machines go on from different checkpoints or chose other micro-batches; all ranks call it."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size))
+    names, sizes = ({each[place] for each in found} for place in (0, 1))
+    if len(sizes) > 1:
+        raise UserError(
+            f"--micro_batch_size auto came to {' and '.join(map(str, sorted(sizes)))} on machines with other GPUs; "
+            f"give --micro_batch_size {min(sizes)}"
+        )
+    if len(names) > 1:
+        seen = ", ".join(sorted(names))
         raise UserError(
             f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
         )

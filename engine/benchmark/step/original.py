@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW
+from transformers.models.bert.modeling_bert import BertLayer
 
 from engine.benchmark.backbones import run_plainly
 from engine.benchmark.step.parts import Recorder
@@ -58,19 +59,21 @@ def sample_on_the_host(model: ClipVilForPretraining) -> None:
 def eager_attention(model: ClipVilForPretraining) -> None:
     """Scores, an additive mask, softmax, dropout and a product, each an operator of its own."""
     encoder = model.bert.encoder
-    attended = encoder.attended
-
-    def added(attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
-        return (~attended(attention_mask, visual_tokens)).to(visual_tokens.dtype) * MASKED
-
-    encoder.attended = added  # type: ignore[method-assign]
+    bias = encoder.attention_bias
+    encoder.attention_bias = lambda *inputs: bias(*inputs).clamp(min=MASKED)  # type: ignore[method-assign]
     for module in encoder.layer.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = "eager"  # type: ignore[union-attr]
 
 
+def plain_feed_forward(model: ClipVilForPretraining) -> None:
+    """transformers' own, which keeps both what goes into GELU and what comes out of it."""
+    for layer in model.bert.encoder.layer:
+        layer.feed_forward_chunk = partial(BertLayer.feed_forward_chunk, layer)  # type: ignore[assignment]
+
+
 def in_the_original_way(model: ClipVilForPretraining) -> None:
-    for change in (sample_on_the_host, eager_attention, run_plainly):
+    for change in (sample_on_the_host, eager_attention, plain_feed_forward, run_plainly):
         change(model)
 
 

@@ -15,7 +15,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine.benchmark.counting import backbone_bytes, flops, launches
 from engine.benchmark.machine import describe, matmul_flops_per_second
-from engine.benchmark.memory import training_bytes
 from engine.benchmark.step.measuring import Samples, built, check, measure
 from engine.benchmark.step.original import Baseline, in_the_original_way
 from engine.benchmark.step.ours import Ours, turn_over
@@ -25,6 +24,7 @@ from engine.benchmark.step.switches import SWITCHES, named, useful
 from engine.benchmark.step.workload import Workload, plain_pass
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.errors import UserError
+from engine.training.memory import training_bytes
 
 GB = 1e9
 SMALLER = 0.95  # of the images, where so many didn't fit

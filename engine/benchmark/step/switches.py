@@ -14,9 +14,10 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from engine.benchmark.backbones import run_plainly
-from engine.benchmark.step.original import eager_attention, float_images, sample_on_the_host
+from engine.benchmark.step.original import eager_attention, float_images, plain_feed_forward, sample_on_the_host
 from engine.data.loading import Batch
 from engine.errors import UserError
+from engine.model.compilation import compile_forward
 from engine.model.pretraining import ClipVilForPretraining
 
 
@@ -52,6 +53,11 @@ def compile_backbone(model: ClipVilForPretraining) -> None:
     backbone.forward = torch.compile(backbone.forward, dynamic=False)  # type: ignore[method-assign]  # hooks stay outside
 
 
+def compile_encoder(model: ClipVilForPretraining) -> None:
+    for layer in model.bert.encoder.layer:
+        compile_forward(layer)
+
+
 def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda settings: settings["zero_optimization"].update({name: value})
 
@@ -61,6 +67,7 @@ SWITCHES = {
     "uint8_images": Switch("images travel as uint8, normalised on the device", True, batch=float_images),
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
     "sdpa": Switch("attention as one operator", True, model=eager_attention),
+    "recomputed_gelu": Switch("GELU's result computed again, not kept", True, model=plain_feed_forward),
     "fused_optimizers": Switch("an update of a parameter group in one kernel", True, engine=loops_over_parameters),
     "fused_norms": Switch(
         "batch norm, shortcut and ReLU in one pass, by our kernels, kept once",
@@ -85,6 +92,7 @@ SWITCHES = {
         around=partial(torch.backends.cudnn.flags, enabled=True, benchmark=True),
         devices=("cuda",),
     ),
+    "compiled_layers": Switch("torch.compile of BERT's layers, as with --compile", False, model=compile_encoder),
     "compiled_backbone": Switch("torch.compile of the backbone", False, model=compile_backbone, devices=("cuda",)),
 }
 

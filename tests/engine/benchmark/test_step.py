@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from engine.benchmark.counting import Memory, Traffic
-from engine.benchmark.memory import pass_bytes, training_bytes
 from engine.benchmark.step import __main__ as program
 from engine.benchmark.step import run as stages
 from engine.benchmark.step.measuring import check
@@ -21,6 +20,8 @@ from engine.benchmark.step.parts import PARTS, Recorder
 from engine.benchmark.step.switches import SWITCHES, nothing
 from engine.benchmark.step.workload import Workload
 from engine.errors import UserError
+from engine.model.memory import pass_bytes
+from engine.training.memory import training_bytes
 from engine.training.metrics import Metrics
 from tests.conftest import ROOT
 
@@ -38,7 +39,7 @@ def test_the_baseline_has_the_recorded_numbers() -> None:
     assert check("the baseline", in_the_original_way, GOLDEN, "cpu", passes=2) > 20
 
 
-@pytest.mark.parametrize("name", ["device_sampling", "sdpa", "channels_last", "half_batch_norm"])
+@pytest.mark.parametrize("name", ["device_sampling", "sdpa", "channels_last", "recomputed_gelu", "fused_norms"])
 def test_a_switch_changes_no_number(name: str) -> None:
     assert check(name, partial(turn_over, names=[name]), GOLDEN, "cpu", passes=1) > 10
 
@@ -202,8 +203,8 @@ def test_the_largest_batch_is_looked_for_from_the_prediction_downwards(
     [
         (["--batch", "many"], "--batch many: a number of images, or `largest`"),
         (["--batch", "largest"], "say how much with --memory_gb"),
-        (["--without", "channels_last"], "--without channels_last: no optimisation of this name is on here"),
-        (["--with", "sdpa"], "--with sdpa: no optimisation of this name is off here; there are channels_last"),
+        (["--without", "compiled_backbone"], "--without compiled_backbone: no optimisation of this name is on here"),
+        (["--with", "sdpa"], "--with sdpa: no optimisation of this name is off here; there are "),
         (["--dtype", "fp16"], "--dtype fp16 needs a GPU"),
         (["--sub_feat_num", "7"], "--sub_feat_num 7 is more than the 2 x 3 = 6 cells"),
         (["--image_size", "64", "100"], "multiples of 32 are needed"),

@@ -267,6 +267,35 @@ def test_abbreviations_are_no_flags():
     assert message_of("--max_step", "3") == "unknown flag --max_step; did you mean --max_steps?"
 
 
+@pytest.mark.parametrize("flag", ["--batch_size", "--batchSize", "--micro_batch_size"])
+def test_the_micro_batch_may_be_left_open_and_is_printed_so(tmp_path, flag):
+    config, _ = parse(PretrainConfig, [flag, "auto", "--global_batch_size", "64"], RECIPES)
+    config.check(2)
+    path = tmp_path / "open.yaml"
+    path.write_text(to_yaml(config))
+    assert "batch_size: auto\n" in path.read_text()
+    assert parse(PretrainConfig, ["--recipe", str(path)], RECIPES)[0] == config
+    with pytest.raises(UserError, match="invalid int_or_auto value: 'many'"):
+        parse(PretrainConfig, [flag, "many"], RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [([], "all"), (["true"], "all"), (["False"], "none"), (["early"], "early"), (["backbone"], "backbone")],
+)
+def test_activation_checkpointing_is_a_choice_that_was_a_yes_or_no(words, choice):
+    config, _ = parse(PretrainConfig, ["--activation_checkpointing", *words], RECIPES)
+    assert config.activation_checkpointing == choice
+
+
+@pytest.mark.parametrize(("word", "choice"), [("true", "all"), ("false", "none"), ("none", "none"), ("early", "early")])
+def test_activation_checkpointing_of_earlier_recipes_is_read(tmp_path, word, choice):
+    path = tmp_path / "earlier.yaml"
+    path.write_text(f"activation_checkpointing: {word}\n")
+    config, _ = parse(PretrainConfig, ["--recipe", str(path)], RECIPES)
+    assert config.activation_checkpointing == choice
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -277,6 +306,7 @@ def test_abbreviations_are_no_flags():
         (["--clip_model_name", "RN101"], ["--clip_model_name", "RN101", "RN50x4"]),
         (["--worker_start_method", "thread"], ["--worker_start_method", "thread", "forkserver"]),
         (["--image_decoder", "opencv"], ["--image_decoder", "opencv", "simplejpeg"]),
+        (["--activation_checkpointing", "late"], ["--activation_checkpointing", "late", "early"]),
         (["--lr"], ["--lr", "expected one argument"]),
         (["--recipe"], ["--recipe", "expected one argument"]),
     ],
@@ -288,6 +318,7 @@ def test_abbreviations_are_no_flags():
         "unknown_model",
         "unknown_start_method",
         "unknown_decoder",
+        "unknown_part",
         "no_value",
         "no_recipe",
     ],
@@ -411,6 +442,15 @@ CANT_WORK = {
         {"global_batch_size": 100, "batch_size": 32},
         "--global_batch_size 100 is no multiple of 32 samples x 2 GPUs = 64; change it or --batchSize",
     ),
+    "auto_without_global_batch": (
+        {"batch_size": "auto"},
+        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not None",
+    ),
+    "auto_with_odd_global_batch": (
+        {"batch_size": "auto", "global_batch_size": 33},
+        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not 33",
+    ),
+    "no_memory": ({"memory_limit": 0.0}, "--memory_limit 0.0: a number of GB above 0 is needed"),
     "global_batch_zero": (
         {"global_batch_size": 0},
         "--global_batch_size 0 is no multiple of 32 samples x 2 GPUs = 64; change it or --batchSize",

@@ -5,11 +5,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertLayer
 
-from engine.benchmark.memory import activation_bytes, largest_block_bytes
 from engine.model.clip_resnet import RECOMPUTATION, SHAPES, BatchNorm2d, Bottleneck, ClipResNet
-from engine.model.encoder import VisualShape
+from engine.model.encoder import CHECKPOINTED_STAGES, Layer, VisualShape
+from engine.model.memory import activation_bytes, largest_block_bytes
 from engine.model.pretraining import ClipVilForPretraining
 
 
@@ -70,8 +69,8 @@ def assert_identical(numbers, expected):
     assert [name for name, value in expected.items() if not torch.equal(numbers[name], value)] == []
 
 
-def checkpointed(model):
-    model.bert.encoder.activation_checkpointing = True
+def checkpointed(model, part="all"):
+    model.bert.encoder.activation_checkpointing = part
     return model
 
 
@@ -87,15 +86,16 @@ def block_runs(monkeypatch):
 
         return run
 
-    for kind, name in ((ClipResNet, "stem"), (Bottleneck, "forward"), (BertLayer, "forward")):
+    for kind, name in ((ClipResNet, "stem"), (Bottleneck, "forward"), (Layer, "forward")):
         monkeypatch.setattr(kind, name, record(getattr(kind, name)))
     return runs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
-def test_numbers_are_exactly_those_without(dtype, frozen):
-    numbers = train(checkpointed(make(dtype, freeze_batch_norm=frozen)))
+@pytest.mark.parametrize("part", [part for part in CHECKPOINTED_STAGES if part != "none"])
+def test_numbers_are_exactly_those_without(dtype, frozen, part):
+    numbers = train(checkpointed(make(dtype, freeze_batch_norm=frozen), part))
     expected = train(make(dtype, freeze_batch_norm=frozen))
     assert_identical(numbers, expected)
     tracked = [value.item() for name, value in numbers.items() if name.endswith("num_batches_tracked")]
@@ -104,13 +104,14 @@ def test_numbers_are_exactly_those_without(dtype, frozen):
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
-def test_stem_blocks_and_layers_run_again_for_the_backward_pass(block_runs, frozen):
-    loss = checkpointed(make(freeze_batch_norm=frozen))(**batch()).loss
+@pytest.mark.parametrize(("part", "again"), [("none", 0), ("early", 1 + 1), ("backbone", 1 + 4), ("all", 1 + 4 + 2)])
+def test_stem_blocks_and_layers_run_again_for_the_backward_pass(block_runs, frozen, part, again):
+    loss = checkpointed(make(freeze_batch_norm=frozen), part)(**batch()).loss
     first = list(block_runs)
     assert len(first) == 1 + 4 + 2
     block_runs.clear()
     loss.backward()
-    assert block_runs == first[::-1]
+    assert block_runs == first[:again][::-1]
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["evaluation", "no_grad"])

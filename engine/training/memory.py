@@ -1,0 +1,142 @@
+"""How much of a device's memory a training takes, and the largest micro-batch that fits."""
+
+import json
+import os
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.checkpoint.description import ModelDescription
+from engine.configuration.flags import TrainingConfig
+from engine.errors import UserError
+from engine.model.memory import pass_bytes
+from engine.optim.hybrid import BACKBONE
+
+GB = 1e9
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_BUCKET_SIZE = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
+RESERVE = 0.1  # of a device: for its context, cuDNN's work space, and fragments between allocations
+
+
+def training_bytes(
+    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], *, on_gpu: bool = True
+) -> dict[str, int]:
+    """What a training on one device takes at its peak, and the parts of it, in bytes.
+
+    Args:
+        model: a model for pre-training or fine-tuning on the meta device, its parameters in the training's dtype.
+        settings: DeepSpeed's, ZeRO-2, with fused optimisers.
+
+    Returns:
+        state: weights, fp32 weights, AdamW's moments, buffers. buckets: ZeRO's, for gradients. passes: pass_bytes.
+        peak: the state, the buckets, and the passes or, where these are small, two copies of all gradients behind them.
+
+    Not counted: cuDNN's work space, fragments, and the device's own context.
+    """
+    parameters = dict(model.named_parameters())
+    weights = sum(p.nbytes for p in parameters.values())
+    fp32 = sum(p.numel() * (4 if BACKBONE in name else 12) for name, p in parameters.items())
+    state = weights + fp32 + sum(buffer.nbytes for buffer in model.buffers())
+    zero = settings["zero_optimization"]
+    itemsize = next(iter(parameters.values())).itemsize
+    number = 2 if zero.get("overlap_comm") else 1
+    buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    passes = pass_bytes(model, inputs, on_gpu=on_gpu)
+    return {
+        "state": state,
+        "buckets": buckets,
+        "passes": passes,
+        "peak": state + buckets + max(passes, 2 * weights),
+    }
+
+
+def device_memory(config: TrainingConfig, device: torch.device) -> float:
+    """Bytes that a training may fill, the reserve included.
+
+    Raises:
+        UserError: if there is no GPU, and no flag in its place.
+    """
+    if config.memory_limit is not None:
+        return config.memory_limit * GB
+    if device.type != "cuda":
+        raise UserError("--micro_batch_size auto looks at a GPU's memory, and there is none; add --memory_limit GB")
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def largest_micro_batch(
+    config: TrainingConfig, description: ModelDescription, settings: Mapping[str, Any], world_size: int, limit: float
+) -> int:
+    """Samples of the largest micro-batch that fits into `limit` bytes, and that makes up the global batch exactly.
+
+    Counted in a process of its own: a backward pass starts threads, and loading workers are still to be forked here.
+
+    Raises:
+        UserError: if not even one sample fits.
+    """
+    share = (config.global_batch_size or 0) // world_size
+    question = {
+        "description": {**description.to_dict(), "vocabulary": None},
+        "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
+        "checkpointing": config.activation_checkpointing,
+        "settings": settings,
+        "choices": [samples for samples in range(1, share + 1) if share % samples == 0],
+        "limit": (1 - RESERVE) * limit,
+    }
+    counted = subprocess.run(
+        [sys.executable, "-m", "engine.training.memory"],
+        input=json.dumps(question),
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    samples = int(counted.stdout)
+    if not samples:
+        raise UserError(
+            f"--micro_batch_size auto: not even 1 sample fits into {limit / GB:.1f} GB with "
+            f"--activation_checkpointing {config.activation_checkpointing}; choose `all`, or a smaller model"
+        )
+    return samples
+
+
+def answer(question: Mapping[str, Any]) -> int:
+    """The largest of the choices whose peak is within the limit, or 0."""
+    description = ModelDescription.from_dict(question["description"], "the question")
+    with torch.device("meta"):
+        model = description.build()
+    for parameter in model.parameters():  # as DeepSpeed: buffers stay
+        parameter.data = parameter.data.to(getattr(torch, question["dtype"]))
+    model.bert.encoder.activation_checkpointing = question["checkpointing"]
+
+    def peak(samples: int) -> int:
+        return training_bytes(model, inputs_on_meta(description, samples), question["settings"])["peak"]
+
+    choices = question["choices"]
+    fitting = bisect_right(choices, question["limit"], key=peak)
+    return choices[fitting - 1] if fitting else 0
+
+
+def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any]:
+    """A model's inputs with labels of all kinds, without memory; see docs/architecture.md, hop 15."""
+    sizes, answers = description.preprocessing, len(description.answers or ())
+    with torch.device("meta"):
+        words = torch.zeros(samples, sizes.max_seq_length, dtype=torch.int64)
+        images = torch.zeros(samples, 3, sizes.image_size_min, sizes.image_size_max, dtype=torch.uint8)
+        state = torch.zeros(2, dtype=torch.int64)
+        inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
+        if description.architecture == "pretraining":
+            labels: dict[str, Any] = {"masked_lm_labels": words, "matched_label": words[:, 0], "ans": words[:, 0]}
+        else:
+            labels = {"target": torch.zeros(samples, answers), "is_labelled": words[:, 0].bool()}
+    return {**inputs, **labels, "sampling_state": state}
+
+
+if __name__ == "__main__":
+    print(answer(json.load(sys.stdin)))

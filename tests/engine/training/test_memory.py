@@ -1,0 +1,106 @@
+"""--micro_batch_size auto: what is counted, what is chosen, and by which run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from engine.checkpoint.description import ModelDescription, Preprocessing
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.flags import AUTO
+from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.model.clip_resnet import SHAPES
+from engine.model.encoder import VisualShape
+from engine.tasks.pretraining import PretrainConfig
+from engine.training import memory, start
+from engine.training.memory import answer, device_memory, inputs_on_meta, largest_micro_batch, training_bytes
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+SETTINGS = {"zero_optimization": {"reduce_bucket_size": 1000}}
+CPU = torch.device("cpu")
+
+
+def description(architecture: str = "pretraining") -> ModelDescription:
+    bert = BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=128)
+    visual = VisualShape(SHAPES["tiny"], sub_feat_num=4)
+    sizes = Preprocessing(max_seq_length=6, image_size_min=64, image_size_max=96)
+    return ModelDescription.of(bert, visual, ["yes", "no", "red"], None, architecture, sizes)
+
+
+def peak(model: Any, samples: int, shape: ModelDescription) -> int:
+    return training_bytes(model, inputs_on_meta(shape, samples), SETTINGS)["peak"]
+
+
+@pytest.mark.parametrize("architecture", ["pretraining", "question_answering"])
+def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None:
+    shape = description(architecture)
+    with torch.device("meta"):
+        model = shape.build()
+    exactly = min(peak(model, 96, shape) for _ in range(2))  # only the first has CLIP's statistics among what is new
+    question = {
+        "description": shape.to_dict(),
+        "dtype": "float32",
+        "checkpointing": "none",
+        "settings": SETTINGS,
+        "choices": [1, 32, 64, 96, 112, 192],
+    }
+    assert answer({**question, "limit": exactly}) == 96
+    assert answer({**question, "limit": exactly - 1}) == 64
+    assert answer({**question, "limit": 1}) == 0
+    assert answer({**question, "limit": exactly, "checkpointing": "all"}) > 96
+    assert answer({**question, "limit": exactly, "dtype": "float16"}) > 96
+
+
+def test_the_micro_batch_divides_what_was_asked() -> None:
+    """Really counted, in a process of its own: of 3 x 64 samples on two ranks, 96, 48, 32 and so on are choices."""
+    shape = description()
+    with torch.device("meta"):
+        model = shape.build()
+    config = PretrainConfig(batch_size=AUTO, global_batch_size=192)
+    limit = peak(model, 95, shape) / (1 - memory.RESERVE)
+    assert largest_micro_batch(config, shape, SETTINGS, 2, limit) == 48
+    with pytest.raises(UserError, match=r"not even 1 sample fits into 0\.0 GB with --activation_checkpointing none"):
+        largest_micro_batch(config, shape, SETTINGS, 2, 1.0)
+
+
+def test_the_device_s_memory_or_the_flag_in_its_place() -> None:
+    assert device_memory(PretrainConfig(memory_limit=24.0), CPU) == 24e9
+    with pytest.raises(UserError, match="there is none; add --memory_limit GB"):
+        device_memory(PretrainConfig(), CPU)
+
+
+def test_the_choice_keeps_the_global_batch_and_a_resumed_run_its_own(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(start, "largest_micro_batch", lambda *_: 24)
+
+    def settled(**changed: Any) -> tuple[int, int]:
+        config = PretrainConfig(
+            batch_size=AUTO, global_batch_size=96, memory_limit=8.0, output=str(tmp_path), **changed
+        )
+        start.settle_micro_batch(config, description(), SETTINGS, ALONE, CPU)
+        return config.batch_size, config.gradient_accumulation_steps
+
+    assert settled() == (24, 4)
+    assert settled(resume="auto") == (24, 4)  # nothing is there to go on from
+    monkeypatch.setattr(start, "complete_checkpoints", lambda folder: [folder / "Epoch01"])
+    (tmp_path / "config.yaml").write_text("batch_size: 16\n")
+    assert settled(resume="auto") == (16, 6)
+    assert settled() == (24, 4)
+
+
+def test_settings_wait_for_the_choice() -> None:
+    settings = deepspeed_settings(PretrainConfig(batch_size=AUTO, global_batch_size=96), 2)
+    names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    assert [settings[name] for name in names] == ["auto", "auto", 96]
+
+
+def test_machines_that_chose_otherwise_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(found: list[Any], mine: Any) -> None:
+        found[:] = [mine, (mine[0], 32)]
+
+    monkeypatch.setattr(start, "dist", SimpleNamespace(get_world_size=lambda: 2, all_gather_object=gather))
+    start.check_agreement(None, 32)
+    with pytest.raises(UserError, match=r"came to 24 and 32 on machines with other GPUs; give --micro_batch_size 24"):
+        start.check_agreement(None, 24)
