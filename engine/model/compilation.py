@@ -4,6 +4,7 @@ import copy
 import time
 
 import torch
+import torch._inductor.config
 from torch import nn
 from torch._dynamo.utils import counters
 

@@ -92,7 +92,9 @@ SWITCHES = {
         around=partial(torch.backends.cudnn.flags, enabled=True, benchmark=True),
         devices=("cuda",),
     ),
-    "compiled_layers": Switch("torch.compile of BERT's layers, as with --compile", False, model=compile_encoder),
+    "compiled_layers": Switch(
+        "torch.compile of BERT's layers, as with --compile", False, model=compile_encoder, devices=("cuda",)
+    ),
     "compiled_backbone": Switch("torch.compile of the backbone", False, model=compile_backbone, devices=("cuda",)),
 }
 
