@@ -55,4 +55,6 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
             raise UserError(
                 f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it"
             )
+    if world_size == 1:  # nobody to communicate with; it would take another bucket, and a wait in each backward pass
+        settings["zero_optimization"]["overlap_comm"] = False
     return settings

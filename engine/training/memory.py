@@ -41,8 +41,9 @@ def training_bytes(
     """
     parameters = dict(model.named_parameters())
     weights = sum(p.nbytes for p in parameters.values())
-    fp32 = sum(p.numel() * (4 if BACKBONE in name else 12) for name, p in parameters.items())
-    state = weights + fp32 + sum(buffer.nbytes for buffer in model.buffers())
+    masters = sum(4 * p.numel() for p in parameters.values() if p.dtype != torch.float32)  # else ZeRO's are the model's
+    moments = sum(8 * p.numel() for name, p in parameters.items() if BACKBONE not in name)
+    state = weights + masters + moments + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
     itemsize = next(iter(parameters.values())).itemsize
     number = 2 if zero.get("overlap_comm") else 1

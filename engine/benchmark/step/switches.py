@@ -75,11 +75,8 @@ SWITCHES = {
         model=partial(run_plainly, layout=torch.channels_last),
     ),
     "channels_last": Switch("the backbone in NHWC; without, operator by operator in NCHW", True, model=run_plainly),
-    "overlap_comm": Switch(
-        "ZeRO's reductions on a stream of their own", True, settings=zero_setting("overlap_comm", False), dtypes=HALF
-    ),
     "small_buckets": Switch(
-        "ZeRO's buckets of 3e7 elements, not 5e8", False, settings=zero_setting("reduce_bucket_size", 30_000_000)
+        "ZeRO's buckets of 3e7 elements, not 5e8", True, settings=zero_setting("reduce_bucket_size", 500_000_000)
     ),
     "no_throughput_timer": Switch(
         "without DeepSpeed's timer, which waits for the device twice a step",
