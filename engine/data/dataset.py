@@ -62,6 +62,10 @@ class ImageTextDataset:
         """The task's part of examples: inputs and labels as numbers or arrays, `image`, and `unreadable`."""
         raise NotImplementedError
 
+    def pack(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What becomes of a batch's inputs and labels, (B, ...) each, on the way to the model."""
+        return inputs
+
     def words(self, token_ids: Sequence[int]) -> dict[str, Any]:
         """A text between [CLS] and [SEP], cut or padded to the length of all."""
         length, words = self.options.max_seq_length, self.vocabulary

@@ -51,18 +51,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a Batch; `seed` is the one that the model's cell sampling draws from."""
+    """Examples to a Batch; the model's cell sampling draws from the data set's seed."""
 
-    seed: int
+    dataset: ImageTextDataset
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         names = [name for name in examples[0] if name not in NO_INPUTS]
-        inputs: dict[str, Any] = {
-            name: torch.from_numpy(np.array([example[name] for example in examples])) for name in names
-        }
+        packed = self.dataset.pack({name: np.array([example[name] for example in examples]) for name in names})
+        inputs: dict[str, Any] = {name: torch.from_numpy(array) for name, array in packed.items()}
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples], MEAN_COLOR))
-        inputs["sampling_state"] = torch.tensor([self.seed, examples[0]["epoch"]])
+        inputs["sampling_state"] = torch.tensor([self.dataset.options.seed, examples[0]["epoch"]])
         inputs["first_image"] = examples[0]["position"]
         numbers = [example["number"] for example in examples]
         return Batch(inputs, numbers, [example["unreadable"] for example in examples if example["unreadable"]])
@@ -137,7 +136,7 @@ def _loader(
         dataset,  # type: ignore[arg-type]  # the collator makes Batches
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=Collator(dataset.options.seed),
+        collate_fn=Collator(dataset),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,

@@ -1,6 +1,6 @@
 """Pre-training: the trunk under three heads, and the plain sum of their losses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from engine.model.encoder import Trunk, VisualShape, initialise_bert_weights
+from engine.model.metrics import MetricSums
 
 IGNORE = -1  # the label that no loss and no metric counts
 
@@ -21,7 +22,7 @@ class MaskedLMHead(nn.Module):
         self.transform = BertPredictionHeadTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, encoded: Tensor, word_embeddings: Tensor) -> Tensor:  # (B, L, h), (V, h) -> (B, L, V)
+    def forward(self, encoded: Tensor, word_embeddings: Tensor) -> Tensor:  # (..., h), (V, h) -> (..., V)
         return F.linear(self.transform(encoded), word_embeddings, self.bias)
 
 
@@ -50,15 +51,15 @@ class AnswerHead(nn.Module):
         return self.logit_fc(pooled)
 
 
-def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labels that count; 0 where none does (the original gives NaN there)."""
+def cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropies of scores (N, classes) with the labels (N) that count, and their number; fp32."""
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total, (labels != IGNORE).sum(dtype=torch.float32)
 
 
 @dataclass
 class PretrainingOutput:
-    """One forward pass. `metrics` holds (sum, count) pairs on the device, to be added over batches and ranks."""
+    """One forward pass. K is the number of masked positions, if they are given, else B * L."""
 
     loss: Tensor
     losses: dict[str, Tensor]
@@ -66,10 +67,10 @@ class PretrainingOutput:
     vision: Tensor  # (B, S, h)
     pooled: Tensor  # (B, h)
     grid: Tensor  # (B, C, rows, columns)
-    lm_scores: Tensor  # (B, L, V)
+    lm_scores: Tensor  # (K, V), or (B, L, V)
     matched_scores: Tensor  # (B, 2)
     answer_scores: Tensor | None  # (B, answers)
-    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    metrics: MetricSums
 
 
 class ClipVilForPretraining(nn.Module):
@@ -99,21 +100,30 @@ class ClipVilForPretraining(nn.Module):
         masked_lm_labels: Tensor,
         matched_label: Tensor,
         ans: Tensor,
+        masked_positions: Tensor | None = None,
         sampling_state: Tensor | None = None,
         first_image: int = 0,
         positions: Tensor | None = None,
     ) -> PretrainingOutput:
         """Losses and scores of a batch; see Trunk.forward for the inputs.
 
-        Labels are int64 with -1 for "doesn't count": masked_lm_labels (B, L), matched_label (B), ans (B).
+        Labels are int64 with -1 for "doesn't count": masked_lm_labels (B, L), matched_label (B), ans (B). A loss is the
+        mean over the labels that count, and 0 where none does (the original gives NaN there).
+
+        Args:
+            masked_positions: int64 (K,), places in B * L. If given, words are scored there and nowhere else, and
+                masked_lm_labels is (K,).
         """
         language, vision, pooled, grid = self.bert(
             input_ids, token_type_ids, attention_mask, images, sampling_state, first_image, positions
         )
-        lm_scores = self.cls.predictions(language, self.bert.embeddings.word_embeddings.weight)
+        words = language
+        if masked_positions is not None:
+            words = language.flatten(0, 1).index_select(0, masked_positions)
+        lm_scores = self.cls.predictions(words, self.bert.embeddings.word_embeddings.weight)
         matched_scores = self.cls.seq_relationship(pooled)
         scored = {
-            "mask_lm": (lm_scores.flatten(0, 1), masked_lm_labels.flatten()),
+            "mask_lm": (lm_scores.flatten(0, -2), masked_lm_labels.flatten()),
             "matched": (matched_scores, matched_label),
         }
         answer_scores = None
@@ -121,14 +131,15 @@ class ClipVilForPretraining(nn.Module):
             answer_scores = self.answer_head(pooled)
             scored["qa"] = (answer_scores, ans)
 
-        losses, metrics = {}, {}
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (scores, labels) in scored.items():
-            losses[name] = cross_entropy(scores, labels)
-            with torch.no_grad():
-                count = (labels != IGNORE).sum()
-                metrics[f"{name}_loss"] = (losses[name] * count, count)
-                metrics[f"{name}_accuracy"] = ((scores.argmax(1) == labels).sum(), count)
+            total, count = cross_entropy(scores, labels)
+            losses[name] = total / count.clamp(min=1)
+            right = (scores.argmax(1) == labels).sum(dtype=torch.float32)
+            metrics |= {f"{name}_loss": (total, count), f"{name}_accuracy": (right, count)}
         loss = torch.stack(list(losses.values())).sum()
         return PretrainingOutput(
-            loss, losses, language, vision, pooled, grid, lm_scores, matched_scores, answer_scores, metrics
+            *(loss, losses, language, vision, pooled, grid, lm_scores, matched_scores, answer_scores),
+            MetricSums.of(metrics),
         )

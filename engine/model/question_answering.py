@@ -1,6 +1,6 @@
 """Question answering: the trunk under the answer head, trained on soft scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.model.encoder import Trunk, VisualShape, initialise_bert_weights
+from engine.model.metrics import NO_METRICS, MetricSums
 from engine.model.pretraining import AnswerHead
 
 
 @dataclass
 class AnsweringOutput:
-    """One forward pass. `metrics` holds (sum, count) pairs on the device, to be added over batches and ranks."""
+    """One forward pass."""
 
     answer_scores: Tensor  # (B, answers), logits
     loss: Tensor | None = None
     bce: Tensor | None = None  # the mean over questions and answers, before it is scaled
-    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    metrics: MetricSums = NO_METRICS
 
 
 class ClipVilForQuestionAnswering(nn.Module):
@@ -68,5 +69,5 @@ class ClipVilForQuestionAnswering(nn.Module):
         loss = bce * self.loss_scale
         with torch.no_grad():
             chosen = target.gather(1, answer_scores.argmax(1, keepdim=True))[:, 0]
-            metrics = {"qa_loss": (loss * count, count), "qa_score": ((chosen * counts).sum(), count)}
-        return AnsweringOutput(answer_scores, loss, bce, metrics)
+        metrics = {"qa_loss": (loss * count, count), "qa_score": ((chosen * counts).sum(), count)}
+        return AnsweringOutput(answer_scores, loss, bce, MetricSums.of(metrics))

@@ -3,11 +3,15 @@
 Every function draws from the generator that it is given, in the original's order, so that recorded draws replay.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 IGNORE = -1  # the label that no loss counts
+MULTIPLE = 16  # of a batch's masked positions: matrix products like such sizes
 
 
 class Generator(Protocol):
@@ -48,3 +52,25 @@ def sample_answer(label: dict[int, float] | None, is_matched: bool, generator: G
     if len(answers) == 1:
         return answers[0]
     return generator.choices(answers, weights=list(label.values()))[0]
+
+
+def pack_labels(labels: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """The positions that have a label, as many for each batch of this size, so that no shape on the device changes.
+
+    Their number is what a batch of the longest texts exceeds once in ten million times: the mean and six deviations of
+    the binomial distribution. A batch that does gets room for all its words.
+
+    Args:
+        labels: int64 (B, L), -1 where there is none; the first and last of each row have none.
+        rate: the share of words that are masked.
+
+    Returns:
+        places in B * L and their labels, int64 (K,) each; what is left over is place 0 with the label -1.
+    """
+    batch, length = labels.shape
+    words = batch * (length - 2)
+    places = np.flatnonzero(labels != IGNORE)
+    usual = words * rate + 6 * math.sqrt(words * rate * (1 - rate))
+    room = min(usual, words) if len(places) <= usual else words
+    padding = (0, math.ceil(room / MULTIPLE) * MULTIPLE - len(places))
+    return np.pad(places, padding), np.pad(labels.flat[places], padding, constant_values=IGNORE)

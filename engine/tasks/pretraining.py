@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
@@ -16,7 +17,7 @@ from engine.data.images.folder import ImageSource
 from engine.data.sampler import Sample
 from engine.data.splits import Split, annotation_files
 from engine.errors import UserError
-from engine.tasks.masking import IGNORE, Generator, mask_tokens, sample_answer
+from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
 
 
@@ -109,6 +110,11 @@ class PretrainingDataset(ImageTextDataset):
                 example.update(masked_lm_labels=masked_lm_labels, matched_label=IGNORE, ans=IGNORE)
             examples.append(example)
         return examples
+
+    def pack(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Labels of masked words with their places, in the place of labels for all words."""
+        places, labels = pack_labels(inputs["masked_lm_labels"], self.options.word_mask_rate)
+        return {**inputs, "masked_positions": places, "masked_lm_labels": labels}
 
     def _masked_words(self, token_ids: Sequence[int], generator: Generator) -> dict[str, Any]:
         options, vocabulary = self.options, self.vocabulary

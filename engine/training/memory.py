@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,8 +18,10 @@ from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
 from engine.model.memory import pass_bytes
 from engine.optim.hybrid import BACKBONE
+from engine.tasks.masking import IGNORE, pack_labels
 
 GB = 1e9
+MASK_RATE = 0.15  # of words; --word_mask_rate changes little
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_BUCKET_SIZE = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
 RESERVE = 0.1  # of a device: for its context, cuDNN's work space, and fragments between allocations
@@ -133,7 +136,11 @@ def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any
         state = torch.zeros(2, dtype=torch.int64)
         inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
         if description.architecture == "pretraining":
-            labels: dict[str, Any] = {"masked_lm_labels": words, "matched_label": words[:, 0], "ans": words[:, 0]}
+            labels: dict[str, Any] = {"matched_label": words[:, 0], "ans": words[:, 0]}
+            masked, _ = pack_labels(np.full(words.shape, IGNORE), MASK_RATE)
+            labels |= dict.fromkeys(
+                ("masked_positions", "masked_lm_labels"), torch.zeros(len(masked), dtype=torch.int64)
+            )
         else:
             labels = {"target": torch.zeros(samples, answers), "is_labelled": words[:, 0].bool()}
     return {**inputs, **labels, "sampling_state": state}

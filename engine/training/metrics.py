@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.model.metrics import MetricSums
 
 
 class Metrics:
@@ -18,32 +19,51 @@ class Metrics:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[tuple[str, ...], Tensor] = {}  # (names, 2) of those that come together
 
-    def add(self, pairs: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
-        for name, pair in pairs.items():
-            values = torch.stack([torch.as_tensor(v, device=self.device).detach().double() for v in pair])
-            self.sums[name] = self.sums[name] + values if name in self.sums else values
+    def add(self, sums: MetricSums) -> None:
+        if not sums.names:
+            return
+        if sums.names not in self.sums:  # go on from what a checkpoint had of each
+            zero = torch.zeros(1, 2, dtype=torch.float64, device=self.device)
+            self.sums[sums.names] = torch.cat([self.sums.pop((name,), zero) for name in sums.names])
+        self.sums[sums.names] += sums.values
+
+    def count(self, name: str, number: int) -> None:
+        """Add a number that the host knows."""
+        self.add(MetricSums((name,), torch.tensor([[number, 1.0]], device=self.device)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """(sum, count) by name, on the CPU."""
+        state: dict[str, Tensor] = {}
+        for names, sums in self.sums.items():
+            for name, pair in zip(names, sums.cpu(), strict=True):
+                state[name] = state[name] + pair if name in state else pair.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.sums = {(name,): pair[None].to(self.device, copy=True) for name, pair in state.items()}
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """Sums and counts over all ranks, which all have to call it; the local sums start anew."""
-        names = self._names_of_all_ranks()
+        state, self.sums = self.state_dict(), {}
+        names = self._names_of_all_ranks(state)
         if not names:
             return {}
-        zero = torch.zeros(2, dtype=torch.float64, device=self.device)
-        stacked = torch.stack([self.sums.get(name, zero) for name in names])
+        zero = torch.zeros(2, dtype=torch.float64)
+        stacked = torch.stack([state.get(name, zero) for name in names])
         if dist.is_initialized():
+            stacked = stacked.to(self.device)
             dist.all_reduce(stacked)
-        self.sums = {}
         return {name: (row[0], row[1]) for name, row in zip(names, stacked.tolist(), strict=True)}
 
     def means(self) -> dict[str, float]:
         """Means over all ranks, which all have to call it; a mean of nothing is left out."""
         return {name: total / count for name, (total, count) in self.totals().items() if count}
 
-    def _names_of_all_ranks(self) -> list[str]:
+    def _names_of_all_ranks(self, state: Mapping[str, Tensor]) -> list[str]:
         """A rank without a batch in validation has no names of its own."""
-        names = list(self.sums)
+        names = list(state)
         if dist.is_initialized():
             gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(gathered, names)

@@ -17,7 +17,7 @@ from engine.benchmark.step.parts import Recorder
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch
 from engine.model.encoder import Encoder, normalise_images
-from engine.model.pretraining import ClipVilForPretraining
+from engine.model.pretraining import IGNORE, ClipVilForPretraining
 from engine.training.engine import groups_of
 from kernels.benchmark.grid_subsample import draw_on_host
 
@@ -32,6 +32,14 @@ def as_loaded(batch: Batch, device: torch.device) -> Batch:
 def float_images(batch: Batch) -> Batch:
     """Images normalised by the loading workers: fp32, four times the bytes."""
     return Batch({**batch.inputs, "images": normalise_images(batch.inputs["images"])}, batch.numbers, batch.unreadable)
+
+
+def label_all_words(batch: Batch) -> Batch:
+    """Labels for all positions, -1 where there is none, so that all are scored."""
+    inputs = dict(batch.inputs)
+    labels = torch.full_like(inputs["input_ids"], IGNORE)
+    labels.view(-1)[inputs.pop("masked_positions")] = inputs["masked_lm_labels"]
+    return Batch({**inputs, "masked_lm_labels": labels}, batch.numbers, batch.unreadable)
 
 
 def sample_on_the_host(model: ClipVilForPretraining) -> None:
@@ -89,7 +97,7 @@ class Baseline:
     ) -> None:
         in_the_original_way(model)
         self.model = model.to(device).train()
-        self.batch, self.config, self.device = as_loaded(float_images(batch), device), config, device
+        self.batch, self.config, self.device = as_loaded(label_all_words(float_images(batch)), device), config, device
         self.dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
         groups = groups_of(model, config)
         self.optimizers = [AdamW(groups[:2], foreach=False), SGD(groups[2:], foreach=False)]

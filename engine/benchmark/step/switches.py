@@ -14,7 +14,13 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from engine.benchmark.backbones import run_plainly
-from engine.benchmark.step.original import eager_attention, float_images, plain_feed_forward, sample_on_the_host
+from engine.benchmark.step.original import (
+    eager_attention,
+    float_images,
+    label_all_words,
+    plain_feed_forward,
+    sample_on_the_host,
+)
 from engine.data.loading import Batch
 from engine.errors import UserError
 from engine.model.compilation import compile_forward
@@ -68,6 +74,7 @@ SWITCHES = {
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
     "sdpa": Switch("attention as one operator", True, model=eager_attention),
     "recomputed_gelu": Switch("GELU's result computed again, not kept", True, model=plain_feed_forward),
+    "packed_words": Switch("words scored where they are masked alone", True, batch=label_all_words),
     "fused_optimizers": Switch("an update of a parameter group in one kernel", True, engine=loops_over_parameters),
     "fused_norms": Switch(
         "batch norm, shortcut and ReLU in one pass, by our kernels, kept once",

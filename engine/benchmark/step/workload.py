@@ -16,9 +16,11 @@ from engine.data.loading import Batch
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.model.pretraining import IGNORE, ClipVilForPretraining
+from engine.tasks.masking import pack_labels
 from kernels.benchmark.shapes import DTYPES
 
 TOKENS, HEAD_SIZE = 20, 64
+MASK_RATE = 0.15
 SEED = 9595
 
 
@@ -56,14 +58,17 @@ class Workload:
             return torch.randint(high, shape, generator=generator, dtype=dtype)
 
         ids = 1000 + draw(20_000, images, TOKENS)
-        masked = torch.rand(images, TOKENS, generator=generator) < 0.15
+        masked = torch.rand(images, TOKENS, generator=generator) < MASK_RATE
         masked[:, 1] = True
+        masked[:, [0, -1]] = False  # [CLS] and [SEP]
+        places, labels = pack_labels(torch.where(masked, ids, IGNORE).numpy(), MASK_RATE)
         inputs = {
             "input_ids": ids,
             "token_type_ids": torch.zeros_like(ids),
             "attention_mask": (torch.arange(TOKENS) < 8 + draw(13, images, 1)).long(),
             "images": draw(256, images, 3, self.height, self.width, dtype=torch.uint8),
-            "masked_lm_labels": torch.where(masked, ids, IGNORE),
+            "masked_positions": torch.from_numpy(places),
+            "masked_lm_labels": torch.from_numpy(labels),
             "matched_label": draw(2, images),
             "ans": torch.full((images,), IGNORE),
             "sampling_state": torch.tensor([SEED, 0]),

@@ -75,7 +75,7 @@ class Reporter(Observer):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to report as if nothing had happened: numbers, and tensors on the CPU."""
         return {
-            "sums": {name: pair.cpu() for name, pair in self.metrics.sums.items()},
+            "sums": self.metrics.state_dict(),
             "images": self.window.images,
             "micro_batches": self.window.micro_batches,
             "seconds": time.monotonic() - self.window.started,
@@ -86,7 +86,7 @@ class Reporter(Observer):
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on from there, and drop the lines of steps that are done again."""
-        self.metrics.sums = {name: pair.to(self.metrics.device, copy=True) for name, pair in state["sums"].items()}
+        self.metrics.load_state_dict(state["sums"])
         started = time.monotonic() - state["seconds"]
         self.window = Progress(started, state["images"], state["micro_batches"])
         self.unreadable = state["unreadable"]
@@ -127,7 +127,7 @@ class Reporter(Observer):
             tqdm.write(f"skipped an unreadable image: {problem}")
         if batch.unreadable:
             self.unreadable_here += len(batch.unreadable)
-            self.metrics.add({UNREADABLE: (len(batch.unreadable), 1)})
+            self.metrics.count(UNREADABLE, len(batch.unreadable))
             self._check_unreadable(self.unreadable_here, batch.unreadable[-1])
 
     def _check_unreadable(self, count: int, example: str = "see the lines above") -> None:

@@ -14,13 +14,14 @@ from engine.benchmark.counting import Memory, Traffic
 from engine.benchmark.step import __main__ as program
 from engine.benchmark.step import run as stages
 from engine.benchmark.step.measuring import check
-from engine.benchmark.step.original import float_images, in_the_original_way, sample_on_the_host
+from engine.benchmark.step.original import float_images, in_the_original_way, label_all_words, sample_on_the_host
 from engine.benchmark.step.ours import Ours, turn_over
 from engine.benchmark.step.parts import PARTS, Recorder
 from engine.benchmark.step.switches import SWITCHES, nothing
 from engine.benchmark.step.workload import Workload
 from engine.errors import UserError
 from engine.model.memory import pass_bytes
+from engine.model.metrics import NO_METRICS
 from engine.training.memory import training_bytes
 from engine.training.metrics import Metrics
 from tests.conftest import ROOT
@@ -56,7 +57,7 @@ def test_what_is_around_a_step_is_entered_each_time(monkeypatch: pytest.MonkeyPa
 
     def micro_step(engine: object, batch: object, at_boundary: bool) -> SimpleNamespace:
         happened.append("step")
-        return SimpleNamespace(metrics={})
+        return SimpleNamespace(metrics=NO_METRICS)
 
     monkeypatch.setattr("engine.benchmark.step.ours.micro_step", micro_step)
     ours = object.__new__(Ours)
@@ -71,8 +72,13 @@ def test_each_switch_turns_something_over() -> None:
     for name, switch in SWITCHES.items():
         functions = (switch.model, switch.settings, switch.engine)
         changes = any(function is not nothing for function in functions)
-        assert changes or switch.around is not nullcontext or name == "uint8_images"
+        assert changes or switch.around is not nullcontext or name in ("uint8_images", "packed_words")
     assert float_images(workload().batch(2)).inputs["images"].dtype == torch.float32
+    packed, whole = workload().batch(2).inputs, label_all_words(workload().batch(2)).inputs
+    assert whole["masked_lm_labels"].shape == whole["input_ids"].shape
+    there = whole["masked_lm_labels"].flatten() >= 0
+    places = packed["masked_positions"][packed["masked_lm_labels"] >= 0]
+    assert torch.equal(there.nonzero()[:, 0], places)
     settings: dict = {"zero_optimization": {"reduce_bucket_size": 30_000_000}}
     for name in ("small_buckets", "no_throughput_timer"):
         SWITCHES[name].settings(settings)

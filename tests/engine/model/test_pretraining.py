@@ -77,14 +77,15 @@ def test_loss_is_the_plain_sum_of_mean_cross_entropies():
 def test_metrics_are_sums_with_counts():
     output = make(num_answers=6)(**batch())
     counts = {"mask_lm": 2, "matched": 2, "qa": 1}
-    assert {name: int(count) for name, (_, count) in output.metrics.items()} == {
+    metrics = output.metrics.by_name()
+    assert {name: int(count) for name, (_, count) in metrics.items()} == {
         f"{name}_{kind}": count for name, count in counts.items() for kind in ("loss", "accuracy")
     }
     for name, count in counts.items():
-        torch.testing.assert_close(output.metrics[f"{name}_loss"][0], output.losses[name].detach() * count)
-    assert not output.metrics["qa_loss"][0].requires_grad
+        torch.testing.assert_close(metrics[f"{name}_loss"][0], output.losses[name].detach() * count)
+    assert not metrics["qa_loss"].requires_grad
     hits = (output.lm_scores[0, [1, 3]].argmax(1) == torch.tensor([7, 12])).sum()
-    assert output.metrics["mask_lm_accuracy"][0] == hits
+    assert metrics["mask_lm_accuracy"][0] == hits
 
 
 def test_correct_predictions_are_counted():
@@ -92,16 +93,47 @@ def test_correct_predictions_are_counted():
     with torch.no_grad():
         model.cls.predictions.bias[7] = 1e4
         model.cls.seq_relationship.bias.copy_(torch.tensor([0.0, 1e4]))
-    metrics = model(**batch()).metrics
+    metrics = model(**batch()).metrics.by_name()
     assert metrics["mask_lm_accuracy"][0] == 1
     assert metrics["matched_accuracy"][0] == 1
+
+
+def packed(inputs, positions):
+    """Labels at these places alone, as pre-training's batches have them."""
+    places = torch.tensor(positions)
+    labels = inputs["masked_lm_labels"].flatten()[places]
+    return {**inputs, "masked_positions": places, "masked_lm_labels": labels}
+
+
+@pytest.mark.parametrize("positions", [[1, 3] + [0] * 6, [1, 3], list(range(10))], ids=["padded", "exact", "all"])
+def test_words_are_scored_where_they_are_masked_and_nothing_else_changes(positions):
+    """Losses are sums of a few fp32 terms in another order; gradients, products over fewer rows."""
+    whole, few = make(num_answers=6), make(num_answers=6)
+    expected, output = whole(**batch()), few(**packed(batch(), positions))
+    assert output.lm_scores.shape == (len(positions), 30)
+    torch.testing.assert_close(output.lm_scores, expected.lm_scores.flatten(0, 1)[positions], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(output.metrics.values, expected.metrics.values, rtol=1e-6, atol=0)
+    expected.loss.backward()
+    output.loss.backward()
+    gradients = dict(whole.named_parameters())
+    unit = max(parameter.grad.abs().max() for parameter in gradients.values())
+    for name, parameter in few.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-5, atol=1e-6 * float(unit))
+
+
+def test_no_masked_word_leaves_every_gradient():
+    """A parameter without one would stall ZeRO-2."""
+    model = make()
+    model(**packed(without_labels(), [0] * 16)).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.any()] == []
 
 
 def test_batch_without_labels_has_loss_zero_and_zero_gradients():
     model = make(num_answers=6)
     output = model(**without_labels())
     assert output.loss == 0
-    assert all(count == 0 for _, count in output.metrics.values())
+    assert not output.metrics.values[:, 1].any()
     output.loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -264,10 +296,11 @@ def test_images_are_normalised_once():
 def test_cross_entropy_is_computed_in_fp32(dtype):
     scores = torch.linspace(-20, 20, 60).view(3, 20).to(dtype)
     labels = torch.tensor([0, IGNORE, 19])
-    loss = cross_entropy(scores, labels)
-    assert loss.dtype == torch.float32
+    total, count = cross_entropy(scores, labels)
+    assert total.dtype == count.dtype == torch.float32
+    assert count == 2
     # Two terms: the sum over two rows against the mean of two.
-    torch.testing.assert_close(loss, F.cross_entropy(scores[[0, 2]].float(), labels[[0, 2]]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(total / 2, F.cross_entropy(scores[[0, 2]].float(), labels[[0, 2]]), rtol=1e-6, atol=0)
 
 
 def test_losses_of_a_bf16_model_are_fp32():

@@ -58,7 +58,7 @@ def test_what_is_not_labelled_counts_nowhere(model):
     output = model(**inputs(TARGET, labelled))
     spoilt = model(**inputs([TARGET[0], [9.0] * 5, TARGET[2]], labelled))
     assert torch.equal(output.loss, spoilt.loss)
-    assert output.metrics["qa_loss"][1] == output.metrics["qa_score"][1] == 2
+    assert output.metrics.by_name()["qa_loss"][1] == output.metrics.by_name()["qa_score"][1] == 2
     nothing = model(**inputs(TARGET, torch.zeros(3, dtype=torch.bool)))
     assert nothing.loss == 0
     nothing.loss.backward()
@@ -68,14 +68,14 @@ def test_what_is_not_labelled_counts_nowhere(model):
 def test_the_score_is_that_of_the_likeliest_answer(model):
     output = model.eval()(**inputs(TARGET))
     expected = sum(TARGET[row][answer] for row, answer in enumerate(output.answer_scores.argmax(1).tolist()))
-    assert output.metrics["qa_score"][0].item() == pytest.approx(expected)
+    assert output.metrics.by_name()["qa_score"][0].item() == pytest.approx(expected)
 
 
 def test_without_a_target_there_are_scores_alone(model):
     output = model(**{**inputs(TARGET), "target": None})
     assert output.answer_scores.shape == (3, ANSWERS)
     assert output.loss is None
-    assert output.metrics == {}
+    assert output.metrics.names == ()
 
 
 def test_every_parameter_takes_part(model):

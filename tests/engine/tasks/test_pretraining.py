@@ -267,10 +267,12 @@ def test_groups_tell_landscapes_from_portraits(data_root):
 
 def test_batch_has_the_models_inputs(data_root):
     dataset = make(data_root, seed=11)
-    batch = Collator(11)([dataset[Sample(index, 30 + index, 4)] for index in range(3)])
+    batch = Collator(dataset)([dataset[Sample(index, 30 + index, 4)] for index in range(3)])
     kinds = {name: (value.dtype, tuple(value.shape)) for name, value in batch.inputs.items() if name != "first_image"}
     assert kinds == {
-        **dict.fromkeys(("input_ids", "attention_mask", "masked_lm_labels", "token_type_ids"), (torch.int64, (3, 8))),
+        **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (torch.int64, (3, 8))),
+        # 3 x 6 words, of which 15 % are 2.7 and six deviations 9.1
+        **dict.fromkeys(("masked_positions", "masked_lm_labels"), (torch.int64, (16,))),
         **dict.fromkeys(("matched_label", "ans"), (torch.int64, (3,))),
         "images": (torch.uint8, (3, 3, 12, 20)),
         "sampling_state": (torch.int64, (2,)),

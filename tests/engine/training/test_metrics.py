@@ -5,54 +5,86 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from engine.benchmark.counting import Traffic
 from engine.errors import UserError
+from engine.model.metrics import MetricSums
 from engine.training.metrics import Metrics, MetricsFile
 
 CPU = torch.device("cpu")
 
 
+def sums(**pairs):
+    return MetricSums.of({name: tuple(map(torch.tensor, map(float, pair))) for name, pair in pairs.items()})
+
+
 def test_means_weigh_each_batch_by_its_count():
     metrics = Metrics(CPU)
-    metrics.add({"loss": (torch.tensor(6.0), torch.tensor(3)), "accuracy": (1, 2)})
-    metrics.add({"loss": (torch.tensor(2.0), torch.tensor(1))})
+    metrics.add(sums(loss=(6, 3), accuracy=(1, 2)))
+    metrics.add(sums(loss=(2, 1)))
     assert metrics.means() == {"loss": 2.0, "accuracy": 0.5}
 
 
 def test_totals_start_anew_once_they_are_read():
     metrics = Metrics(CPU)
-    metrics.add({"loss": (6.0, 3)})
+    metrics.add(sums(loss=(6, 3)))
     assert metrics.totals() == {"loss": (6.0, 3.0)}
     assert metrics.totals() == {}
-    metrics.add({"loss": (1.0, 1)})
+    metrics.add(sums(loss=(1, 1)))
     assert metrics.totals() == {"loss": (1.0, 1.0)}
 
 
 def test_mean_of_nothing_is_left_out():
     metrics = Metrics(CPU)
-    metrics.add({"qa_loss": (0.0, 0), "loss": (0.0, 2)})
+    metrics.add(sums(qa_loss=(0, 0), loss=(0, 2)))
     assert metrics.means() == {"loss": 0.0}
     assert Metrics(CPU).means() == {}
 
 
 def test_small_values_beside_large_sums_are_not_lost():
     metrics = Metrics(CPU)
-    metrics.add({"loss": (torch.tensor(2.0**24), 1)})
+    metrics.add(sums(loss=(2**24, 1)))
     for _ in range(3):
-        metrics.add({"loss": (torch.tensor(1.0), 1)})  # 2**24 + 1 is no fp32 number
+        metrics.add(sums(loss=(1, 1)))  # 2**24 + 1 is no fp32 number
     assert metrics.totals() == {"loss": (2.0**24 + 3, 4.0)}
 
 
 def test_gradients_are_not_kept():
     metrics = Metrics(CPU)
-    metrics.add({"loss": (torch.ones(1, requires_grad=True).sum(), 1)})
-    assert not metrics.sums["loss"].requires_grad
+    metrics.add(MetricSums.of({"loss": (torch.ones(1, requires_grad=True).sum(), torch.ones(()))}))
+    assert not metrics.sums["loss",].requires_grad
+
+
+def test_a_batch_costs_one_operator():
+    """Behind the first, which makes the sums: one addition, whatever the number of names."""
+    metrics, batch = Metrics(CPU), sums(loss=(6, 3), accuracy=(1, 2), qa_loss=(2, 2))
+    metrics.add(batch)
+    with Traffic() as counted:
+        metrics.add(batch)
+    assert counted.operators == 1
+    assert metrics.totals()["loss"] == (12, 6)
+
+
+def test_sums_go_on_from_a_checkpoint_bit_for_bit():
+    """Names that came together, and one that comes alone; with numbers whose sum depends on the order."""
+    batches = [sums(loss=(2.0**40, 1), accuracy=(0.1, 1)), sums(loss=(1e-4, 1), accuracy=(0.7, 1))]
+    whole, before, after = (Metrics(CPU) for _ in range(3))
+    for metrics, taken in ((whole, batches * 4), (before, batches * 2)):
+        for batch in taken:
+            metrics.add(batch)
+        metrics.count("unreadable", 2)
+    after.load_state_dict(before.state_dict())
+    for batch in batches * 2:
+        after.add(batch)
+    assert after.totals() == whole.totals()
+    whole.count("unreadable", 3)
+    assert whole.totals() == {"unreadable": (3, 1)}
 
 
 def rank_of_two(rank, folder):
     """Rank 1 has a metric of its own and lacks one of rank 0's, as a rank without a batch would."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     metrics = Metrics(CPU)
-    metrics.add({"loss": (4.0, 1), "accuracy": (1, 2)} if rank == 0 else {"qa_loss": (3.0, 1), "loss": (2.0, 2)})
+    metrics.add(sums(loss=(4, 1), accuracy=(1, 2)) if rank == 0 else sums(qa_loss=(3, 1), loss=(2, 2)))
     (folder / f"{rank}.json").write_text(json.dumps(metrics.means()))
     dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine.model.metrics import MetricSums
 from engine.tasks.task import Judge
 from engine.training.observers.validator import Validator
 from tests.conftest import ROOT
@@ -64,7 +65,7 @@ class Model(torch.nn.Module):
 
     def forward(self, number: int) -> SimpleNamespace:
         self.calls += 1
-        return SimpleNamespace(metrics={"mask_lm_loss": (float(number), 1)})
+        return SimpleNamespace(metrics=MetricSums(("mask_lm_loss",), torch.tensor([[number, 1.0]])))
 
 
 class Batch:
