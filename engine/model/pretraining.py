@@ -100,7 +100,6 @@ class ClipVilForPretraining(nn.Module):
         matched_label: Tensor,
         ans: Tensor,
         sampling_state: Tensor | None = None,
-        first_image: int = 0,
         positions: Tensor | None = None,
     ) -> PretrainingOutput:
         """Losses and scores of a batch; see Trunk.forward for the inputs.
@@ -108,7 +107,7 @@ class ClipVilForPretraining(nn.Module):
         Labels are int64 with -1 for "doesn't count": masked_lm_labels (B, L), matched_label (B), ans (B).
         """
         language, vision, pooled, grid = self.bert(
-            input_ids, token_type_ids, attention_mask, images, sampling_state, first_image, positions
+            input_ids, token_type_ids, attention_mask, images, sampling_state, positions
         )
         lm_scores = self.cls.predictions(language, self.bert.embeddings.word_embeddings.weight)
         matched_scores = self.cls.seq_relationship(pooled)

@@ -129,7 +129,7 @@ def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any
     with torch.device("meta"):
         words = torch.zeros(samples, sizes.max_seq_length, dtype=torch.int64)
         images = torch.zeros(samples, 3, sizes.image_size_min, sizes.image_size_max, dtype=torch.uint8)
-        state = torch.zeros(2, dtype=torch.int64)
+        state = torch.zeros(3, dtype=torch.int64)
         inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
         if description.architecture == "pretraining":
             labels: dict[str, Any] = {"masked_lm_labels": words, "matched_label": words[:, 0], "ans": words[:, 0]}
