@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor, nn
@@ -51,8 +52,22 @@ def build_engine(
     # compiler: two seconds and 100 MB of each rank, for nothing.
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    if config.precision == "fp32":
+        share_masters(engine)
     restore_masters(engine, weights)
     return engine
+
+
+def share_masters(engine: DeepSpeedEngine) -> None:
+    """Put ZeRO's fp32 weights, which it copies from the model's even if these are fp32, in the memory of the latter.
+
+    Each rank updates its share of the model in place, and the other ranks get it from there as before.
+    """
+    zero = engine.optimizer
+    partitions = zip(zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True)
+    for masters, shares in partitions:
+        masters.data = shares[dist.get_rank()]
+    zero._link_all_hp_params()  # what the parameters know of their fp32 weights
 
 
 def restore_masters(engine: DeepSpeedEngine, weights: dict[str, Tensor]) -> None:

@@ -34,25 +34,30 @@ def training_bytes(
         settings: DeepSpeed's, ZeRO-2, with fused optimisers.
 
     Returns:
-        state: weights, fp32 weights, AdamW's moments, buffers. buckets: ZeRO's, for gradients. passes: pass_bytes.
-        peak: the state, the buckets, and the passes or, where these are small, two copies of all gradients behind them.
+        state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, for
+        gradients. passes: pass_bytes. gradients: a copy of all, and with accumulation another one.
+        peak: the state, the buckets, the gradients, and the passes or, where these are small, one more copy of all
+        gradients behind them.
 
     Not counted: cuDNN's work space, fragments, and the device's own context.
     """
     parameters = dict(model.named_parameters())
     weights = sum(p.nbytes for p in parameters.values())
-    fp32 = sum(p.numel() * (4 if BACKBONE in name else 12) for name, p in parameters.items())
-    state = weights + fp32 + sum(buffer.nbytes for buffer in model.buffers())
-    zero = settings["zero_optimization"]
+    moments = sum(p.numel() * 8 for name, p in parameters.items() if BACKBONE not in name)
     itemsize = next(iter(parameters.values())).itemsize
+    masters = 0 if itemsize == 4 else sum(p.numel() * 4 for p in parameters.values())
+    state = weights + masters + moments + sum(buffer.nbytes for buffer in model.buffers())
+    zero = settings["zero_optimization"]
     number = 2 if zero.get("overlap_comm") else 1
     buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
     passes = pass_bytes(model, inputs, on_gpu=on_gpu)
+    gradients = weights * (1 if settings.get("gradient_accumulation_steps", 1) == 1 else 2)
     return {
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "peak": state + buckets + max(passes, 2 * weights),
+        "gradients": gradients,
+        "peak": state + buckets + gradients + max(passes, weights),
     }
 
 

@@ -62,7 +62,6 @@ def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda settings: settings["zero_optimization"].update({name: value})
 
 
-HALF = ("fp16", "bf16")
 SWITCHES = {
     "uint8_images": Switch("images travel as uint8, normalised on the device", True, batch=float_images),
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
@@ -75,16 +74,13 @@ SWITCHES = {
         model=partial(run_plainly, layout=torch.channels_last),
     ),
     "channels_last": Switch("the backbone in NHWC; without, operator by operator in NCHW", True, model=run_plainly),
-    "overlap_comm": Switch(
-        "ZeRO's reductions on a stream of their own", True, settings=zero_setting("overlap_comm", False), dtypes=HALF
-    ),
     "small_buckets": Switch(
-        "ZeRO's buckets of 3e7 elements, not 5e8", False, settings=zero_setting("reduce_bucket_size", 30_000_000)
+        "ZeRO's buckets of 3e7 elements, not 5e8", True, settings=zero_setting("reduce_bucket_size", 500_000_000)
     ),
     "no_throughput_timer": Switch(
         "without DeepSpeed's timer, which waits for the device twice a step",
-        False,
-        settings=lambda settings: settings.update({"timers": {"throughput": {"enabled": False}}}),
+        True,
+        settings=lambda settings: settings.update({"timers": {"throughput": {"enabled": True}}}),
     ),
     "cudnn_benchmark": Switch(
         "cuDNN tries its algorithms for each shape",

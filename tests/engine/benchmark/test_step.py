@@ -73,11 +73,11 @@ def test_each_switch_turns_something_over() -> None:
         changes = any(function is not nothing for function in functions)
         assert changes or switch.around is not nullcontext or name == "uint8_images"
     assert float_images(workload().batch(2)).inputs["images"].dtype == torch.float32
-    settings: dict = {"zero_optimization": {"overlap_comm": True}}
-    for name in ("overlap_comm", "small_buckets", "no_throughput_timer"):
+    settings: dict = {"zero_optimization": {}}
+    for name in ("small_buckets", "no_throughput_timer"):
         SWITCHES[name].settings(settings)
-    assert settings["zero_optimization"] == {"overlap_comm": False, "reduce_bucket_size": 30_000_000}
-    assert settings["timers"] == {"throughput": {"enabled": False}}
+    assert settings["zero_optimization"] == {"reduce_bucket_size": 500_000_000}
+    assert settings["timers"] == {"throughput": {"enabled": True}}
 
 
 def test_a_change_of_numbers_is_found_and_named() -> None:
