@@ -1,15 +1,23 @@
 """What a step is made of, counted: operations and bytes on the meta device, kernels and memory while it runs."""
 
 import os
+import traceback
+import warnings
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from engine.model.memory import gpu_operators
 from engine.model.pretraining import ClipVilForPretraining
@@ -83,6 +91,97 @@ def launches(step: Callable[[], object], device: str) -> int:
         step()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
+
+
+class HostWaits(TorchDispatchMode):
+    """Notes where the host waits for a GPU; on a CPU, where it would.
+
+    That is where it reads a number (`item`, `bool`, `tolist`), copies to the host, copies to the device from memory
+    that isn't pinned, or synchronises. What lies on the host already costs nothing to read: `cpu` marks its result, and
+    what is computed from that alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: Counter[str] = Counter()
+        self.on_host = WeakTensorKeyDictionary()
+        self.patches = ExitStack()
+
+    def note(self, kind: str) -> None:
+        ours = ("/engine/", "/kernels/", "/deepspeed/", "/torch/optim/")
+        frames = [f for f in traceback.extract_stack() if any(part in f.filename for part in ours)]
+        frame = next((f for f in reversed(frames) if f.filename != __file__), None)
+        place = f"{'/'.join(Path(frame.filename).parts[-3:])}, {frame.name}" if frame else "elsewhere"
+        self.places[f"{place}: {kind}"] += 1
+
+    def __enter__(self) -> "HostWaits":
+        accelerator = type(get_accelerator())
+        cpu, tolist, tensor, synchronize = Tensor.cpu, Tensor.tolist, torch.tensor, accelerator.synchronize
+
+        def on_host(given: Tensor) -> Tensor:
+            self.note("cpu")
+            result = cpu(given).clone()
+            self.on_host[result] = True
+            return result
+
+        def read(given: Tensor) -> Any:
+            if given not in self.on_host:
+                self.note("tolist")
+            return tolist(given)
+
+        def made(*arguments: Any, **options: Any) -> Tensor:
+            result = tensor(*arguments, **options)
+            if options.get("device") is None:
+                self.on_host[result] = True
+            else:
+                self.note("torch.tensor(device=...)")
+            return result
+
+        def waited(*arguments: Any, **options: Any) -> Any:
+            self.note("synchronize")
+            return synchronize(*arguments, **options)
+
+        for owner, name, function in (
+            (Tensor, "cpu", on_host),
+            (Tensor, "tolist", read),
+            (torch, "tensor", made),
+            (accelerator, "synchronize", waited),
+        ):
+            self.patches.enter_context(patch.object(owner, name, function))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patches.close()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        from_host = bool(inputs) and all(each in self.on_host for each in inputs)
+        if function is torch.ops.aten._local_scalar_dense.default and not from_host:
+            self.note("item, bool or float")
+        for leaf in tree_leaves(result):
+            if from_host and isinstance(leaf, Tensor):
+                self.on_host[leaf] = True
+        return result
+
+
+def host_waits(step: Callable[[], object], device: str) -> dict[str, int]:
+    """Places in a step where the host waits for the GPU, with how often; on a CPU, where it would."""
+    if device == "cpu":
+        with HostWaits() as waits:
+            step()
+        return dict(waits.places)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    places = [f"{'/'.join(Path(each.filename).parts[-3:])}, line {each.lineno}" for each in caught]
+    return dict(Counter(place for place, each in zip(places, caught, strict=True) if "synchroniz" in str(each.message)))
 
 
 class Memory:

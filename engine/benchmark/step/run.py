@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine.benchmark.counting import backbone_bytes, flops, launches
+from engine.benchmark.counting import backbone_bytes, flops, host_waits, launches
 from engine.benchmark.machine import describe, matmul_flops_per_second
 from engine.benchmark.step.measuring import Samples, built, check, measure
 from engine.benchmark.step.original import Baseline, in_the_original_way
@@ -78,7 +78,7 @@ class Benchmark:
         if baseline_peak is not None:
             self.add(compared_figures(samples, self.images, peak, baseline_peak))
         self.add(self.counted_figures(samples["ours"], launches(ours.step, self.kind)))
-        self.add({"skipped_steps": ours.engine.skipped_steps})
+        self.add({"skipped_steps": ours.engine.skipped_steps, "host_waits": host_waits(ours.step, self.kind)})
         show(self.report)
         if options.trace:
             self.trace(ours)

@@ -1,5 +1,6 @@
 """python -m engine.benchmark.step: the numbers of the baseline and of every switch, what is counted, and bad flags."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.benchmark.counting import Memory, Traffic
+from deepspeed.accelerator import get_accelerator
+
+from engine.benchmark.counting import Memory, Traffic, host_waits
 from engine.benchmark.step import __main__ as program
 from engine.benchmark.step import run as stages
 from engine.benchmark.step.measuring import check
@@ -235,3 +238,19 @@ def test_bad_flags_are_one_line(flags: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         read()
     assert message in str(caught.value)
+
+
+def test_host_waits_are_seen() -> None:
+    def step() -> None:
+        x = torch.ones(3)
+        x.sum().item()
+        if (x > 0).all():
+            x.tolist()
+        torch.tensor(1.0, device=x.device)
+        on_host = (x * 2).cpu()
+        assert float(on_host.sum()) == 6  # which is there already
+        get_accelerator().synchronize()
+
+    kinds = Counter({place.rsplit(": ")[-1]: number for place, number in host_waits(step, "cpu").items()})
+    waits = ["cpu", "item, bool or float", "synchronize", "tolist", "torch.tensor(device=...)"]
+    assert kinds == {**dict.fromkeys(waits, 1), "item, bool or float": 2}
