@@ -39,17 +39,18 @@ def training_bytes(
     Returns:
         state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, and
         all gradients that have been through them, with accumulation twice. passes: pass_bytes.
-        peak: the state, the buckets, and the passes or, where these are small, one more copy of all gradients behind
-        them.
+        peak: the state, the buckets, and the passes or, where these are small, the copies of one optimiser's gradients
+        behind them: as one tensor, and in half precision that in fp32.
 
-    Not counted: cuDNN's work space, fragments, and the device's own context.
+    Not counted: the inputs, cuDNN's work space, fragments, and the device's own context.
     """
     parameters = dict(model.named_parameters())
     weights = sum(p.nbytes for p in parameters.values())
-    moments = sum(p.numel() * 8 for name, p in parameters.items() if BACKBONE not in name)
+    backbone = sum(p.numel() for name, p in parameters.items() if BACKBONE in name)
+    others = sum(p.numel() for p in parameters.values()) - backbone
     itemsize = next(iter(parameters.values())).itemsize
-    masters = 0 if itemsize == 4 else sum(p.numel() * 4 for p in parameters.values())
-    state = weights + masters + moments + sum(buffer.nbytes for buffer in model.buffers())
+    in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
+    state = weights + in_fp32 * (backbone + others) + 8 * others + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
     number = 2 if zero.get("overlap_comm") else 1
     buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
@@ -59,7 +60,7 @@ def training_bytes(
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "peak": state + buckets + max(passes, weights),
+        "peak": state + buckets + max(passes, (itemsize + in_fp32) * max(backbone, others)),
     }
 
 
