@@ -12,6 +12,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 import engine.distributed.device
+from engine.benchmark.counting import HostWaits
 from engine.checkpoint.saving import full_state
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
@@ -68,12 +69,14 @@ records = []
 for step, batch in enumerate(batches, start=1):
     before, rates, scale = snapshot(), engine.lr_scheduler.get_last_lr(), engine.optimizer.loss_scale
     inputs = batch.to(device).inputs
+    waits = HostWaits()
     output = engine(**inputs)
     if step == BAD_STEP and ranks.rank == 1:
         weight = engine.module.bert.encoder.visn_fc.visn_fc.weight
         hook = weight.register_hook(lambda gradient: gradient.fill_(float("inf")))
     engine.backward(output.loss)
-    engine.step()
+    with waits:
+        engine.step()
     if step == BAD_STEP and ranks.rank == 1:
         hook.remove()
     after = snapshot()
@@ -84,6 +87,7 @@ for step, batch in enumerate(batches, start=1):
         "rates_moved": rates != engine.lr_scheduler.get_last_lr(),
         "scale_factor": engine.optimizer.loss_scale / scale,
         "skipped": engine.skipped_steps,
+        "waits": waits.places,
     }
     everywhere: list[dict] = [{}] * ranks.world_size
     dist.all_gather_object(everywhere, record)

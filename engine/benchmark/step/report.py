@@ -53,7 +53,8 @@ def _lines(report: Mapping[str, Any]) -> dict[str, str]:
         "images a second": f"{report['images_per_second']:.2f}",
         "host, until all is launched": f"{1e3 * report['host_seconds']:.2f} ms",
         "kernels launched" if report["device"] == "cuda" else "operators": f"{report['kernel_launches']}",
-        "waits of the host": "; ".join(f"{number} in {place}" for place, number in report["host_waits"].items()) or "none",
+        "waits of the host": "; ".join(f"{number} in {place}" for place, number in report["host_waits"].items())
+        or "none",
         "operations": f"{report['flops_per_step'] / 1e12:.3f} TFLOP, MFU {100 * report['mfu']:.1f} %",
         "backbone's memory traffic, at least": f"{report['backbone_gb']:.2f} GB, at "
         f"{100 * report['backbone_share_of_copy']:.0f} % of the copy's bandwidth",
