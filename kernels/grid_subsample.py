@@ -152,7 +152,6 @@ def grid_subsample(
     state: Tensor | None,
     num_samples: int,
     *,
-    first_image: int = 0,
     positions: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -162,9 +161,9 @@ def grid_subsample(
         features: (B, C, H, W), fp16, bf16 or fp32.
         row_table: (rows >= H, C), or None together with `column_table`.
         column_table: (columns >= W, C).
-        state: int64 (2,), seed and step, on the features' device. Not needed where nothing is drawn.
+        state: int64 (3,), on the features' device: seed, step, and global number of the first image. Not needed where
+            nothing is drawn.
         num_samples: S, from 1 to H * W. H * W keeps every cell, in order.
-        first_image: global number of the first image of this batch.
         positions: int32 or int64 (B, S), cell numbers from 0 to H * W - 1 to take instead of drawing, in any order.
         out_dtype: dtype of the tokens; the features' dtype if None.
 
@@ -185,7 +184,7 @@ def grid_subsample(
     elif num_samples == rows * columns:
         positions = torch.arange(num_samples, dtype=torch.int32, device=features.device).expand(batch, -1)
     elif state is not None:
-        positions, slots = sample_cells(state, batch, rows * columns, num_samples, first_image)
+        positions, slots = sample_cells(state, batch, rows * columns, num_samples)
         maps = (positions, slots, None)
     else:
         raise ValueError(f"{num_samples} of {rows * columns} cells have to be drawn, but state is None")
@@ -222,8 +221,8 @@ def _check(
             raise ValueError(f"{name} has the shape {tuple(table.shape)}, the features have {channels} channels")
         if table.shape[0] < needed:
             raise ValueError(f"{name} has {table.shape[0]} entries, the grid of {rows} x {columns} needs {needed}")
-    if state is not None and (state.shape != (2,) or state.dtype != torch.int64):
-        raise ValueError(f"state must be int64 (2,), not {state.dtype} {tuple(state.shape)}")
+    if state is not None and (state.shape != (3,) or state.dtype != torch.int64):
+        raise ValueError(f"state must be int64 (3,), not {state.dtype} {tuple(state.shape)}")
     if positions is not None:
         if positions.shape != (batch, num_samples):
             raise ValueError(f"positions must be {(batch, num_samples)}, not {tuple(positions.shape)}")

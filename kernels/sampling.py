@@ -2,7 +2,8 @@
 
 Each cell gets a key, (random word << 10) | cell, and the S smallest keys win. The word is word 0 of Philox at the
 counter (cell, image, step, 0) under the run's seed, so a draw depends on the seed, the step and the image's global
-number only: N ranks draw what one rank would, and a recomputed forward pass draws what the first one did.
+number only: N ranks draw what one rank would, and a recomputed forward pass draws what the first one did. All three
+come in one tensor, so that a compiled model meets no number that changes with each batch.
 
     B images    N cells per image, at most 1024    S cells drawn
 
@@ -20,11 +21,9 @@ INDEX_BITS = 10
 MAX_CELLS = 1 << INDEX_BITS
 
 
-def sample_cells_twin(
-    state: Tensor, num_images: int, num_cells: int, num_samples: int, first_image: int
-) -> tuple[Tensor, Tensor]:
+def sample_cells_twin(state: Tensor, num_images: int, num_cells: int, num_samples: int) -> tuple[Tensor, Tensor]:
     cells = torch.arange(num_cells, device=state.device)
-    images = torch.arange(first_image, first_image + num_images, device=state.device)[:, None]
+    images = (state[2] + torch.arange(num_images, device=state.device))[:, None]
     words, *_ = philox(state[0], (cells, images & WORD, state[1] & WORD, torch.zeros_like(cells)))
     keys, _ = ((words << INDEX_BITS) | cells).sort(dim=1)
     positions = (keys[:, :num_samples] & (MAX_CELLS - 1)).sort(dim=1).values
@@ -33,12 +32,11 @@ def sample_cells_twin(
     return positions.int(), slots
 
 
-@triton.jit(do_not_specialize=["first_image", "num_cells", "num_samples"])
+@triton.jit(do_not_specialize=["num_cells", "num_samples"])
 def sample_cells_kernel(
-    state,  # (2,) int64: seed, step
+    state,  # (3,) int64: seed, step, number of the first image
     positions,  # (B, S) int32
     slots,  # (B, N) int16
-    first_image,
     num_cells,
     num_samples,
     INDEX_BITS: tl.constexpr,
@@ -47,7 +45,7 @@ def sample_cells_kernel(
     image = tl.program_id(0)  # one program draws for one image
     cell = tl.arange(0, BLOCK)
     zero = tl.zeros((BLOCK,), tl.uint32)
-    number = zero + (first_image + image).to(tl.uint32)
+    number = zero + (tl.load(state + 2) + image).to(tl.uint32)
     step = zero + tl.load(state + 1).to(tl.uint32)
     word, _, _, _ = tl.philox(tl.load(state), cell.to(tl.uint32), number, step, zero)
 
@@ -61,34 +59,32 @@ def sample_cells_kernel(
 
 
 @torch.library.custom_op("clipvil::sample_cells", mutates_args=())
-def sample_cells(
-    state: Tensor, num_images: int, num_cells: int, num_samples: int, first_image: int
-) -> tuple[Tensor, Tensor]:
+def sample_cells(state: Tensor, num_images: int, num_cells: int, num_samples: int) -> tuple[Tensor, Tensor]:
     """Draw `num_samples` of `num_cells` cells for each image.
 
     Args:
-        state: int64 (2,), the seed and the step, on the device that draws. It isn't advanced.
+        state: int64 (3,), the seed, the step and the global number of the first image, on the device that draws. It
+            isn't advanced.
         num_cells: N, at most 1024.
         num_samples: S, from 1 to N.
-        first_image: global number of the first image.
 
     Returns:
         positions (B, S) int32, ascending in each row, and slots (B, N) int16.
     """
     if not use_triton(state.device.type):
-        return sample_cells_twin(state, num_images, num_cells, num_samples, first_image)
+        return sample_cells_twin(state, num_images, num_cells, num_samples)
     positions = torch.empty((num_images, num_samples), dtype=torch.int32, device=state.device)
     slots = torch.empty((num_images, num_cells), dtype=torch.int16, device=state.device)
     block = max(triton.next_power_of_2(num_cells), 2)
     with torch.cuda.device_of(state):
         sample_cells_kernel[(num_images,)](
-            state, positions, slots, first_image, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block, **LAUNCH
+            state, positions, slots, num_cells, num_samples, INDEX_BITS=INDEX_BITS, BLOCK=block, **LAUNCH
         )
     return positions, slots
 
 
 @sample_cells.register_fake
-def _(state: Tensor, num_images: int, num_cells: int, num_samples: int, first_image: int) -> tuple[Tensor, Tensor]:
+def _(state: Tensor, num_images: int, num_cells: int, num_samples: int) -> tuple[Tensor, Tensor]:
     return (
         state.new_empty((num_images, num_samples), dtype=torch.int32),
         state.new_empty((num_images, num_cells), dtype=torch.int16),

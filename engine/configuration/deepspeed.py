@@ -50,11 +50,11 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
             raise UserError(f"{path} and the flags disagree on {precision}; add or drop --{precision}")
     if settings.get("zero_optimization", {}).get("stage") != 2:
         raise UserError(f"{path}: zero_optimization.stage has to be 2")
+    if settings["zero_optimization"].get("overlap_comm") == "auto":  # a rank alone has nothing to overlap
+        settings["zero_optimization"]["overlap_comm"] = world_size > 1
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(
                 f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it"
             )
-    if world_size == 1:  # nobody to communicate with; it would take another bucket, and a wait in each backward pass
-        settings["zero_optimization"]["overlap_comm"] = False
     return settings

@@ -4,6 +4,7 @@ ImageTextDataset -> workers -> Collator -> Batch of tensors, images still uint8
 """
 
 import atexit
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,10 @@ class Batch:
     """One micro-batch of one rank.
 
     `inputs` are the model's keyword arguments: input_ids, token_type_ids, attention_mask (int64, B x L), the task's
-    labels, images (uint8, B x 3 x H x W), sampling_state (int64: seed, epoch) and first_image (the batch's place in
-    the epoch).
+    labels, images (uint8, B x 3 x H x W), and sampling_state (int64: seed, epoch, the batch's place in the epoch).
     """
 
-    inputs: dict[str, Any]
+    inputs: dict[str, Tensor]
     numbers: list[int]  # of the sentences, in their split
     unreadable: list[str]
 
@@ -39,14 +39,41 @@ class Batch:
         return len(self.numbers)
 
     def pin_memory(self) -> "Batch":
-        self.inputs = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        self.inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
         return self
 
     def to(self, device: torch.device) -> "Batch":
-        self.inputs = {
-            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.inputs.items()
-        }
+        self.inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         return self
+
+
+class CopiedAhead:
+    """A loader's batches on a device. A GPU gets each one on a stream of its own, while the one before it is computed.
+
+    For that it reads one batch ahead, which a run that ends early leaves untrained. Elsewhere it reads none ahead.
+    """
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.device.type != "cuda":
+            yield from (batch.to(self.device) for batch in self.batches)
+            return
+        batches, stream = iter(self.batches), torch.cuda.Stream(self.device)
+        following = self._copy(next(batches, None), stream)
+        while following is not None:
+            batch = following
+            compute = torch.cuda.current_stream(self.device)
+            compute.wait_stream(stream)  # here, where it has no copy but this batch's to wait for
+            for tensor in batch.inputs.values():
+                tensor.record_stream(compute)  # its memory isn't given to a later copy before it has been computed on
+            following = self._copy(next(batches, None), stream)
+            yield batch
+
+    def _copy(self, batch: Batch | None, stream: torch.cuda.Stream) -> Batch | None:
+        with torch.cuda.stream(stream):
+            return None if batch is None else batch.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -58,11 +85,11 @@ class Collator:
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         names = [name for name in examples[0] if name not in NO_INPUTS]
         packed = self.dataset.pack({name: np.array([example[name] for example in examples]) for name in names})
-        inputs: dict[str, Any] = {name: torch.from_numpy(array) for name, array in packed.items()}
+        inputs = {name: torch.from_numpy(array) for name, array in packed.items()}
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples], MEAN_COLOR))
-        inputs["sampling_state"] = torch.tensor([self.dataset.options.seed, examples[0]["epoch"]])
-        inputs["first_image"] = examples[0]["position"]
+        state = [self.dataset.options.seed, examples[0]["epoch"], examples[0]["position"]]
+        inputs["sampling_state"] = torch.tensor(state)
         numbers = [example["number"] for example in examples]
         return Batch(inputs, numbers, [example["unreadable"] for example in examples if example["unreadable"]])
 

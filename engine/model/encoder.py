@@ -160,9 +160,7 @@ class Encoder(nn.Module):
         backbone = self.visual_model.visual
         return backbone(normalise_images(images, backbone.conv1.weight.dtype), CHECKPOINTED_STAGES[self.checkpointed])
 
-    def visual_tokens(
-        self, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None
-    ) -> Tensor:
+    def visual_tokens(self, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None) -> Tensor:
         """Sampled cells of a grid (B, C, rows, columns), embedded by position and projected: (B, S, h)."""
         tables: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.visual.use_positional_embedding:
@@ -170,9 +168,7 @@ class Encoder(nn.Module):
         num_samples = grid.shape[2] * grid.shape[3]
         if self.visual.sub_feat_num and (self.training or self.sub_sampling_in_evaluation):
             num_samples = self.visual.sub_feat_num
-        tokens, _ = grid_subsample(
-            grid, *tables, sampling_state, num_samples, first_image=first_image, positions=positions
-        )
+        tokens, _ = grid_subsample(grid, *tables, sampling_state, num_samples, positions=positions)
         return self.visn_fc(tokens)
 
     def attention_bias(self, attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
@@ -227,7 +223,6 @@ class Trunk(nn.Module):
         attention_mask: Tensor,
         images: Tensor,
         sampling_state: Tensor | None = None,
-        first_image: int = 0,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode captions with their images.
@@ -235,14 +230,14 @@ class Trunk(nn.Module):
         Args:
             input_ids, token_type_ids, attention_mask: int64 (B, L); the mask is 1 for tokens, 0 for padding.
             images: (B, 3, H, W), uint8, or floats that are normalised already.
-            sampling_state, first_image, positions: see kernels.grid_subsample.
+            sampling_state, positions: see kernels.grid_subsample.
 
         Returns:
             encoded text (B, L, h), encoded visual tokens (B, S, h), pooled (B, h), feature grid (B, C, rows, columns).
         """
         text = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         grid = self.encoder.grid(images)
-        visual_tokens = self.encoder.visual_tokens(grid, sampling_state, first_image, positions)
+        visual_tokens = self.encoder.visual_tokens(grid, sampling_state, positions)
         language, vision = self.encoder(text, visual_tokens, attention_mask)
         return language, vision, self.pooler(language), grid
 

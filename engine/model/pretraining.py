@@ -102,7 +102,6 @@ class ClipVilForPretraining(nn.Module):
         ans: Tensor,
         masked_positions: Tensor | None = None,
         sampling_state: Tensor | None = None,
-        first_image: int = 0,
         positions: Tensor | None = None,
     ) -> PretrainingOutput:
         """Losses and scores of a batch; see Trunk.forward for the inputs.
@@ -115,7 +114,7 @@ class ClipVilForPretraining(nn.Module):
                 masked_lm_labels is (K,).
         """
         language, vision, pooled, grid = self.bert(
-            input_ids, token_type_ids, attention_mask, images, sampling_state, first_image, positions
+            input_ids, token_type_ids, attention_mask, images, sampling_state, positions
         )
         words = language
         if masked_positions is not None:

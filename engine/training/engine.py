@@ -52,10 +52,22 @@ def build_engine(
     # compiler: two seconds and 100 MB of each rank, for nothing.
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
-    restore_masters(engine, weights)
     if config.precision == "fp32":
-        share_weights(engine)
+        share_masters(engine)
+    restore_masters(engine, weights)
     return engine
+
+
+def share_masters(engine: DeepSpeedEngine) -> None:
+    """Put ZeRO's fp32 weights, which it copies from the model's even if these are fp32, in the memory of the latter.
+
+    Each rank updates its share of the model in place, and the other ranks get it from there as before.
+    """
+    zero = engine.optimizer
+    partitions = zip(zero.single_partition_of_fp32_groups, zero.parallel_partitioned_bit16_groups, strict=True)
+    for masters, shares in partitions:
+        masters.data = shares[dist.get_rank()]
+    zero._link_all_hp_params()  # what the parameters know of their fp32 weights
 
 
 def restore_masters(engine: DeepSpeedEngine, weights: dict[str, Tensor]) -> None:
@@ -71,20 +83,3 @@ def restore_masters(engine: DeepSpeedEngine, weights: dict[str, Tensor]) -> None
             value = weights[name].to(parameter.device)
             assert torch.equal(parameter.detach(), value.to(parameter.dtype)), name
             safe_set_full_fp32_param(parameter, value.float())
-
-
-def share_weights(engine: DeepSpeedEngine) -> None:
-    """In fp32, let the weights that ZeRO updates be the model's own: it has made a copy, as if there were a cast.
-
-    Raises:
-        AssertionError: if a parameter's share isn't where the model has it.
-    """
-    zero = engine.optimizer
-    for number, partition in enumerate(zero.single_partition_of_fp32_groups):
-        rank = dist.get_rank(zero.real_dp_process_group[number])
-        partition.data = zero.parallel_partitioned_bit16_groups[number][rank]
-    zero._link_all_hp_params()  # parameters know their shares by address
-    for parameter in engine.module.parameters():
-        if parameter._hp_mapping is not None:  # a part of it is this rank's
-            ours, its = parameter._hp_mapping.hp_fragment, parameter._hp_mapping.lp_fragment_address
-            assert ours.data_ptr() == parameter.view(-1)[its.start :].data_ptr()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from engine.configuration.flags import OptimizationConfig
-from engine.data.loading import Batch
+from engine.data.loading import Batch, CopiedAhead
 from engine.data.sampler import TrainingSampler
 from engine.training.metrics import Metrics
 
@@ -69,8 +69,7 @@ def train(
     while state.epoch < config.last_epoch and not is_over():
         engine.train()
         sampler.set_epoch(state.epoch, state.batches)
-        for number, batch in enumerate(batches, start=1):
-            batch = batch.to(engine.device)
+        for number, batch in enumerate(CopiedAhead(batches, engine.device), start=1):
             at_boundary = number % config.gradient_accumulation_steps == 0
             output = micro_step(engine, batch, at_boundary)
 

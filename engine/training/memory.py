@@ -37,26 +37,30 @@ def training_bytes(
         settings: DeepSpeed's, ZeRO-2, with fused optimisers.
 
     Returns:
-        state: weights, fp32 weights, AdamW's moments, buffers. buckets: ZeRO's, for gradients. passes: pass_bytes.
-        peak: the state, the buckets, and the passes or, where these are small, two copies of all gradients behind them.
+        state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, for
+        gradients. passes: pass_bytes. gradients: a copy of all, and with accumulation another one.
+        peak: the state, the buckets, the gradients, and the passes or, where these are small, one more copy of all
+        gradients behind them.
 
     Not counted: cuDNN's work space, fragments, and the device's own context.
     """
     parameters = dict(model.named_parameters())
     weights = sum(p.nbytes for p in parameters.values())
-    masters = sum(4 * p.numel() for p in parameters.values() if p.dtype != torch.float32)  # else ZeRO's are the model's
-    moments = sum(8 * p.numel() for name, p in parameters.items() if BACKBONE not in name)
+    moments = sum(p.numel() * 8 for name, p in parameters.items() if BACKBONE not in name)
+    itemsize = next(iter(parameters.values())).itemsize
+    masters = 0 if itemsize == 4 else sum(p.numel() * 4 for p in parameters.values())
     state = weights + masters + moments + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
-    itemsize = next(iter(parameters.values())).itemsize
     number = 2 if zero.get("overlap_comm") else 1
     buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
     passes = pass_bytes(model, inputs, on_gpu=on_gpu)
+    gradients = weights * (1 if settings.get("gradient_accumulation_steps", 1) == 1 else 2)
     return {
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "peak": state + buckets + max(passes, 2 * weights),
+        "gradients": gradients,
+        "peak": state + buckets + gradients + max(passes, weights),
     }
 
 
@@ -133,14 +137,13 @@ def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any
     with torch.device("meta"):
         words = torch.zeros(samples, sizes.max_seq_length, dtype=torch.int64)
         images = torch.zeros(samples, 3, sizes.image_size_min, sizes.image_size_max, dtype=torch.uint8)
-        state = torch.zeros(2, dtype=torch.int64)
+        state = torch.zeros(3, dtype=torch.int64)
         inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
         if description.architecture == "pretraining":
             labels: dict[str, Any] = {"matched_label": words[:, 0], "ans": words[:, 0]}
             masked, _ = pack_labels(np.full(words.shape, IGNORE), MASK_RATE)
-            labels |= dict.fromkeys(
-                ("masked_positions", "masked_lm_labels"), torch.zeros(len(masked), dtype=torch.int64)
-            )
+            places = torch.zeros(len(masked), dtype=torch.int64)
+            labels |= {"masked_positions": places, "masked_lm_labels": places}
         else:
             labels = {"target": torch.zeros(samples, answers), "is_labelled": words[:, 0].bool()}
     return {**inputs, **labels, "sampling_state": state}

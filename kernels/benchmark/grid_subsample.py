@@ -48,7 +48,7 @@ class Inputs:
         tables = (normal(TABLE_ENTRIES, shape.channels) for _ in range(2))
         self.leaves = tuple(leaf.requires_grad_() for leaf in (features, *tables))  # type: ignore[assignment]
         self.d_tokens = normal(shape.batch, shape.samples, shape.channels)
-        self.state = torch.tensor([self.seed, 0], device=self.device)
+        self.state = torch.tensor([self.seed, 0, 0], device=self.device)
 
     def finished(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients with that of the features in the features' layout, as the layer below wants it.

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 def call():
     def run(device="cpu"):
         features = torch.arange(24.0, device=device).view(1, 2, 3, 4)
-        return grid_subsample(features, None, None, torch.tensor([1, 2], device=device), 5)[0].sum()
+        return grid_subsample(features, None, None, torch.tensor([1, 2, 0], device=device), 5)[0].sum()
 
     return run
 
@@ -97,14 +97,14 @@ def test_without_a_working_triton_the_twin_runs(contents, problem, tmp_path):
         features = torch.randn(2, 3, 4, 5, requires_grad=True)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            tokens, positions = grid_subsample(features, None, None, torch.tensor([1, 2]), 5)
+            tokens, positions = grid_subsample(features, None, None, torch.tensor([1, 2, 0]), 5)
             tokens.sum().backward()
             assert torch.equal(tokens, gather_cells_twin(features, None, None, positions))
             print(len(caught))  # nothing is said where Triton wouldn't have run anyway
             print(use_triton("cuda"), use_triton("cuda"), len(caught), caught[0].message)
         os.environ["KERNELS_BACKEND"] = "triton"
         try:
-            grid_subsample(features, None, None, torch.tensor([1, 2]), 5)
+            grid_subsample(features, None, None, torch.tensor([1, 2, 0]), 5)
         except RuntimeError as error:
             print(error)
     """

@@ -8,7 +8,7 @@ from kernels.grid_subsample import gather_cells, grid_subsample
 from kernels.sampling import sample_cells
 from tests.kernels.conftest import INTERPRETED
 
-SEED_AND_STEP = (9595, 3)
+STATE = (9595, 3, 0)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -116,7 +116,7 @@ def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, devic
         given = torch.tensor(given, dtype=given_dtype, device=device)
         samples = given.shape[1]
     tokens, positions = grid_subsample(
-        *(features, row_table, column_table, torch.tensor(SEED_AND_STEP, device=device), samples),
+        *(features, row_table, column_table, torch.tensor(STATE, device=device), samples),
         positions=given,
         out_dtype=out_dtype,
     )
@@ -150,9 +150,9 @@ def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, devic
 
 def test_cells_are_those_that_sample_cells_draws(backend, device):
     features, row_table, column_table = inputs(device=device)
-    state = torch.tensor(SEED_AND_STEP, device=device)
-    _, positions = grid_subsample(features, row_table, column_table, state, 5, first_image=6)
-    assert torch.equal(positions, sample_cells(state, 2, 12, 5, 6)[0])
+    state = torch.tensor((9595, 3, 6), device=device)
+    _, positions = grid_subsample(features, row_table, column_table, state, 5)
+    assert torch.equal(positions, sample_cells(state, 2, 12, 5)[0])
 
 
 def test_all_cells_come_in_order_and_need_no_state(backend, device):
@@ -167,7 +167,7 @@ def test_gradients_of_features_and_both_tables_in_fp64(layout):
     features, row_table, column_table = inputs(dtype=torch.float64, table_rows=6)
     features = features.contiguous(memory_format=layout)
     leaves = [tensor.requires_grad_() for tensor in (features, row_table, column_table)]
-    state, positions = torch.tensor(SEED_AND_STEP), torch.tensor([[4, 4, 0], [1, 11, 5]])
+    state, positions = torch.tensor(STATE), torch.tensor([[4, 4, 0], [1, 11, 5]])
     assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 5)[0], leaves)
     assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 12)[0], leaves)
     assert torch.autograd.gradcheck(lambda *tensors: gather_cells_twin(*tensors, positions), leaves)
@@ -176,7 +176,7 @@ def test_gradients_of_features_and_both_tables_in_fp64(layout):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("wanted", [[0], [1, 2], [1]], ids=["features", "tables", "one_table"])
 def test_only_gradients_that_are_wanted_are_made(wanted, layout, backend, device):
-    state = torch.tensor(SEED_AND_STEP, device=device)
+    state = torch.tensor(STATE, device=device)
 
     def gradients(which):
         leaves = list(inputs(device=device))
@@ -197,7 +197,7 @@ def sampled_twice(device, layout, batch=5, channels=40, samples=17):
     leaves = list(inputs(batch, channels, 5, 8, device=device))
     leaves[0] = leaves[0].contiguous(memory_format=layout)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    tokens, positions = grid_subsample(*leaves, torch.tensor(SEED_AND_STEP, device=device), samples)
+    tokens, positions = grid_subsample(*leaves, torch.tensor(STATE, device=device), samples)
     return [tokens.detach(), positions, *torch.autograd.grad(tokens, leaves, noise_like(tokens))]
 
 
@@ -256,7 +256,7 @@ def test_operator_describes_itself(change, layout, backend, device):
     torch.library.opcheck(gather_cells, tuple((arguments | change).values()))
 
 
-def test_compiles_to_one_graph_for_all_steps(backend, device):
+def test_compiles_to_one_graph_for_all_steps_and_images(backend, device):
     graphs = []
 
     def counting(graph, _):
@@ -269,32 +269,14 @@ def test_compiles_to_one_graph_for_all_steps(backend, device):
 
     compiled = torch.compile(step, fullgraph=True, backend=counting)
     leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
-    state = torch.tensor(SEED_AND_STEP, device=device)
+    state = torch.tensor(STATE, device=device)
     for _ in range(3):
         tokens, expected = compiled(*leaves, state), step(*leaves, state)
         assert torch.equal(tokens, expected)
         gradients = [torch.autograd.grad(result.sum(), leaves) for result in (tokens, expected)]
         assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-        state[1] += 1
+        state += torch.tensor([0, 1, 2], device=device)
     assert len(graphs) == 1
-
-
-def test_the_number_of_the_first_image_does_not_recompile_for_ever(backend, device):
-    graphs = []
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    def step(features, state, first_image):
-        return grid_subsample(features, None, None, state, 5, first_image=first_image)
-
-    compiled = torch.compile(step, fullgraph=True, backend=counting)
-    features, state = inputs(device=device)[0], torch.tensor(SEED_AND_STEP, device=device)
-    for first_image in range(0, 12, 2):
-        pairs = zip(compiled(features, state, first_image), step(features, state, first_image), strict=True)
-        assert all(torch.equal(one, other) for one, other in pairs)
-    assert len(graphs) == 2  # torch.compile takes a number for a constant until it has seen another
 
 
 def test_compiles_with_its_backward_pass(backend, device):
@@ -304,7 +286,7 @@ def test_compiles_with_its_backward_pass(backend, device):
         return grid_subsample(features, row_table, column_table, state, 5)[0].square().sum()
 
     leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
-    state = torch.tensor(SEED_AND_STEP, device=device)
+    state = torch.tensor(STATE, device=device)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     gradients = [torch.autograd.grad(run(*leaves, state), leaves) for run in (compiled, step)]
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
@@ -314,7 +296,7 @@ def test_autocast_keeps_the_dtypes_of_features_and_tables(backend, device):
     images = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(0)).to(device)
     convolution = torch.nn.Conv2d(3, 8, 1).to(device)
     _, row_table, column_table = (leaf.requires_grad_() for leaf in inputs(channels=8, device=device))
-    state = torch.tensor(SEED_AND_STEP, device=device)
+    state = torch.tensor(STATE, device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
         tokens, _ = grid_subsample(convolution(images), row_table, column_table, state, 5)
         loss = torch.nn.functional.linear(tokens, torch.ones(4, 8, device=device)).float().sum()
@@ -326,7 +308,7 @@ def test_autocast_keeps_the_dtypes_of_features_and_tables(backend, device):
 
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["not_reentrant", "reentrant"])
 def test_activation_checkpointing_draws_the_same_cells(use_reentrant, backend, device):
-    state = torch.tensor(SEED_AND_STEP, device=device)
+    state = torch.tensor(STATE, device=device)
     draws = []
 
     def tokens_of(features, row_table, column_table):
@@ -354,7 +336,7 @@ def refused(change):
         "features": features,
         "row_table": row_table,
         "column_table": column_table,
-        "state": torch.tensor(SEED_AND_STEP),
+        "state": torch.tensor(STATE),
         "num_samples": 5,
     }
     return {**arguments, **change}
@@ -379,8 +361,8 @@ ERRORS = {
         {"row_table": torch.zeros(3)},
         "row_table has the shape (3,), the features have 3 channels",
     ),
-    "float_state": ({"state": torch.zeros(2)}, "state must be int64 (2,), not torch.float32 (2,)"),
-    "short_state": ({"state": torch.zeros(1, dtype=torch.int64)}, "state must be int64 (2,), not torch.int64 (1,)"),
+    "float_state": ({"state": torch.zeros(3)}, "state must be int64 (3,), not torch.float32 (3,)"),
+    "short_state": ({"state": torch.zeros(2, dtype=torch.int64)}, "state must be int64 (3,), not torch.int64 (2,)"),
     "channels_of_column_table": (
         {"column_table": torch.zeros(4, 5)},
         "column_table has the shape (4, 5), the features have 3 channels",
@@ -408,7 +390,7 @@ ERRORS = {
     ),
     "dtype_of_tokens": ({"out_dtype": torch.int8}, "out_dtype must be fp16, bf16 or fp32, not torch.int8"),
     "device_of_state": (
-        {"state": torch.zeros(2, dtype=torch.int64, device="meta")},
+        {"state": torch.zeros(3, dtype=torch.int64, device="meta")},
         "state is on meta, the features are on cpu",
     ),
     "device_of_positions": (

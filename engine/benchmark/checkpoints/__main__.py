@@ -59,7 +59,7 @@ def make_engine(description: ModelDescription, config: OptimizationConfig, world
         masked_lm_labels=words,
         matched_label=one,
         ans=one,
-        sampling_state=torch.tensor([0, 0], device=device),
+        sampling_state=torch.tensor([0, 0, 0], device=device),
     )
     engine.backward(output.loss)
     engine.step()

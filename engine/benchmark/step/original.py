@@ -46,7 +46,7 @@ def sample_on_the_host(model: ClipVilForPretraining) -> None:
     """NumPy draws image by image, an int64 index of the tokens' size goes to the device, tables go to all cells."""
 
     def visual_tokens(
-        encoder: Encoder, grid: Tensor, sampling_state: Tensor | None, first_image: int, positions: Tensor | None
+        encoder: Encoder, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None
     ) -> Tensor:
         batch, channels, rows, columns = grid.shape
         cells = grid.permute(0, 2, 3, 1)

@@ -68,7 +68,6 @@ def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda settings: settings["zero_optimization"].update({name: value})
 
 
-HALF = ("fp16", "bf16")
 SWITCHES = {
     "uint8_images": Switch("images travel as uint8, normalised on the device", True, batch=float_images),
     "device_sampling": Switch("cells drawn and gathered on the device, by our kernels", True, model=sample_on_the_host),
@@ -87,8 +86,8 @@ SWITCHES = {
     ),
     "no_throughput_timer": Switch(
         "without DeepSpeed's timer, which waits for the device twice a step",
-        False,
-        settings=lambda settings: settings.update({"timers": {"throughput": {"enabled": False}}}),
+        True,
+        settings=lambda settings: settings.update({"timers": {"throughput": {"enabled": True}}}),
     ),
     "cudnn_benchmark": Switch(
         "cuDNN tries its algorithms for each shape",

@@ -71,8 +71,7 @@ class Workload:
             "masked_lm_labels": torch.from_numpy(labels),
             "matched_label": draw(2, images),
             "ans": torch.full((images,), IGNORE),
-            "sampling_state": torch.tensor([SEED, 0]),
-            "first_image": 0,
+            "sampling_state": torch.tensor([SEED, 0, 0]),
         }
         return Batch(inputs, list(range(images)), [])
 

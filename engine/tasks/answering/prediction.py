@@ -216,7 +216,7 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
         "attention_mask": torch.tensor([[1] * len(tokens) + [0] * padding]),
         "token_type_ids": torch.zeros(1, reads.max_seq_length, dtype=torch.long),
         "images": torch.from_numpy(pixels)[None],
-        "sampling_state": torch.tensor([config.seed, 0]),
+        "sampling_state": torch.tensor([config.seed, 0, 0]),
     }
     model = build_model(saved, config, device)
     with torch.no_grad():

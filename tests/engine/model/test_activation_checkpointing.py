@@ -45,7 +45,7 @@ def batch():
         "masked_lm_labels": torch.tensor([[-1, 7, -1, 12, -1], [-1, -1, -1, -1, -1]]),
         "matched_label": torch.tensor([1, 0]),
         "ans": torch.tensor([5, -1]),
-        "sampling_state": torch.tensor([9595, 0]),
+        "sampling_state": torch.tensor([9595, 0, 0]),
     }
 
 

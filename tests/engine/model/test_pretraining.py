@@ -10,7 +10,7 @@ from engine.model.encoder import CLIP_MEAN, CLIP_STD, VisualShape, check_grid, n
 from engine.model.pretraining import IGNORE, ClipVilForPretraining, cross_entropy
 
 BACKBONE = ResNetShape((1, 1, 1, 1), 4)
-STATE = torch.tensor([9595, 0])
+STATE = torch.tensor([9595, 0, 0])
 
 
 def make(num_answers=None, **visual):
@@ -246,7 +246,9 @@ def test_words_attend_to_the_image():
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_cells_are_sampled_by_the_state_also_in_evaluation(training):
     model = make().train(training)
-    one, same, other = (model(**batch(sampling_state=torch.tensor([9595, step]))).vision.detach() for step in (0, 0, 1))
+    one, same, other = (
+        model(**batch(sampling_state=torch.tensor([9595, step, 0]))).vision.detach() for step in (0, 0, 1)
+    )
     assert one.shape[1] == 4
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -255,11 +257,11 @@ def test_cells_are_sampled_by_the_state_also_in_evaluation(training):
 def test_second_half_of_a_batch_sees_the_cells_of_the_whole():
     model = make().eval()
     half = {name: value[1:] for name, value in batch().items() if name != "sampling_state"}
-    whole = model(**batch(first_image=8))
-    part = model(**half, sampling_state=STATE, first_image=9)
+    whole = model(**batch(sampling_state=torch.tensor([9595, 0, 8])))
+    part = model(**half, sampling_state=torch.tensor([9595, 0, 9]))
     # Other matrix sizes may sum in another order: fp32 sums of up to 144 terms, over a dozen layers, of numbers near 1.
     torch.testing.assert_close(part.vision[0], whole.vision[1], rtol=0, atol=1e-4)
-    elsewhere = model(**half, sampling_state=STATE, first_image=8)
+    elsewhere = model(**half, sampling_state=torch.tensor([9595, 0, 8]))
     assert (elsewhere.vision[0] - whole.vision[1]).abs().max() > 1e-3
 
 

@@ -21,7 +21,7 @@ from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.folder import ImageShape, image_path
 from engine.data.images.writer import write_image_store
-from engine.data.loading import Batch, Collator, evaluation_loader, training_loader
+from engine.data.loading import Collator, evaluation_loader, training_loader
 from engine.data.sampler import Sample
 from engine.data.shared_memory import check_shared_memory
 from engine.data.splits import annotation_files, open_images, read_split
@@ -268,25 +268,18 @@ def test_groups_tell_landscapes_from_portraits(data_root):
 def test_batch_has_the_models_inputs(data_root):
     dataset = make(data_root, seed=11)
     batch = Collator(dataset)([dataset[Sample(index, 30 + index, 4)] for index in range(3)])
-    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in batch.inputs.items() if name != "first_image"}
+    kinds = {name: (value.dtype, tuple(value.shape)) for name, value in batch.inputs.items()}
     assert kinds == {
         **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (torch.int64, (3, 8))),
         # 3 x 6 words, of which 15 % are 2.7 and six deviations 9.1
         **dict.fromkeys(("masked_positions", "masked_lm_labels"), (torch.int64, (16,))),
         **dict.fromkeys(("matched_label", "ans"), (torch.int64, (3,))),
         "images": (torch.uint8, (3, 3, 12, 20)),
-        "sampling_state": (torch.int64, (2,)),
+        "sampling_state": (torch.int64, (3,)),
     }
-    assert batch.inputs["sampling_state"].tolist() == [11, 4]
-    assert batch.inputs["first_image"] == 30
+    assert batch.inputs["sampling_state"].tolist() == [11, 4, 30]
     assert not batch.inputs["token_type_ids"].any()
     assert len(batch) == 3
-
-
-def test_batch_moves_its_tensors_and_keeps_the_rest(data_root):
-    batch = Batch({"ids": torch.zeros(2), "first_image": 3}, [0, 1], []).to(torch.device("meta"))
-    assert batch.inputs["ids"].is_meta
-    assert batch.inputs["first_image"] == 3
 
 
 @pytest.fixture
