@@ -82,6 +82,16 @@ def test_fp16_follows_fp32(flags: Flags, half: list[str], tmp_path: Path) -> Non
         assert abs(half - full) <= FP16_CURVE * full
 
 
+def test_in_fp32_the_masters_are_the_model_s_weights(tmp_path: Path) -> None:
+    """Not copies of them, on both ranks; and buckets that a parameter doesn't fit into give the same bits."""
+    report = tmp_path / "report.json"
+    run = launch("tests/workers/masters.py", [str(report)], launcher="warm")
+    assert run.code == 0, run.stderr[-3000:]
+    first, second = json.loads(report.read_text())
+    assert first == second
+    assert [first[name] for name in ("shared", "the model's", "the same in small buckets")] == [True] * 3
+
+
 def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, half: list[str], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")], launcher="warm")

@@ -37,10 +37,10 @@ def training_bytes(
         settings: DeepSpeed's, ZeRO-2, with fused optimisers.
 
     Returns:
-        state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, for
-        gradients. passes: pass_bytes. gradients: a copy of all, and with accumulation another one.
-        peak: the state, the buckets, the gradients, and the passes or, where these are small, one more copy of all
-        gradients behind them.
+        state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, and
+        all gradients that have been through them, with accumulation twice. passes: pass_bytes.
+        peak: the state, the buckets, and the passes or, where these are small, one more copy of all gradients behind
+        them.
 
     Not counted: cuDNN's work space, fragments, and the device's own context.
     """
@@ -53,14 +53,13 @@ def training_bytes(
     zero = settings["zero_optimization"]
     number = 2 if zero.get("overlap_comm") else 1
     buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    buckets += weights * (1 if settings.get("gradient_accumulation_steps", 1) == 1 else 2)
     passes = pass_bytes(model, inputs, on_gpu=on_gpu)
-    gradients = weights * (1 if settings.get("gradient_accumulation_steps", 1) == 1 else 2)
     return {
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "gradients": gradients,
-        "peak": state + buckets + gradients + max(passes, weights),
+        "peak": state + buckets + max(passes, weights),
     }
 
 

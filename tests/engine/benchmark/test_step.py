@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,10 +175,14 @@ def test_the_predicted_peak_has_its_parts() -> None:
     model = work.model()
     backbone = sum(p.numel() for name, p in model.named_parameters() if "visual_model" in name)
     others = sum(p.numel() for p in model.parameters()) - backbone
-    # In fp32 ZeRO's weights are the model's.
-    assert one["state"] == 4 * backbone + 12 * others + sum(buffer.nbytes for buffer in model.buffers())
-    assert one["buckets"] == 2 * 4 * 1000
-    assert one["peak"] == one["state"] + one["buckets"] + max(one["passes"], 8 * (backbone + others))
+    buffers, gradients = sum(buffer.nbytes for buffer in model.buffers()), 4 * (backbone + others)
+    assert one["state"] == 4 * backbone + 12 * others + buffers
+    assert one["buckets"] == 2 * 4 * 1000 + gradients
+    assert one["peak"] == one["state"] + one["buckets"] + max(one["passes"], gradients)
+    half = training_bytes(*replace(work, dtype="fp16").on_meta(16), settings, on_gpu=False)
+    assert half["state"] == 6 * backbone + 14 * others + buffers
+    accumulated = training_bytes(*work.on_meta(16), settings | {"gradient_accumulation_steps": 2}, on_gpu=False)
+    assert accumulated["buckets"] == 2 * 4 * 1000 + 2 * gradients
     assert 3 < four["passes"] / one["passes"] < 4.1
 
 
