@@ -66,5 +66,5 @@ class ClipVilForQuestionAnswering(nn.Module):
         loss = bce * self.loss_scale
         with torch.no_grad():
             chosen = target.gather(1, answer_scores.argmax(1, keepdim=True))[:, 0]
-        metrics = {"qa_loss": (loss * count, count), "qa_score": ((chosen * counts).sum(), count)}
+            metrics = {"qa_loss": (loss * count, count), "qa_score": ((chosen * counts).sum(), count)}
         return AnsweringOutput(answer_scores, loss, bce, MetricSums.of(metrics))

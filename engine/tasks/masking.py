@@ -57,8 +57,8 @@ def sample_answer(label: dict[int, float] | None, is_matched: bool, generator: G
 def pack_labels(labels: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """The positions that have a label, as many for each batch of this size, so that no shape on the device changes.
 
-    Their number is what a batch of the longest texts exceeds once in ten million times: the mean and six deviations of
-    the binomial distribution. A batch that does gets room for all its words.
+    Their number is what a batch of the longest texts exceeds less than once in ten million times: the mean and six
+    deviations of the binomial distribution. A batch that does gets room for all its words.
 
     Args:
         labels: int64 (B, L), -1 where there is none; the first and last of each row have none.
@@ -70,7 +70,7 @@ def pack_labels(labels: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray
     batch, length = labels.shape
     words = batch * (length - 2)
     places = np.flatnonzero(labels != IGNORE)
-    usual = words * rate + 6 * math.sqrt(words * rate * (1 - rate))
-    room = min(usual, words) if len(places) <= usual else words
-    padding = (0, math.ceil(room / MULTIPLE) * MULTIPLE - len(places))
+    usual = max(1.0, words * rate + 6 * math.sqrt(words * rate * (1 - rate)))  # no kernel gets an empty tensor
+    room, most = (math.ceil(number / MULTIPLE) * MULTIPLE for number in (min(usual, words), words))
+    padding = (0, (room if len(places) <= room else most) - len(places))
     return np.pad(places, padding), np.pad(labels.flat[places], padding, constant_values=IGNORE)

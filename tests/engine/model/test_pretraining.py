@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig
 
+from engine.benchmark.counting import Traffic
 from engine.errors import UserError
 from engine.model.clip_resnet import ResNetShape
 from engine.model.encoder import CLIP_MEAN, CLIP_STD, VisualShape, check_grid, normalise_images
@@ -100,16 +101,21 @@ def test_correct_predictions_are_counted():
 
 def packed(inputs, positions):
     """Labels at these places alone, as pre-training's batches have them."""
-    places = torch.tensor(positions)
+    places = torch.tensor(positions, dtype=torch.int64)
     labels = inputs["masked_lm_labels"].flatten()[places]
     return {**inputs, "masked_positions": places, "masked_lm_labels": labels}
 
 
-@pytest.mark.parametrize("positions", [[1, 3] + [0] * 6, [1, 3], list(range(10))], ids=["padded", "exact", "all"])
-def test_words_are_scored_where_they_are_masked_and_nothing_else_changes(positions):
+@pytest.mark.parametrize(
+    ("positions", "sentences"),
+    [([1, 3] + [0] * 6, 2), ([1, 3], 2), (list(range(10)), 2), ([3, 1, 0], 1)],
+    ids=["padded", "exact", "all", "one_sentence"],
+)
+def test_words_are_scored_where_they_are_masked_and_nothing_else_changes(positions, sentences):
     """Losses are sums of a few fp32 terms in another order; gradients, products over fewer rows."""
+    inputs = {name: value if name == "sampling_state" else value[:sentences] for name, value in batch().items()}
     whole, few = make(num_answers=6), make(num_answers=6)
-    expected, output = whole(**batch()), few(**packed(batch(), positions))
+    expected, output = whole(**inputs), few(**packed(inputs, positions))
     assert output.lm_scores.shape == (len(positions), 30)
     torch.testing.assert_close(output.lm_scores, expected.lm_scores.flatten(0, 1)[positions], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(output.loss, expected.loss, rtol=1e-6, atol=0)
@@ -125,8 +131,23 @@ def test_words_are_scored_where_they_are_masked_and_nothing_else_changes(positio
 def test_no_masked_word_leaves_every_gradient():
     """A parameter without one would stall ZeRO-2."""
     model = make()
-    model(**packed(without_labels(), [0] * 16)).loss.backward()
+    output = model(**packed(without_labels(), [0] * 16))
+    assert output.loss == 0
+    output.loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.any()] == []
+
+
+@pytest.mark.parametrize(("num_answers", "more"), [(None, 0), (6, 4 + 9)], ids=["without_answers", "with_answers"])
+def test_heads_losses_and_metrics_take_few_operators(num_answers, more):
+    """Places: copy, view, select. Heads: transform 3, decoder 1, matching 1. Each of two tasks: cross entropy 2, count
+    2, mean 2, hits 3. Their sum 2, all metrics 1. The answers are one task more, with a head of 4."""
+    model, inputs = make(num_answers), packed(batch(), [1, 3] + [0] * 6)
+    names = ("input_ids", "token_type_ids", "attention_mask", "images", "sampling_state")
+    with Traffic() as trunk:
+        model.bert(**{name: inputs[name] for name in names})
+    with Traffic() as whole:
+        model(**inputs)
+    assert whole.operators - trunk.operators == 3 + 5 + 2 * 9 + 2 + 1 + more
 
 
 def test_batch_without_labels_has_loss_zero_and_zero_gradients():

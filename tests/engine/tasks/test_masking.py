@@ -110,6 +110,16 @@ def test_packed_labels_have_one_shape_and_lose_none(batch):
     assert shapes == {((size,), (size,)) for size in [{1: 16, 4: 32, 32: 144}[batch]]}
 
 
+@pytest.mark.parametrize("count", [16, 17])
+def test_room_grows_only_once_it_is_full(count):
+    """One sentence has 18 words, 2.7 of which are masked in the mean; six deviations are 9.1 more."""
+    labels = np.array([[IGNORE] + [7] * count + [IGNORE] * (19 - count)])
+    places, packed = pack_labels(labels, 0.15)
+    assert len(places) == (16 if count == 16 else 32)
+    assert places[:count].tolist() == list(range(1, count + 1))
+    assert (packed == 7).sum() == count
+
+
 @pytest.mark.parametrize("rate", [0.15, 0.0, 1.0])
 def test_a_batch_with_more_labels_than_usual_has_room_for_all_words(rate):
     labels = np.full((2, 20), IGNORE)
@@ -122,7 +132,20 @@ def test_a_batch_with_more_labels_than_usual_has_room_for_all_words(rate):
     assert (packed[36:] == IGNORE).all()
 
 
-def test_no_label_leaves_room_all_the_same():
-    places, packed = pack_labels(np.full((4, 20), IGNORE), 0.15)
-    assert places.tolist() == [0] * 32
-    assert packed.tolist() == [IGNORE] * 32
+def more_often_than(count, words, rate):
+    """The probability of more than so many of the words, each of which is chosen with the probability `rate`."""
+    chances = (math.comb(words, k) * rate**k * (1 - rate) ** (words - k) for k in range(count + 1, words + 1))
+    return math.fsum(chances)
+
+
+def test_more_labels_than_usual_are_rarer_than_once_in_ten_million_batches():
+    for batch in (1, 2, 3, 4, 8, 12, 16, 32, 48):  # 12 is the worst of all up to 300
+        places, _ = pack_labels(np.full((batch, 20), IGNORE), 0.15)
+        assert more_often_than(len(places), batch * 18, 0.15) < 1e-7
+
+
+@pytest.mark.parametrize(("rate", "room"), [(0.15, 32), (0.0, 16)])
+def test_no_label_leaves_room_all_the_same(rate, room):
+    places, packed = pack_labels(np.full((4, 20), IGNORE), rate)
+    assert places.tolist() == [0] * room
+    assert packed.tolist() == [IGNORE] * room
