@@ -92,15 +92,28 @@ def test_in_fp32_the_masters_are_the_model_s_weights(tmp_path: Path) -> None:
     assert [first[name] for name in ("shared", "the model's", "the same in small buckets")] == [True] * 3
 
 
-def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, half: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "norm"), [(2, True), (1, True), (1, False)])
+def test_an_overflow_skips_both_optimisers_and_schedules(
+    ranks: int, norm: bool, flags: Flags, half: list[str], tmp_path: Path
+) -> None:
+    """Though one rank's gradients alone aren't finite, and though a configuration may ask for no norm."""
+    if not norm:
+        path = Path(half[-1])
+        settings = json.loads(path.read_text())
+        settings["zero_optimization"]["compute_grad_norm"] = False
+        path.write_text(json.dumps(settings))
+        half += ["--max_grad_norm", "0"]
     report = tmp_path / "report.json"
-    run = launch("tests/workers/overflow.py", [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")], launcher="warm")
+    more = [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")]
+    run = launch("tests/workers/overflow.py", more, ranks=ranks, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     records = json.loads(report.read_text())
-    for step, ranks in enumerate(records, start=1):
-        for record in ranks:
+    assert [len(record) for record in records] == [ranks] * 4
+    for step, everywhere in enumerate(records, start=1):
+        for record in everywhere:
             # Whether a step is skipped is the host's to know, and the one thing of the device that it reads.
-            assert record.pop("waits") == {"engine/training/engine.py, scaled_global_norm: cpu": 1}
+            waits = record.pop("waits")
+            assert not norm or waits == {"engine/training/engine.py, scaled_global_norm: cpu": 1}
             if step == 3:
                 assert record == {
                     **{"backbone": 0, "weights": 0, "state": 0, "rates_moved": False},
@@ -111,3 +124,18 @@ def test_an_overflow_skips_both_optimisers_and_schedules(flags: Flags, half: lis
                 assert record["state"] > 0
                 assert record["rates_moved"]
                 assert record["scale_factor"] == 1.0
+
+
+@pytest.mark.parametrize(("precision", "ranks"), [("fp32", 1), ("fp16", 2)])
+def test_a_training_waits_once_in_an_optimiser_step(
+    precision: str, ranks: int, flags: Flags, half: list[str], tmp_path: Path
+) -> None:
+    """Six micro-batches in a row, from fetching each to the last observer, and three updates; no report among them."""
+    report = tmp_path / "report.json"
+    more = [*ALL_TASKS, *(half if precision == "fp16" else []), "--gradient_accumulation_steps", "2"]
+    more += ["--max_steps", "5", "--report_step", "100"]
+    run = launch("tests/workers/waiting_pretrain.py", [str(report), *flags(*more)], ranks=ranks, launcher="warm")
+    assert run.code == 0, run.stderr[-3000:]
+    records = json.loads(report.read_text())
+    assert records[2:8] == 3 * [{}, {"engine/training/engine.py, scaled_global_norm: cpu": 1}]
+    assert sum(records[-1].values()) > 1  # the last step's report does wait, and is seen to

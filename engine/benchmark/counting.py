@@ -93,12 +93,17 @@ def launches(step: Callable[[], object], device: str) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
 
 
+# Operators whose result the host has to know, be it a value or a size. So it does where a mask is an index.
+READING = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2")}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
+
+
 class HostWaits(TorchDispatchMode):
     """Notes where the host waits for a GPU; on a CPU, where it would.
 
-    That is where it reads a number (`item`, `bool`, `tolist`), copies to the host, copies to the device from memory
-    that isn't pinned, or synchronises. What lies on the host already costs nothing to read: `cpu` marks its result, and
-    what is computed from that alone.
+    That is where it reads a number or a size (`item`, `bool`, `tolist`, a mask as an index), copies to the host, copies
+    to the device and waits for that, or synchronises. What lies on the host already costs nothing to read: what was
+    made there (a batch of the loader, say), what `cpu` gives, and what is computed from that alone.
     """
 
     def __init__(self) -> None:
@@ -117,6 +122,7 @@ class HostWaits(TorchDispatchMode):
     def __enter__(self) -> "HostWaits":
         accelerator = type(get_accelerator())
         cpu, tolist, tensor, synchronize = Tensor.cpu, Tensor.tolist, torch.tensor, accelerator.synchronize
+        to, from_numpy, empty = Tensor.to, torch.from_numpy, torch.empty
 
         def on_host(given: Tensor) -> Tensor:
             self.note("cpu")
@@ -137,6 +143,26 @@ class HostWaits(TorchDispatchMode):
                 self.note("torch.tensor(device=...)")
             return result
 
+        def moved(given: Tensor, *arguments: Any, **options: Any) -> Tensor:
+            result: Tensor = to(given, *arguments, **options)
+            target = options.get("device", arguments[0] if arguments else None)
+            if given not in self.on_host or not isinstance(target, torch.device | str):
+                return result
+            if not options.get("non_blocking"):
+                self.note("to")
+            result = result.clone()  # on a CPU it is the same tensor, else
+            del self.on_host[result]
+            return result
+
+        def made_from(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def make(*arguments: Any, **options: Any) -> Tensor:
+                result = function(*arguments, **options)
+                if options.get("device") is None:
+                    self.on_host[result] = True
+                return result
+
+            return make
+
         def waited(*arguments: Any, **options: Any) -> Any:
             self.note("synchronize")
             return synchronize(*arguments, **options)
@@ -144,7 +170,10 @@ class HostWaits(TorchDispatchMode):
         for owner, name, function in (
             (Tensor, "cpu", on_host),
             (Tensor, "tolist", read),
+            (Tensor, "to", moved),
             (torch, "tensor", made),
+            (torch, "from_numpy", made_from(from_numpy)),
+            (torch, "empty", made_from(empty)),
             (accelerator, "synchronize", waited),
         ):
             self.patches.enter_context(patch.object(owner, name, function))
@@ -158,8 +187,10 @@ class HostWaits(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         from_host = bool(inputs) and all(each in self.on_host for each in inputs)
-        if function is torch.ops.aten._local_scalar_dense.default and not from_host:
-            self.note("item, bool or float")
+        name = function._schema.name
+        by_mask = name in INDEXING and any(each.dtype == torch.bool for each in inputs[1:])
+        if (name in READING or by_mask) and not from_host:
+            self.note("item, bool or float" if name.endswith("dense") else name.removeprefix("aten::"))
         for leaf in tree_leaves(result):
             if from_host and isinstance(leaf, Tensor):
                 self.on_host[leaf] = True

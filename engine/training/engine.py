@@ -96,6 +96,8 @@ def measure_gradients_once(zero: Any) -> None:
     Raises:
         AttributeError: if this version of DeepSpeed has no such methods.
     """
+    if not zero.compute_grad_norm or zero.cpu_offload:
+        return  # as a user's own configuration may say: without a norm nothing else would find an infinity
 
     def scaled_global_norm(norm_type: int = 2) -> Tensor:
         gradients = [gradient for group in zero.averaged_gradients.values() for gradient in group]

@@ -1,4 +1,4 @@
-"""Four fp16 steps on two ranks; in the third, one rank's gradient is infinite. What moved at each goes to a file.
+"""Four fp16 steps; in the third, the last rank's gradient is infinite. What moved at each goes to a file.
 
 overflow.py REPORT.json FLAGS OF launch/pretrain.py
 """
@@ -71,13 +71,14 @@ for step, batch in enumerate(batches, start=1):
     inputs = batch.to(device).inputs
     waits = HostWaits()
     output = engine(**inputs)
-    if step == BAD_STEP and ranks.rank == 1:
+    is_bad = step == BAD_STEP and ranks.rank == ranks.world_size - 1
+    if is_bad:
         weight = engine.module.bert.encoder.visn_fc.visn_fc.weight
         hook = weight.register_hook(lambda gradient: gradient.fill_(float("inf")))
     engine.backward(output.loss)
     with waits:
         engine.step()
-    if step == BAD_STEP and ranks.rank == 1:
+    if is_bad:
         hook.remove()
     after = snapshot()
     record = {

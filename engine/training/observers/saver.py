@@ -53,7 +53,7 @@ class Saver(Observer):
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
         self.trained_on, self.weights_files = trained_on, weights_files
         self.save_step = config.save_step or sys.maxsize
-        self.hosts = dist.new_group(backend="gloo")
+        self.hosts = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
         self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
 
@@ -118,7 +118,8 @@ class Saver(Observer):
         Between hosts, so that nobody waits for a device.
         """
         flags = torch.tensor([self.preemption.received is not None, self.checkpoints.is_busy], dtype=torch.int32)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.hosts)
+        if self.hosts is not None:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.hosts)
         stop, busy = flags.tolist()
         self.stop_requested = bool(stop)
         if not busy:

@@ -271,7 +271,11 @@ def test_host_waits_are_seen() -> None:
         on_host = (x * 2).cpu()
         assert float(on_host.sum()) == 6  # which is there already
         get_accelerator().synchronize()
+        made = torch.tensor([1.0, 2.0])
+        (made.to(x.device, non_blocking=True) + 1).sum()  # no wait
+        made.to(x.device)
+        x[x > 0].sum()
 
     kinds = Counter({place.rsplit(": ")[-1]: number for place, number in host_waits(step, "cpu").items()})
-    waits = ["cpu", "item, bool or float", "synchronize", "tolist", "torch.tensor(device=...)"]
+    waits = ["cpu", "index", "item, bool or float", "synchronize", "to", "tolist", "torch.tensor(device=...)"]
     assert kinds == {**dict.fromkeys(waits, 1), "item, bool or float": 2}
