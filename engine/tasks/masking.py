@@ -57,7 +57,7 @@ def sample_answer(label: dict[int, float] | None, is_matched: bool, generator: G
 def pack_labels(labels: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """The positions that have a label, as many for each batch of this size, so that no shape on the device changes.
 
-    Their number is what a batch of the longest texts exceeds less than once in ten million times: the mean and six
+    Their number is what a batch of the longest texts exceeds about once in a million times at most: the mean and six
     deviations of the binomial distribution. A batch that does gets room for all its words.
 
     Args:
