@@ -32,8 +32,8 @@ except Exception as error:  # a broken installation raises anything, OSError and
 
 
 @torch.compiler.assume_constant_result  # torch.compile doesn't look inside
-def use_triton(device_type: str) -> bool:
-    """Whether tensors on this type of device ("cuda", "cpu", ...) are for Triton.
+def use_triton(device_type: str, dtype: torch.dtype | None = None) -> bool:
+    """Whether tensors on this type of device ("cuda", "cpu", ...) are for Triton; those of fp64 never are.
 
     Raises:
         ValueError: KERNELS_BACKEND has no such value, or asks for Triton on a device where it can't run.
@@ -42,7 +42,7 @@ def use_triton(device_type: str) -> bool:
     choice = os.environ.get("KERNELS_BACKEND") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"KERNELS_BACKEND={choice} is none of {', '.join(CHOICES)}")
-    if choice == "torch" or (choice == "auto" and device_type != "cuda"):
+    if choice == "torch" or dtype == torch.float64 or (choice == "auto" and device_type != "cuda"):
         return False
     asked = choice == "triton"
     interpreted = import_problem is None and triton.knobs.runtime.interpret

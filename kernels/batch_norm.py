@@ -5,7 +5,7 @@ batch norm's, after its ReLU, for that of the second. Here only the former is ke
 other again: to read it back from memory would take as long.
 
 kernels/normalise.py has the arithmetic: kernels in Triton and a twin in PyTorch. Here it becomes operators of torch and
-two functions.
+three functions.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.backend import use_triton
 from kernels.normalise import (
+    PerChannel,
     apply_torch,
     apply_triton,
     backward_torch,
@@ -26,16 +27,12 @@ from kernels.normalise import (
 )
 
 
-def _triton_runs(features: Tensor) -> bool:
-    return use_triton(features.device.type) and features.dtype != torch.float64
-
-
 @torch.library.custom_op("clipvil::batch_statistics", mutates_args=("running_mean", "running_var"))
 def batch_statistics(
     features: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of channels_last features (B, C, H, W); running ones, fp32, move towards them."""
-    if not _triton_runs(features):
+    if not use_triton(features.device.type, features.dtype):
         return statistics_torch(features, running_mean, running_var, momentum)
     with torch.cuda.device_of(features):
         return statistics_triton(features, running_mean, running_var, momentum)
@@ -59,10 +56,10 @@ def normalise(
     relu: bool,
 ) -> Tensor:
     """Normalised, scaled and shifted features, plus a shortcut, through a ReLU: all channels_last (B, C, H, W)."""
-    if not _triton_runs(features):
-        return apply_torch(features, mean, var, scale, shift, shortcut, eps, relu)
+    if not use_triton(features.device.type, features.dtype):
+        return apply_torch(features, (mean, var, scale, shift), shortcut, eps, relu)
     with torch.cuda.device_of(features):
-        return apply_triton(features, mean, var, scale, shift, shortcut, eps, relu)
+        return apply_triton(features, (mean, var, scale, shift), shortcut, eps, relu)
 
 
 @normalise.register_fake
@@ -95,19 +92,22 @@ def normalise_backward(
     d_out = d_out.contiguous(memory_format=torch.channels_last)
     if d_again is not None:
         d_again = d_again.contiguous(memory_format=torch.channels_last)
-    inputs = (d_out, d_again, features, mean, var, scale, shift, out, eps, relu, by_batch, has_shortcut)
-    if not _triton_runs(features):
-        return backward_torch(*inputs)
+    per_channel = (mean, var, scale, shift)
+    backward = backward_triton if use_triton(features.device.type, features.dtype) else backward_torch
     with torch.cuda.device_of(features):
-        return backward_triton(*inputs)
+        d_features, d_shortcut, d_scale, d_shift = backward(
+            d_out, d_again, features, per_channel, out, eps, relu, by_batch, has_shortcut
+        )
+    return d_features, d_shortcut, d_scale.to(scale.dtype), d_shift.to(shift.dtype)
 
 
 @normalise_backward.register_fake
 def _(
-    d_out: Tensor, d_again: Tensor | None, features: Tensor, mean: Tensor, *rest: Any
+    d_out: Tensor, d_again: Tensor | None, features: Tensor, mean: Tensor, var: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_shortcut = torch.empty_like(features) if rest[-1] else d_out.new_empty(0)
-    return torch.empty_like(features), d_shortcut, torch.empty_like(mean), torch.empty_like(mean)
+    scale, shift, *_, has_shortcut = rest
+    d_shortcut = torch.empty_like(features) if has_shortcut else d_out.new_empty(0)
+    return torch.empty_like(features), d_shortcut, torch.empty_like(scale), torch.empty_like(shift)
 
 
 class Norm(NamedTuple):
@@ -121,35 +121,35 @@ class Norm(NamedTuple):
     momentum: float = 0.1
     eps: float = 1e-5
 
-    def statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def per_channel(self, features: Tensor) -> PerChannel:
+        """Mean, variance, scale and shift; running statistics move."""
         if self.by_batch:
-            return batch_statistics(features, self.running_mean, self.running_var, self.momentum)
+            statistics = batch_statistics(features, self.running_mean, self.running_var, self.momentum)
+            return *statistics, self.scale, self.shift
         assert self.running_mean is not None
         assert self.running_var is not None
-        return self.running_mean, self.running_var
+        return self.running_mean, self.running_var, self.scale, self.shift
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch norm, ReLU and pooling where asked; keeps the features."""
+    """Batch norm, ReLU and pooling where asked; keeps the features. `norm` has `scale` and `shift`, too."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, norm: Norm, relu: bool, pool: int) -> Tensor:
-        mean, var = norm.statistics(features)
-        out = normalise(features, mean, var, scale, shift, None, norm.eps, relu)
-        ctx.save_for_backward(features, mean, var, scale, shift)
+        per_channel = norm.per_channel(features)
+        ctx.save_for_backward(features, *per_channel)
         ctx.norm, ctx.relu, ctx.pool = norm, relu, pool
-        return F.avg_pool2d(out, pool) if pool > 1 else out
+        return _pooled(normalise(features, *per_channel, None, norm.eps, relu), pool)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        features, mean, var, scale, shift = ctx.saved_tensors
-        if ctx.pool > 1:
-            d_out = _unpool(d_out, features, ctx.pool)
+        features, *per_channel = ctx.saved_tensors
+        d_out = _unpooled(d_out, features, ctx.pool)
         d_features, _, d_scale, d_shift = normalise_backward(
-            d_out, None, features, mean, var, scale, shift, None, ctx.norm.eps, ctx.relu, ctx.norm.by_batch, False
+            d_out, None, features, *per_channel, None, ctx.norm.eps, ctx.relu, ctx.norm.by_batch, False
         )
-        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), None, None, None
+        return d_features, d_scale, d_shift, None, None, None
 
 
 class _Added(torch.autograd.Function):
@@ -159,9 +159,9 @@ class _Added(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        mean, var = norm.statistics(features)
-        out = normalise(features, mean, var, scale, shift, shortcut, norm.eps, True)
-        ctx.save_for_backward(features, mean, var, scale, shift, out)
+        per_channel = norm.per_channel(features)
+        out = normalise(features, *per_channel, shortcut, norm.eps, True)
+        ctx.save_for_backward(features, out, *per_channel)
         ctx.norm = norm
         ctx.set_materialize_grads(False)
         return out, out.detach()
@@ -169,15 +169,15 @@ class _Added(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_again: Tensor | None) -> tuple[Tensor | None, ...]:
-        features, mean, var, scale, shift, out = ctx.saved_tensors
+        features, out, *per_channel = ctx.saved_tensors
         if d_out is None:
             d_out, d_again = d_again, None
         if d_out is None:
             return (None,) * 5
         d_features, d_shortcut, d_scale, d_shift = normalise_backward(
-            d_out, d_again, features, mean, var, scale, shift, out, ctx.norm.eps, True, ctx.norm.by_batch, True
+            d_out, d_again, features, *per_channel, out, ctx.norm.eps, True, ctx.norm.by_batch, True
         )
-        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_shortcut, None
+        return d_features, d_scale, d_shift, d_shortcut, None
 
 
 class _NormalisedThenConvolved(torch.autograd.Function):
@@ -187,28 +187,27 @@ class _NormalisedThenConvolved(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, norm: Norm, pool: int, padding: int
     ) -> Tensor:
-        mean, var = norm.statistics(features)
-        out = normalise(features, mean, var, scale, shift, None, norm.eps, True)
-        ctx.save_for_backward(features, mean, var, scale, shift, weight)
+        per_channel = norm.per_channel(features)
+        ctx.save_for_backward(features, weight, *per_channel)
         ctx.norm, ctx.pool, ctx.padding = norm, pool, padding
-        return F.conv2d(F.avg_pool2d(out, pool) if pool > 1 else out, weight, padding=padding)
+        out = _pooled(normalise(features, *per_channel, None, norm.eps, True), pool)
+        return F.conv2d(out, weight, padding=padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        features, mean, var, scale, shift, weight = ctx.saved_tensors
-        out = normalise(features, mean, var, scale, shift, None, ctx.norm.eps, True)
-        convolved = F.avg_pool2d(out, ctx.pool) if ctx.pool > 1 else out
+        features, weight, *per_channel = ctx.saved_tensors
+        out = normalise(features, *per_channel, None, ctx.norm.eps, True)
+        convolved = _pooled(out, ctx.pool)
         d_out, d_weight = _convolution_backward(d_out, convolved, weight, ctx.padding, ctx.needs_input_grad[3])
         del convolved
-        if ctx.pool > 1:
-            d_out = _unpool(d_out, features, ctx.pool)
+        d_out = _unpooled(d_out, features, ctx.pool)
         # The kernel takes the sign from the features, which it reads anyway; the twin would need another pass for it.
-        signs = out if features.device.type == "cpu" and not _triton_runs(features) else None
+        signs = out if features.is_cpu and not use_triton("cpu", features.dtype) else None
         d_features, _, d_scale, d_shift = normalise_backward(
-            d_out, None, features, mean, var, scale, shift, signs, ctx.norm.eps, True, ctx.norm.by_batch, False
+            d_out, None, features, *per_channel, signs, ctx.norm.eps, True, ctx.norm.by_batch, False
         )
-        return d_features, d_scale.to(scale.dtype), d_shift.to(shift.dtype), d_weight, None, None, None
+        return d_features, d_scale, d_shift, d_weight, None, None, None
 
 
 def _convolution_backward(
@@ -225,7 +224,13 @@ def _convolution_backward(
     return backward(d_out, features, weight, *options, [True, needs_weight, False])[:2]
 
 
-def _unpool(d_pooled: Tensor, features: Tensor, pool: int) -> Tensor:
+def _pooled(features: Tensor, pool: int) -> Tensor:
+    return F.avg_pool2d(features, pool) if pool > 1 else features
+
+
+def _unpooled(d_pooled: Tensor, features: Tensor, pool: int) -> Tensor:
+    if pool == 1:
+        return d_pooled
     return torch.ops.aten.avg_pool2d_backward(d_pooled, features, [pool] * 2, [pool] * 2, [0, 0], False, True, None)
 
 

@@ -34,7 +34,7 @@ def gather_cells(
 ) -> Tensor:
     """Tokens (B, S, C) of dense features; the maps are those of kernels/gather.py."""
     tokens = features.new_empty((features.shape[0], num_samples, features.shape[1]), dtype=out_dtype)
-    if use_triton(features.device.type) and features.dtype != torch.float64:
+    if use_triton(features.device.type, features.dtype):
         with torch.cuda.device_of(features):
             forward_triton(features, row_table, column_table, positions, slots, next_slots, tokens)
     else:
@@ -63,7 +63,7 @@ def gather_cells_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of features and tables. Those of tables that are None, or not needed, are empty tensors."""
     d_tokens = d_tokens.contiguous()
-    triton_runs = use_triton(d_tokens.device.type) and dtype != torch.float64
+    triton_runs = use_triton(d_tokens.device.type, dtype)
     new = torch.empty if triton_runs else _zeros
     gradients = _new_gradients(new, d_tokens, row_table, column_table, shape, dtype, channels_last, needs_features)
     d_features = gradients[0] if needs_features else None

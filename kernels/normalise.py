@@ -47,9 +47,8 @@ def _of_channels(values, channel, channels):
 @triton.jit
 def _place(row, channel, rows, channels):
     """Offsets (pixels, channels) of a tile, and which of them exist."""
-    return row.to(tl.int64)[:, None] * channels + channel[None, :], (row < rows)[:, None] & (channel < channels)[
-        None, :
-    ]
+    inside = (row < rows)[:, None] & (channel < channels)[None, :]
+    return row.to(tl.int64)[:, None] * channels + channel[None, :], inside
 
 
 @triton.jit
@@ -274,6 +273,9 @@ def backward_kernel(
 # ------------------------------------------------------------------- host functions: Triton's, then PyTorch's
 
 
+PerChannel = tuple[Tensor, Tensor, Tensor, Tensor]  # mean, variance, scale, shift: (C,) each
+
+
 def _sizes(features: Tensor) -> tuple[int, int, int, int]:
     """Pixels, channels, pixels of a stretch, stretches."""
     channels = features.shape[1]
@@ -312,10 +314,7 @@ def statistics_triton(
 
 def apply_triton(
     features: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    per_channel: PerChannel,
     shortcut: Tensor | None,
     eps: float,
     relu: bool,
@@ -323,7 +322,7 @@ def apply_triton(
     rows, channels, *_ = _sizes(features)
     out, tile = torch.empty_like(features), _tile(channels)
     apply_kernel[(triton.cdiv(rows, tile["ROWS"]), triton.cdiv(channels, tile["CHANNELS"]))](
-        features, mean, var, scale, shift, shortcut, out, rows, channels, eps, RELU=relu, **tile, **LAUNCH
+        features, *per_channel, shortcut, out, rows, channels, eps, RELU=relu, **tile, **LAUNCH
     )
     return out
 
@@ -332,10 +331,7 @@ def backward_triton(
     d_out: Tensor,
     d_again: Tensor | None,
     features: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    per_channel: PerChannel,
     out: Tensor | None,
     eps: float,
     relu: bool,
@@ -348,9 +344,8 @@ def backward_triton(
     d_shortcut = torch.empty_like(features) if has_shortcut else None
     tile = _tile(channels, STRETCH_TILE)
     channel_tiles = triton.cdiv(channels, tile["CHANNELS"])
-    statistics = (mean, var, scale, shift)
     gradient_sums_kernel[(stretches, channel_tiles)](
-        *(d_out, d_again, features, out if has_shortcut else None, *statistics, d_shortcut, sums),
+        *(d_out, d_again, features, out if has_shortcut else None, *per_channel, d_shortcut, sums),
         *(rows, channels, eps, stretch),
         RELU=relu,
         **tile,
@@ -364,7 +359,7 @@ def backward_triton(
     d_features = torch.empty_like(features)
     tile = _tile(channels)
     backward_kernel[(triton.cdiv(rows, tile["ROWS"]), channel_tiles)](
-        *(d_out if d_shortcut is None else d_shortcut, features, *statistics, d_shift, d_scale, d_features),
+        *(d_out if d_shortcut is None else d_shortcut, features, *per_channel, d_shift, d_scale, d_features),
         *(rows, channels, eps),
         RELU=relu and not has_shortcut,
         BY_BATCH=by_batch,
@@ -385,16 +380,14 @@ def statistics_torch(
 
 def apply_torch(
     features: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    per_channel: PerChannel,
     shortcut: Tensor | None,
     eps: float,
     relu: bool,
 ) -> Tensor:
     """As the kernel does, but with a shortcut in half precision a sum of two rounded terms."""
-    scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+    mean, var, *parameters = per_channel
+    scale, shift = (parameter.to(mean.dtype) for parameter in parameters)
     out, *_ = torch.ops.aten.native_batch_norm(features, scale, shift, mean, var, False, 0.0, eps)
     if shortcut is not None:
         out += shortcut
@@ -405,20 +398,18 @@ def backward_torch(
     d_out: Tensor,
     d_again: Tensor | None,
     features: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    per_channel: PerChannel,
     out: Tensor | None,
     eps: float,
     relu: bool,
     by_batch: bool,
     has_shortcut: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, var, scale, _ = per_channel
     gradient = d_out if d_again is None else d_out + d_again
     if relu:
         if out is None:
-            out = apply_torch(features, mean, var, scale, shift, None, eps, relu)
+            out = apply_torch(features, per_channel, None, eps, relu)
         gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
     running, batch = ((None, None), (mean, (var + eps).rsqrt())) if by_batch else ((mean, var), (None, None))
     d_features, d_scale, d_shift = torch.ops.aten.native_batch_norm_backward(

@@ -49,6 +49,7 @@ from engine.benchmark.recorded import (
     recorded_images,
     to_device,
 )
+from engine.benchmark.step.original import label_all_words
 from engine.checkpoint.answers import match_answers
 from engine.checkpoint.formats.original import our_name, split_unused
 from engine.checkpoint.saving import full_state
@@ -81,7 +82,7 @@ from engine.model.pretraining import ClipVilForPretraining
 from engine.model.question_answering import ClipVilForQuestionAnswering
 from engine.tasks.answering.questions import read_questions
 from engine.tasks.answering.scoring import score_answers
-from engine.tasks.masking import IGNORE, mask_tokens
+from engine.tasks.masking import mask_tokens
 from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
 from engine.training.engine import build_engine
 from tests.rounding import DTYPES, half_precision
@@ -421,11 +422,7 @@ def _check_batches(
         examples = dataset.features(pairs, [replay] * len(pairs))
         for pair, example in zip(pairs, examples, strict=True):
             example.update(number=pair.number, epoch=0, position=0)
-        batch = Collator(dataset)(examples)
-        labels = torch.full_like(batch.inputs["input_ids"], IGNORE)
-        # Left-over places have no label, so it doesn't matter where theirs would go: to the first, which has none.
-        labels.view(-1)[batch.inputs["masked_positions"]] = batch.inputs["masked_lm_labels"]
-        batch.inputs["masked_lm_labels"] = labels
+        batch = label_all_words(Collator(dataset)(examples))
         wrong = differences([split.sentences[n].uid for n in batch.numbers], case["uid"]) + replay.left_over()
         for name in ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels", "matched_label", "ans"):
             wrong += float((batch.inputs[name].numpy() != arrays[f"batch_{number}_{name}"]).sum())

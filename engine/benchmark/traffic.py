@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from engine.benchmark.backbones import casting_norm, run_plainly, torch_norm
 from engine.benchmark.counting import Traffic
-from engine.benchmark.memory import activation_bytes
 from engine.model.clip_resnet import SHAPES, ClipResNet
+from engine.model.memory import activation_bytes, cast_parameters
 from kernels.benchmark.shapes import DTYPES
 
 GB = 1e9
@@ -47,17 +47,11 @@ class Counted(NamedTuple):
     others: int
 
 
-def half(backbone: ClipResNet, dtype: torch.dtype) -> ClipResNet:
-    """As DeepSpeed casts it: parameters, not statistics."""
-    for parameter in backbone.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return backbone
-
-
 def counted(name: str, dtype: torch.dtype, images: int, size: tuple[int, int], change: Any = None) -> Counted:
     """Of a backbone's forward and backward pass, on the meta device."""
     with torch.device("meta"):
-        backbone = half(ClipResNet(SHAPES[name]), dtype)
+        backbone = ClipResNet(SHAPES[name])
+        cast_parameters(backbone, dtype)
         batch = torch.empty(images, 3, *size, dtype=dtype)
         if change is not None:
             change(backbone)
@@ -106,7 +100,8 @@ def counted_compiled(name: str, dtype: torch.dtype, images: int, size: tuple[int
 
         return lower
 
-    backbone = half(ClipResNet(SHAPES[name]), dtype)
+    backbone = ClipResNet(SHAPES[name])
+    cast_parameters(backbone, dtype)
     run_plainly(backbone, layout=torch.channels_last)
     compiled: nn.Module = aot_module(
         backbone,

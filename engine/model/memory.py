@@ -14,6 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """As DeepSpeed casts a model: its parameters, and not the buffers."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def activation_bytes(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     """Bytes that autograd keeps for the backward pass of model(**inputs), beside parameters, buffers and inputs."""
     return sum(_growth(model, inputs, ()))

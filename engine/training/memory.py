@@ -16,12 +16,12 @@ from torch import nn
 from engine.checkpoint.description import ModelDescription
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
-from engine.model.memory import pass_bytes
+from engine.model.memory import cast_parameters, pass_bytes
 from engine.optim.hybrid import BACKBONE
 from engine.tasks.masking import IGNORE, pack_labels
+from engine.tasks.pretraining import PretrainingOptions
 
 GB = 1e9
-MASK_RATE = 0.15  # of words; --word_mask_rate changes little
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_BUCKET_SIZE = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
 RESERVE = 0.1  # of a device: for its context, cuDNN's work space, and fragments between allocations
@@ -119,8 +119,7 @@ def answer(question: Mapping[str, Any]) -> int:
     description = ModelDescription.from_dict(question["description"], "the question")
     with torch.device("meta"):
         model = description.build()
-    for parameter in model.parameters():  # as DeepSpeed: buffers stay
-        parameter.data = parameter.data.to(getattr(torch, question["dtype"]))
+    cast_parameters(model, getattr(torch, question["dtype"]))
     model.bert.encoder.activation_checkpointing = question["checkpointing"]
 
     def peak(samples: int) -> int:
@@ -141,7 +140,7 @@ def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any
         inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
         if description.architecture == "pretraining":
             labels: dict[str, Any] = {"matched_label": words[:, 0], "ans": words[:, 0]}
-            masked, _ = pack_labels(np.full(words.shape, IGNORE), MASK_RATE)
+            masked, _ = pack_labels(np.full(words.shape, IGNORE), PretrainingOptions.word_mask_rate)  # by default
             places = torch.zeros(len(masked), dtype=torch.int64)
             labels |= {"masked_positions": places, "masked_lm_labels": places}
         else:

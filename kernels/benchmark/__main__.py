@@ -16,8 +16,6 @@ import argparse
 import datetime
 import itertools
 import json
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,10 @@ from tqdm import tqdm
 
 from kernels.backend import triton, use_triton
 from kernels.benchmark import grid_subsample
+from kernels.benchmark.comparing import DIRECTIONS, compare, save
 from kernels.benchmark.shapes import CHANNELS, DTYPES, LAYOUTS, Shape
-from kernels.benchmark.timing import Call, Subject, copy_gigabytes_per_second, device_name, directions
+from kernels.benchmark.timing import Subject, copy_gigabytes_per_second, device_name
 
-DIRECTIONS = ("forward", "backward", "both")
 # Of inputs. Those of a tiny shape may well stay in the cache together, which is fine: it would take hundreds to outgrow
 # it, and minutes to make them.
 MOST_SETS = 8
@@ -96,30 +94,8 @@ def measure(shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], 
     cache = torch.cuda.get_device_properties(0).L2_cache_size if options.device == "cuda" else 64 * 2**20
     number = min(max(2, -(-2 * cache // grid_subsample.fewest_bytes(shape, "backward"))), MOST_SETS)
     sets = [grid_subsample.Inputs(shape, options.device, seed) for seed in range(number)]
-    subjects: dict[tuple[str, str], Subject] = {}
-    for name, implementation in grid_subsample.implementations(shape).items():
-        try:
-            grid_subsample.check(implementation, sets[0])
-        except AssertionError as error:
-            sys.exit(f"error: {name} is wrong, so nothing is timed: {error} ({shape})")
-        except RuntimeError as error:
-            if name != "compiled":
-                raise
-            print(f"compiled is left out, torch.compile fails: {str(error).splitlines()[0]}", file=sys.stderr)
-            continue
-        eager = [directions(implementation, inputs) for inputs in sets]
-        for direction in DIRECTIONS:
-
-            def graphed(implementation: Any = implementation, direction: str = direction) -> list[Call]:
-                drawn = [implementation.draw(inputs) if implementation.draw else None for inputs in sets]
-                return [directions(implementation, *each)[direction] for each in zip(sets, drawn, strict=True)]
-
-            calls = [each[direction] for each in eager]
-            subjects[name, direction] = Subject(f"{name} {direction}", calls, graphed, options.device)
-    for _ in range(options.rounds):
-        for subject in subjects.values():
-            subject.sample()
-    return subjects
+    implementations = grid_subsample.implementations(shape)
+    return compare(implementations, grid_subsample.check, sets, shape, options.device, options.rounds)
 
 
 def row_of(
@@ -209,13 +185,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(names))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-
-
-def save(path: Path, write: Callable[[Path], object]) -> None:
-    try:
-        write(path)
-    except OSError as error:
-        sys.exit(f"error: {path} can't be written: {error.strerror}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,9 +9,9 @@ is compared with the same in fp64. What is compared takes turns, and medians cou
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from kernels.backend import use_triton
 from kernels.batch_norm import Norm, batch_norm, batch_norm_add
+from kernels.benchmark.comparing import compare, save
 from kernels.benchmark.shapes import DTYPES, Implementation
-from kernels.benchmark.timing import Subject, copy_gigabytes_per_second, device_name, directions
+from kernels.benchmark.timing import Subject, copy_gigabytes_per_second, device_name
 
-DIRECTIONS = ("forward", "backward", "both")
 SETS = 2  # of inputs, which take turns; both together are larger than a GPU's cache
 NOTES = """
 us       median. On a GPU: device time in a CUDA graph, else of eager calls; on a CPU: all of it
@@ -155,27 +155,7 @@ def check(implementation: Implementation, inputs: Inputs) -> None:
 def measure(shape: Shape, options: argparse.Namespace) -> dict[tuple[str, str], Subject]:
     torch.compiler.reset()
     sets = [Inputs(shape, options.images, DTYPES[options.dtype], options.device, seed) for seed in range(SETS)]
-    subjects: dict[tuple[str, str], Subject] = {}
-    for name, implementation in implementations().items():
-        try:
-            check(implementation, sets[0])
-        except AssertionError as error:
-            sys.exit(f"error: {name} is wrong, so nothing is timed: {error} ({shape.name})")
-        except RuntimeError as error:
-            if name != "compiled":
-                raise
-            print(f"compiled is left out, torch.compile fails: {str(error).splitlines()[0]}", file=sys.stderr)
-            continue
-        for direction in DIRECTIONS:
-
-            def calls(implementation: Any = implementation, direction: str = direction) -> list[Any]:
-                return [directions(implementation, inputs)[direction] for inputs in sets]
-
-            subjects[name, direction] = Subject(f"{name} {direction}", calls(), calls, options.device)
-    for _ in range(options.rounds):
-        for subject in subjects.values():
-            subject.sample()
-    return subjects
+    return compare(implementations(), check, sets, shape.name, options.device, options.rounds)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -227,10 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
                 title = f"{shape.name}, {direction}"
                 tqdm.write(f"{title:28}{microseconds:10.1f}{bandwidth:8.1f}{100 * bandwidth / copy:6.0f}{shown}")
         if options.json:
-            try:
-                options.json.write_text(json.dumps(rows, indent=1) + "\n")
-            except OSError as error:
-                sys.exit(f"error: {options.json} can't be written: {error.strerror}")
+            save(options.json, partial(Path.write_text, data=json.dumps(rows, indent=1) + "\n"))
     print(NOTES)
 
 

@@ -35,7 +35,8 @@ def test_a_cpu_tensor_never_reaches_triton(choice, call, monkeypatch):
         (sampling, "sample_cells_kernel"),
     ):
         monkeypatch.setattr(module, name, None)  # launching it would raise
-    call()
+    cells, _ = sampling.sample_cells_twin(torch.tensor([1, 2, 0]), 1, 12, 5)
+    assert call() == 2 * cells.sum() + 5 * 12  # the second channel's values are the first's and 12
 
 
 def test_triton_for_a_cpu_tensor_is_refused(call, monkeypatch):

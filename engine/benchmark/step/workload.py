@@ -15,12 +15,14 @@ from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
+from engine.model.memory import cast_parameters
 from engine.model.pretraining import IGNORE, ClipVilForPretraining
 from engine.tasks.masking import pack_labels
+from engine.tasks.pretraining import PretrainingOptions
 from kernels.benchmark.shapes import DTYPES
 
 TOKENS, HEAD_SIZE = 20, 64
-MASK_RATE = 0.15
+MASK_RATE = PretrainingOptions.word_mask_rate
 SEED = 9595
 
 
@@ -80,8 +82,7 @@ class Workload:
         batch = self.batch(images)
         with torch.device("meta"):
             model = self.model()
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(DTYPES[self.dtype])
+        cast_parameters(model, DTYPES[self.dtype])
         for name in turned:
             batch = SWITCHES[name].batch(batch)
             if not name.startswith("compiled_"):  # the compiler counts nothing
