@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import fp16_flags, launch, read_metrics
+from tests.conftest import fp16_flags, launch, read_metrics, with_everything_on
 
 Flags = Callable[..., list[str]]
 # The tiny demo model with all three tasks. Batch norm by running statistics: batches per rank differ otherwise.
@@ -19,12 +19,14 @@ PARAMETERS = 5e-6
 FP16_CURVE = 0.01
 
 
-def test_two_ranks_equal_one(flags: Flags, tmp_path: Path) -> None:
+@with_everything_on
+def test_two_ranks_equal_one(on: list[str], flags: Flags, tmp_path: Path) -> None:
     """The same ten steps of 16 samples: 2 ranks x 4 samples x accumulation 2, and 1 x 4 x 4."""
     states, validations = [], []
     for ranks in (1, 2):
         output = tmp_path / f"{ranks}"
-        more = [*ALL_TASKS, "--global_batch_size", "16", "--freeze_batch_norm", "--lr", "5e-4", "--output", str(output)]
+        more = [*ALL_TASKS, *on, "--global_batch_size", "16", "--freeze_batch_norm", "--lr", "5e-4"]
+        more += ["--output", str(output)]
         run = launch("launch/pretrain.py", flags(*more), ranks=ranks, launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         assert read_metrics(output)[-1]["step"] == 10

@@ -12,8 +12,8 @@ from engine.model.memory import activation_bytes, largest_block_bytes
 from engine.model.pretraining import ClipVilForPretraining
 
 
-def make(dtype=torch.float32, **visual):
-    """The tiny shape under two layers of BERT with dropout, its weights drawn so that every block counts."""
+def make(dtype=torch.float32, dropout=0.3, **visual):
+    """The tiny shape under two layers of BERT, its weights drawn so that every block counts."""
     config = BertConfig(
         vocab_size=30,
         hidden_size=16,
@@ -21,8 +21,8 @@ def make(dtype=torch.float32, **visual):
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=8,
-        hidden_dropout_prob=0.3,
-        attention_probs_dropout_prob=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     torch.manual_seed(0)
     visual = {"sub_feat_num": 4, "pos_num": 3, **visual}
@@ -30,14 +30,15 @@ def make(dtype=torch.float32, **visual):
     for norm in model.modules():
         if isinstance(norm, BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)  # those that start at 0 would hide what their block does
-            norm.running_mean, norm.running_var = norm.running_mean.float(), norm.running_var.float()  # as DeepSpeed
+            statistics = torch.promote_types(dtype, torch.float32)  # as DeepSpeed leaves them
+            norm.running_mean, norm.running_var = norm.running_mean.to(statistics), norm.running_var.to(statistics)
     return model.train()
 
 
-def batch():
-    """Two captions of 5 tokens with images of 2 x 3 cells."""
+def batch(images=2):
+    """Two captions of 5 tokens, or the first of them, with images of 2 x 3 cells."""
     noise = torch.Generator().manual_seed(0)
-    return {
+    both = {
         "input_ids": torch.tensor([[2, 7, 8, 9, 3], [2, 10, 3, 0, 0]]),
         "token_type_ids": torch.zeros(2, 5, dtype=torch.int64),
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -45,17 +46,18 @@ def batch():
         "masked_lm_labels": torch.tensor([[-1, 7, -1, 12, -1], [-1, -1, -1, -1, -1]]),
         "matched_label": torch.tensor([1, 0]),
         "ans": torch.tensor([5, -1]),
-        "sampling_state": torch.tensor([9595, 0, 0]),
     }
+    first = {name: value[:images] for name, value in both.items()}
+    return {**first, "sampling_state": torch.tensor([9595, 0, 0])}
 
 
-def train(model, backward=torch.Tensor.backward, steps=2):
+def train(model, backward=torch.Tensor.backward, steps=2, images=2):
     """All numbers of a few steps: losses, each step's gradients, and the parameters and buffers in the end."""
     torch.manual_seed(1)  # for dropout
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     numbers = {}
     for step in range(steps):
-        loss = model(**batch()).loss
+        loss = model(**batch(images)).loss
         backward(loss)
         numbers[f"loss {step}"] = loss.detach()
         numbers |= {f"gradient {step} of {name}": p.grad.clone() for name, p in model.named_parameters()}
