@@ -50,8 +50,9 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
             raise UserError(f"{path} and the flags disagree on {precision}; add or drop --{precision}")
     if settings.get("zero_optimization", {}).get("stage") != 2:
         raise UserError(f"{path}: zero_optimization.stage has to be 2")
-    if settings["zero_optimization"].get("overlap_comm") == "auto":  # a rank alone has nothing to overlap
-        settings["zero_optimization"]["overlap_comm"] = world_size > 1
+    for key in ("overlap_comm", "contiguous_gradients"):  # a rank alone has nothing to send
+        if settings["zero_optimization"].get(key) == "auto":
+            settings["zero_optimization"][key] = world_size > 1
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(

@@ -104,10 +104,13 @@ class Living(TorchDispatchMode):
         self.bytes -= size
 
 
-def pass_bytes(model: nn.Module, inputs: Mapping[str, Any], *, on_gpu: bool = True) -> int:
+def pass_bytes(
+    model: nn.Module, inputs: Mapping[str, Any], *, on_gpu: bool = True, with_gradients: bool = False
+) -> int:
     """The most bytes that live at once in a forward and backward pass of model(**inputs).loss, on the meta device.
 
-    Beside parameters, buffers and inputs. A parameter's gradient counts until it is there: ZeRO takes it then.
+    Beside parameters, buffers and inputs. A parameter's gradient counts to the end with `with_gradients`, and else
+    until it is there.
     """
     given = [*model.parameters(), *model.buffers(), *(value for value in inputs.values() if isinstance(value, Tensor))]
     living = Living(given)
@@ -115,11 +118,12 @@ def pass_bytes(model: nn.Module, inputs: Mapping[str, Any], *, on_gpu: bool = Tr
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
 
-    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in model.parameters()]
+    hooks = [] if with_gradients else [p.register_post_accumulate_grad_hook(drop) for p in model.parameters()]
     try:
         with torch.device("meta"), gpu_operators() if on_gpu else nullcontext(), living:
             model(**inputs).loss.backward()
     finally:
         for hook in hooks:
             hook.remove()
+        model.zero_grad()
     return living.peak

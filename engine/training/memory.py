@@ -38,9 +38,10 @@ def training_bytes(
 
     Returns:
         state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, and
-        all gradients that have been through them, with accumulation twice. passes: pass_bytes.
-        peak: the state, the buckets, and the passes or, where these are small, the copies of one optimiser's gradients
-        behind them: as one tensor, and in half precision that in fp32.
+        the gradients that have been through them, with accumulation once more. passes: pass_bytes; without
+        contiguous_gradients, gradients stay where a pass left them, so they count there.
+        peak: the state, the buckets, and the passes or, where these are small, the gradients and the copies of one
+        optimiser's behind them: as one tensor, and in half precision that in fp32.
 
     Not counted: the inputs, cuDNN's work space, fragments, and the device's own context.
     """
@@ -52,15 +53,17 @@ def training_bytes(
     in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
     state = weights + in_fp32 * (backbone + others) + 8 * others + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
+    contiguous = zero.get("contiguous_gradients", True)  # by default
     number = 2 if zero.get("overlap_comm") else 1
     buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
-    buckets += weights * (1 if settings.get("gradient_accumulation_steps", 1) == 1 else 2)
-    passes = pass_bytes(model, inputs, on_gpu=on_gpu)
+    buckets += weights * (contiguous + (settings.get("gradient_accumulation_steps", 1) > 1))
+    passes = pass_bytes(model, inputs, on_gpu=on_gpu, with_gradients=not contiguous)
+    copies = (itemsize + in_fp32) * max(backbone, others) + weights * (not contiguous)
     return {
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "peak": state + buckets + max(passes, (itemsize + in_fp32) * max(backbone, others)),
+        "peak": state + buckets + max(passes, copies),
     }
 
 

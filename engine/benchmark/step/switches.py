@@ -64,6 +64,10 @@ def compile_encoder(model: ClipVilForPretraining) -> None:
         compile_forward(layer)
 
 
+def checkpoint(part: str) -> Callable[[ClipVilForPretraining], None]:
+    return lambda model: setattr(model.bert.encoder, "activation_checkpointing", part)
+
+
 def zero_setting(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda settings: settings["zero_optimization"].update({name: value})
 
@@ -84,6 +88,11 @@ SWITCHES = {
     "small_buckets": Switch(
         "ZeRO's buckets of 3e7 elements, not 5e8", True, settings=zero_setting("reduce_bucket_size", 500_000_000)
     ),
+    "gradients_in_place": Switch(
+        "a rank alone leaves gradients where autograd made them",
+        True,
+        settings=zero_setting("contiguous_gradients", True),
+    ),
     "no_throughput_timer": Switch(
         "without DeepSpeed's timer, which waits for the device twice a step",
         True,
@@ -95,6 +104,10 @@ SWITCHES = {
         around=partial(torch.backends.cudnn.flags, enabled=True, benchmark=True),
         devices=("cuda",),
     ),
+    "checkpointed_early": Switch(
+        "what --activation_checkpointing early computes again", False, model=checkpoint("early")
+    ),
+    "checkpointed_all": Switch("what --activation_checkpointing all computes again", False, model=checkpoint("all")),
     "compiled_layers": Switch(
         "torch.compile of BERT's layers, as with --compile", False, model=compile_encoder, devices=("cuda",)
     ),

@@ -171,7 +171,10 @@ def test_pass_bytes_count_what_lives_at_once() -> None:
         chain, x = Chain(), torch.empty(50, 100)
     # one(x) is kept; behind its gradient comes that of one's weight, while two's has left already.
     hidden, first, second = 50 * 1000 * 4, 100 * 1000 * 4, 1000 * 10 * 4
-    assert hidden + first <= pass_bytes(chain, {"x": x}) <= 2 * hidden + first + second + 50 * 10 * 4 + 100
+    gone = pass_bytes(chain, {"x": x})
+    assert hidden + first <= gone <= 2 * hidden + first + 50 * 10 * 4 + 100
+    assert pass_bytes(chain, {"x": x}, with_gradients=True) == gone + second
+    assert chain.one.weight.grad is chain.two.weight.grad is None
 
 
 def test_the_predicted_peak_has_its_parts() -> None:
@@ -190,6 +193,21 @@ def test_the_predicted_peak_has_its_parts() -> None:
     accumulated = training_bytes(*work.on_meta(16), settings | {"gradient_accumulation_steps": 2}, on_gpu=False)
     assert accumulated["buckets"] == 2 * 4 * 1000 + 2 * gradients
     assert 3 < four["passes"] / one["passes"] < 4.1
+
+
+def test_the_predicted_peak_where_gradients_stay_in_place() -> None:
+    """In the passes; behind these, one optimiser's are copied."""
+    work = workload()
+    settings = {"zero_optimization": {"reduce_bucket_size": 1000, "contiguous_gradients": False}}
+    gradients = sum(p.nbytes for p in work.model().parameters())
+    backbone = sum(p.nbytes for name, p in work.model().named_parameters() if "visual_model" in name)
+    one = training_bytes(*work.on_meta(16), settings, on_gpu=False)
+    assert one["buckets"] == 4 * 1000
+    assert one["passes"] == pass_bytes(*work.on_meta(16), on_gpu=False, with_gradients=True)
+    copies = gradients + max(backbone, gradients - backbone)
+    assert one["peak"] == one["state"] + one["buckets"] + max(one["passes"], copies)
+    accumulated = training_bytes(*work.on_meta(16), settings | {"gradient_accumulation_steps": 2}, on_gpu=False)
+    assert accumulated["buckets"] == 4 * 1000 + gradients
 
 
 @pytest.mark.parametrize(

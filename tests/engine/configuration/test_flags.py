@@ -533,7 +533,11 @@ def test_autos_are_filled_in_from_the_recipe(precision):
     assert settings["gradient_accumulation_steps"] == 3
     assert settings["train_batch_size"] == 24
     assert settings["gradient_clipping"] == 0.5
+    assert "auto" not in settings["zero_optimization"].values()
     assert settings["zero_optimization"]["stage"] == 2
+    assert settings["zero_optimization"]["contiguous_gradients"] is True
+    alone = deepspeed_settings(config, world_size=1)["zero_optimization"]
+    assert alone["overlap_comm"] is alone["contiguous_gradients"] is False
     assert settings["zero_allow_untested_optimizer"] is True
     for other in ("fp16", "bf16"):
         assert settings.get(other, {}).get("enabled", False) == (other == precision)
