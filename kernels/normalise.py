@@ -33,6 +33,7 @@ STRETCH, MOST_STRETCHES = 512, 512  # pixels of a program at least; programs tha
 TILE = (32, 64)  # pixels x channels that a program has in registers
 STRETCH_TILE, STRETCH_WARPS = (64, 64), 8  # and of one that goes along a stretch: more has to be on its way at a time
 SUMS_TILE = (64, 32)  # stretches x channels
+STRETCH_ON_CPU = 2048  # pixels
 
 
 # ---------------------------------------------------------------------------------------------- kernels
@@ -372,10 +373,20 @@ def backward_triton(
 def statistics_torch(
     features: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    if running_mean is None:  # without any, torch would round the statistics to the features' dtype
-        wide = torch.promote_types(features.dtype, torch.float32)
-        running_mean, running_var = (features.new_zeros(features.shape[1], dtype=wide) for _ in range(2))
-    return torch.ops.aten.batch_norm_update_stats(features, running_mean, running_var, momentum)
+    """In stretches, as the kernels. A CPU adds channels_last features up one by one: a million of them lose 1e-4."""
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 2)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    none = features.new_zeros(2, features.shape[1], dtype=wide)  # without any, statistics have the features' dtype
+    stretches = pixels.split(STRETCH_ON_CPU if features.device.type == "cpu" else len(pixels))
+    parts = [torch.ops.aten.batch_norm_update_stats(each.t()[None, :, None], *none, 0.0) for each in stretches]
+    means, variances = (torch.stack(part).double() for part in zip(*parts, strict=True))
+    counts = torch.tensor([[len(each)] for each in stretches], dtype=torch.float64, device=features.device)
+    average = (means * counts).sum(0) / len(pixels)
+    squares = ((variances + (means - average) ** 2) * counts).sum(0)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(average.to(wide), momentum)
+        running_var.lerp_((squares / (len(pixels) - 1)).to(wide), momentum)
+    return average.to(wide), (squares / len(pixels)).to(wide)
 
 
 def apply_torch(

@@ -53,6 +53,8 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     for key in ("overlap_comm", "contiguous_gradients"):  # a rank alone has nothing to send
         if settings["zero_optimization"].get(key) == "auto":
             settings["zero_optimization"][key] = world_size > 1
+    # Unless someone asks for it: DeepSpeed's timer of throughput waits for the device twice in each micro-batch.
+    settings.setdefault("timers", {"throughput": {"enabled": False}})
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(

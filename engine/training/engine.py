@@ -101,7 +101,7 @@ def measure_gradients_once(zero: Any) -> None:
 
     def scaled_global_norm(norm_type: int = 2) -> Tensor:
         gradients = [gradient for group in zero.averaged_gradients.values() for gradient in group]
-        norms = torch._foreach_norm(gradients, norm_type, torch.float32)
+        norms = torch._foreach_norm(gradients, norm_type, torch.float64)  # a CPU's sum in fp32 is off by a thousandth
         square = torch.stack(norms).square().sum()
         if dist.get_world_size(zero.dp_process_group) > 1:
             dist.all_reduce(square, group=zero.dp_process_group)

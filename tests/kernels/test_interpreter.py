@@ -24,7 +24,7 @@ OTHERS = [path for path in GRID_SUBSAMPLE.parent.glob("test_*.py") if path not i
 # All of them, not merely those that were collected by chance: how many tests take `backend`.
 PARTS = [
     pytest.param([GRID_SUBSAMPLE], "not slow", 97, id="grid_subsample"),
-    pytest.param(OTHERS, "not slow", 123, id="others"),
+    pytest.param(OTHERS, "not slow", 124, id="others"),
     pytest.param([GRID_SUBSAMPLE, *OTHERS], "slow", 4, id="slow", marks=pytest.mark.slow),
 ]
 

@@ -40,6 +40,7 @@ def test_batch_norm_reads_its_features_twice() -> None:
     assert moved(lambda: batch_norm_add(z, shortcut, norm), gradient, gradient) == [2 + 1 + 1, 5 + 3]
 
 
+@pytest.mark.slow
 def test_ours_keeps_and_moves_less_than_operators() -> None:
     shape = ("tiny", torch.float16, 2, (64, 96))
     before, operators, compiled, ours = (found for _, found in traffic.ways(*shape))

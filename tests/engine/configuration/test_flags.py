@@ -551,11 +551,13 @@ def own_json(folder, **change):
     return path
 
 
-def test_own_json_is_kept_where_it_agrees(tmp_path):
-    path = own_json(tmp_path, train_batch_size=64, gradient_clipping=1.0, steps_per_print=7)
+@pytest.mark.parametrize("own", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["no timers", "timers"])
+def test_own_json_is_kept_where_it_agrees(tmp_path, own):
+    path = own_json(tmp_path, train_batch_size=64, gradient_clipping=1.0, steps_per_print=7, **own)
     settings = deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
     assert settings["train_batch_size"] == 64
     assert settings["steps_per_print"] == 7
+    assert settings["timers"]["throughput"]["enabled"] == bool(own)
 
 
 CONTRADICTIONS = {
