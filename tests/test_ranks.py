@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,16 +95,21 @@ def test_in_fp32_the_masters_are_the_model_s_weights(tmp_path: Path) -> None:
     assert [first[name] for name in ("shared", "the model's", "the same in small buckets")] == [True] * 3
 
 
-@pytest.mark.parametrize(("ranks", "norm"), [(2, True), (1, True), (1, False)])
+NO_NORM = {"compute_grad_norm": False}
+OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
+
+
+@pytest.mark.parametrize(("ranks", "own"), [(2, {}), (1, {}), (1, NO_NORM), (1, OFFLOAD)])
 def test_an_overflow_skips_both_optimisers_and_schedules(
-    ranks: int, norm: bool, flags: Flags, half: list[str], tmp_path: Path
+    ranks: int, own: dict[str, Any], flags: Flags, half: list[str], tmp_path: Path
 ) -> None:
-    """Though one rank's gradients alone aren't finite, and though a configuration may ask for no norm."""
-    if not norm:
+    """Though one rank's gradients alone aren't finite, and though someone's own configuration may ask for no norm."""
+    if own:
         path = Path(half[-1])
         settings = json.loads(path.read_text())
-        settings["zero_optimization"]["compute_grad_norm"] = False
+        settings["zero_optimization"] |= own
         path.write_text(json.dumps(settings))
+    if own == NO_NORM:
         half += ["--max_grad_norm", "0"]
     report = tmp_path / "report.json"
     more = [str(report), *flags(*ALL_TASKS, *half, "--lr", "2e-3")]
@@ -115,7 +121,7 @@ def test_an_overflow_skips_both_optimisers_and_schedules(
         for record in everywhere:
             # Whether a step is skipped is the host's to know, and the one thing of the device that it reads.
             waits = record.pop("waits")
-            assert not norm or waits == {"engine/training/engine.py, scaled_global_norm: cpu": 1}
+            assert own or waits == {"engine/training/engine.py, scaled_global_norm: cpu": 1}
             if step == 3:
                 assert record == {
                     **{"backbone": 0, "weights": 0, "state": 0, "rates_moved": False},

@@ -55,6 +55,7 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
             settings["zero_optimization"][key] = world_size > 1
     # Unless someone asks for it: DeepSpeed's timer of throughput waits for the device twice in each micro-batch.
     settings.setdefault("timers", {"throughput": {"enabled": False}})
+    settings.setdefault("zero_force_ds_cpu_optimizer", False)  # ours may be offloaded, too
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise UserError(
