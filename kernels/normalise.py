@@ -380,7 +380,8 @@ def statistics_torch(
     stretches = pixels.split(STRETCH_ON_CPU if features.device.type == "cpu" else len(pixels))
     parts = [torch.ops.aten.batch_norm_update_stats(each.t()[None, :, None], *none, 0.0) for each in stretches]
     means, variances = (torch.stack(part).double() for part in zip(*parts, strict=True))
-    counts = torch.tensor([[len(each)] for each in stretches], dtype=torch.float64, device=features.device)
+    counts = means.new_full((len(stretches), 1), len(stretches[0]))
+    counts[-1] = len(stretches[-1])
     average = (means * counts).sum(0) / len(pixels)
     squares = ((variances + (means - average) ** 2) * counts).sum(0)
     if running_mean is not None and running_var is not None:

@@ -55,7 +55,8 @@ def training_bytes(
     zero = settings["zero_optimization"]
     contiguous = zero.get("contiguous_gradients", True)  # by default
     number = 2 if zero.get("overlap_comm") else 1
-    buckets = number * itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    elements = int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    buckets = number * itemsize * (elements if contiguous else min(elements, backbone + others))
     buckets += weights * (contiguous + (settings.get("gradient_accumulation_steps", 1) > 1))
     passes = pass_bytes(model, inputs, on_gpu=on_gpu, with_gradients=not contiguous)
     copies = (itemsize + in_fp32) * max(backbone, others) + weights * (not contiguous)
