@@ -67,6 +67,7 @@ def half(tmp_path: Path) -> list[str]:
     return fp16_flags(tmp_path)
 
 
+@pytest.mark.slow
 def test_fp16_follows_fp32(flags: Flags, half: list[str], tmp_path: Path) -> None:
     """Two ranks, ten steps with a falling loss."""
     curves = {}

@@ -20,7 +20,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
     assert lines[-1].startswith("2 trainings")
 
 
-@pytest.mark.parametrize("same", [True, False], ids=["same_data", "different_data"])
+@pytest.mark.parametrize(
+    "same", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["same_data", "different_data"]
+)
 def test_two_trainings_do_not_disturb_each_other(flags: Flags, damaged: Path, tmp_path: Path, same: bool) -> None:
     """Two ranks each, started together with their annotations still to be prepared, in one cache."""
     other = damaged / "lxmert" / "mscoco_train.json"

@@ -26,7 +26,7 @@ Flags = Callable[..., list[str]]
 
 
 def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
-    """40 micro-batches of 4 over 2 ranks, accumulation 2: 10 steps an epoch; under deepspeed, then under torchrun."""
+    """40 micro-batches of 4 over 2 ranks, accumulation 2: 10 steps an epoch. torchrun starts a test of test_resume."""
     one, two = tmp_path / "one", tmp_path / "two"
     common = ["--batchSize", "4", "--gradient_accumulation_steps", "2", "--report_step", "10"]
     run = launch(
@@ -55,7 +55,7 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
             *flags("--recipe", "demo_stage_two", "--load", str(one / "Epoch02"), "--output", str(two)),
             *("--epochs", "1", *common),
         ],
-        launcher="torchrun",
+        launcher="warm",
     )
     assert run.code == 0, run.stderr[-3000:]
     assert f"{one}/Epoch02: " in run.stdout
@@ -150,6 +150,7 @@ def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) 
     assert run.left == []
 
 
+@pytest.mark.slow
 def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes: Path, tmp_path: Path) -> None:
     img_ids = [path.stem for path in (scenes / "mscoco").glob("*/*.jpg")]
     assert len(img_ids) == 55

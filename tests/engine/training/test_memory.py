@@ -54,6 +54,7 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
     assert answer({**question, "limit": exactly, "dtype": "float16"}) > 96
 
 
+@pytest.mark.slow
 def test_the_micro_batch_divides_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Really counted, in a process of its own: of 3 x 64 samples on two ranks, 96, 48, 32 and so on are choices."""
     shape = description()
