@@ -27,14 +27,6 @@ from tests.warm import WarmProcess, WarmServer
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-# For trainings with the defaults, and with what is off by default of all that makes steps cheaper.
-with_everything_on = pytest.mark.parametrize(
-    "on",
-    [
-        pytest.param([], id="defaults"),
-        pytest.param(["--compile", "--activation_checkpointing", "all"], id="everything on", marks=pytest.mark.slow),
-    ],
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import fp16_flags, launch, read_metrics, with_everything_on
+from tests.conftest import fp16_flags, launch, read_metrics
 
 Flags = Callable[..., list[str]]
 # The tiny demo model with all three tasks. Batch norm by running statistics: batches per rank differ otherwise.
@@ -20,16 +20,26 @@ PARAMETERS = 5e-6
 FP16_CURVE = 0.01
 
 
-@with_everything_on
+@pytest.mark.parametrize(
+    "on",
+    [
+        pytest.param([], id="defaults"),
+        pytest.param(["--compile", "--activation_checkpointing", "all"], id="everything on", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_equal_one(on: list[str], flags: Flags, tmp_path: Path) -> None:
-    """The same ten steps of 16 samples: 2 ranks x 4 samples x accumulation 2, and 1 x 4 x 4."""
+    """The same ten steps of 16 samples: 2 ranks x 4 samples x accumulation 2, and 1 x 4 x 4.
+
+    With everything on, the two ranks stop in between and go on.
+    """
     states, validations = [], []
     for ranks in (1, 2):
         output = tmp_path / f"{ranks}"
         more = [*ALL_TASKS, *on, "--global_batch_size", "16", "--freeze_batch_norm", "--lr", "5e-4"]
         more += ["--output", str(output)]
-        run = launch("launch/pretrain.py", flags(*more), ranks=ranks, launcher="warm")
-        assert run.code == 0, run.stderr[-3000:]
+        for part in [["--max_steps", "5"], ["--resume", "auto"]] if on and ranks == 2 else [[]]:
+            run = launch("launch/pretrain.py", flags(*more, *part), ranks=ranks, launcher="warm")
+            assert run.code == 0, run.stderr[-3000:]
         assert read_metrics(output)[-1]["step"] == 10
         states.append(torch.load(output / "Epoch01_LXRT.pth", weights_only=True))
         validations.append(read_metrics(output, "valid")[0])
