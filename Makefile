@@ -30,8 +30,9 @@ $(READY): setup.py constraints.txt
 demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune, evaluate
 	$(BIN)/python launch/demo.py
 
-# Two processes share the tests: each has a half, and takes from the other's when it is done.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Three processes share the tests: each has a third, and takes from the others' when it is done. On two cores the third
+# one works while another waits.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test: $(READY)  ## parity with the original's numbers, and all tests but the slow ones
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden

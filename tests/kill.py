@@ -29,7 +29,7 @@ import torch
 from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.distributed.launchers import parent_of
 from engine.synthetic.demo import write_demo
-from tests.conftest import TINY_BERT, free_port, in_shared_memory, left_in_shared_memory, session_members, start
+from tests.conftest import TINY_BERT, free_port, in_shared_memory, launch, left_in_shared_memory, session_members, start
 
 TARGETS = ("one rank", "a rank that saves", "all ranks", "a worker", "deepspeed", "its launch module", "everything")
 REPEATS = 1500  # of each scene's sentences in the second training: preparing them takes a second or two
@@ -54,16 +54,17 @@ class Training:
         self.files = files(folder / "undisturbed")
         self.weights = read_weights(folder / "undisturbed")
 
-    def start(self, output: Path) -> "subprocess.Popen[str]":
-        more = ["--output", str(output), "--resume", "auto"]
-        return start("launch/pretrain.py", [*self.flags, *more], port=self.port)
+    def flags_for(self, output: Path) -> list[str]:
+        return [*self.flags, "--output", str(output), "--resume", "auto"]
 
-    def run_to_the_end(self, output: Path) -> float:
+    def start(self) -> "subprocess.Popen[str]":
+        return start("launch/pretrain.py", self.flags_for(self.output), port=self.port)
+
+    def run_to_the_end(self, output: Path, launcher: str = "deepspeed") -> float:
         """Seconds that it takes."""
         started = time.monotonic()
-        process = self.start(output)
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, f"a training ended with code {process.returncode}:\n{errors[-3000:]}"
+        run = launch("launch/pretrain.py", self.flags_for(output), port=self.port, launcher=launcher, timeout=180)
+        assert run.code == 0, f"a training ended with code {run.code}:\n{run.stderr[-3000:]}"
         return time.monotonic() - started
 
     def has_ended(self) -> bool:
@@ -76,7 +77,7 @@ class Training:
 
     def check_the_end(self) -> None:
         """Let it come there if it hasn't, compare with the undisturbed one, and begin anew."""
-        self.run_to_the_end(self.output)
+        self.run_to_the_end(self.output, launcher="warm")  # whatever starts it, it has to be the same
         curve = read_curve(self.output)
         differing = [(ours, theirs) for ours, theirs in zip(curve, self.curve, strict=False) if ours != theirs]
         assert curve == self.curve, f"{len(curve)} of {len(self.curve)} reports, first difference: {differing[:1]}"
@@ -161,7 +162,7 @@ def changed_after(path: Path, moment: float) -> bool:
 def kill_once(training: Training, target: str, draw: random.Random) -> tuple[int, str]:
     """Start, kill, and wait until all that belonged to it is gone; how many the kill found, and when."""
     before = in_shared_memory()
-    process = training.start(training.output)
+    process = training.start()
     moment = wait_for(process, training, target, draw)
     try:
         found = victims(process.pid, target, draw)

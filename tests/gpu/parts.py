@@ -138,5 +138,5 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
         ),
         step("step", 95, few if small else "--batch 32 --rounds 5 --steps 2 --minutes 1.3", "--ablate", *trace),
         step("step RN50x4", 40, "--batch 2" if small else "--model RN50x4 --batch 30 --rounds 5 --steps 2"),
-        step("step largest", 60, "--batch largest " + ("--memory_gb 2.1" if small else "--rounds 3 --steps 1")),
+        step("step largest", 60, "--batch largest " + ("--memory_gb 0.08" if small else "--rounds 3 --steps 1")),
     ]

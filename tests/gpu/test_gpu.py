@@ -1,5 +1,6 @@
 """The command itself: what becomes of parts that fail, hang, or lack something, and a whole rehearsal on the CPU."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from engine.benchmark.step.__main__ import parse
 from engine.benchmark.step.parts import PARTS
+from engine.benchmark.step.run import Benchmark
 from tests.conftest import ROOT, session_members
 from tests.gpu import __main__ as program
 from tests.gpu.__main__ import Run
-from tests.gpu.parts import Part, figures_file
+from tests.gpu.parts import Part, figures_file, make_parts
 
 STEP_KEYS = {
     *("step_ratio_to_baseline", "memory_ratio_to_baseline", "images_per_second", "mfu", "parts", "ablation"),
@@ -98,6 +102,17 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     )
     assert none.returncode == 2
     assert none.stderr.startswith(f"gpu: error: --wheels {tmp_path} holds no wheels")
+
+
+def test_a_rehearsal_looks_for_a_batch_that_a_cpu_is_soon_done_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its --memory_gb has to go down with what the engine needs: hundreds of images took longer than the part may."""
+    options = argparse.Namespace(device="cpu", small=True, wheels=None)
+    parts = {part.name: part for part in make_parts(options, tmp_path, tmp_path)}
+    _, *flags = parts["step largest"].commands[0][2:]
+    monkeypatch.setattr(Benchmark, "fits", lambda *_: True)
+    assert 2 <= Benchmark(parse(flags), torch.device("cpu")).largest() <= 32
 
 
 def check_step(report: dict[str, Any]) -> None:
