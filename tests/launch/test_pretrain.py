@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,22 @@ def test_print_config_is_a_whole_recipe(tmp_path: Path) -> None:
     printed = run.stdout[run.stdout.index("output:") :]
     values = yaml.safe_load("\n".join(line for line in printed.splitlines() if not line.startswith("[")))
     assert (values["lr"], values["epochs"], values["stop_after_epoch"]) == (3e-5, 20, 9)
+
+
+def test_a_port_that_another_program_has_is_named(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a second training that is started on a machine under the launcher's own default."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        places = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**places, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        run = launch("launch/pretrain.py", flags(), ranks=1, launcher="warm")
+    assert run.code == 2, run.stderr[-3000:]
+    assert len(run.errors) == 1
+    for part in (f"port {port}", "taken by another program", "--master_port"):
+        assert part in run.errors[0]
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
