@@ -196,11 +196,10 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
             raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
         if self.batch_size == AUTO:
-            if (self.global_batch_size or 0) < 1 or self.global_batch_size % world_size:  # type: ignore[operator]
-                raise UserError(
-                    f"--micro_batch_size auto needs --global_batch_size, and a multiple of {world_size} GPUs for it, "
-                    f"not {self.global_batch_size}"
-                )
+            if self.global_batch_size is None:
+                raise UserError("--micro_batch_size auto divides --global_batch_size, so give that as well")
+            if self.global_batch_size < 1 or self.global_batch_size % world_size:
+                raise UserError(f"--global_batch_size {self.global_batch_size} is no multiple of {world_size} GPUs")
         elif self.global_batch_size is not None:
             one_pass = self.batch_size * world_size
             if self.global_batch_size < 1 or self.global_batch_size % one_pass:

@@ -444,11 +444,11 @@ CANT_WORK = {
     ),
     "auto_without_global_batch": (
         {"batch_size": "auto"},
-        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not None",
+        "--micro_batch_size auto divides --global_batch_size, so give that as well",
     ),
     "auto_with_odd_global_batch": (
         {"batch_size": "auto", "global_batch_size": 33},
-        "--micro_batch_size auto needs --global_batch_size, and a multiple of 2 GPUs for it, not 33",
+        "--global_batch_size 33 is no multiple of 2 GPUs",
     ),
     "no_memory": ({"memory_limit": 0.0}, "--memory_limit 0.0: a number of GB above 0 is needed"),
     "global_batch_zero": (

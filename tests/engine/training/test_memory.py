@@ -30,22 +30,31 @@ def description(architecture: str = "pretraining") -> ModelDescription:
     return ModelDescription.of(bert, visual, ["yes", "no", "red"], None, architecture, sizes)
 
 
-def peak(model: Any, samples: int, shape: ModelDescription) -> int:
-    return training_bytes(model, inputs_on_meta(shape, samples), SETTINGS)["peak"]
+def left_open(global_batch_size: int, world_size: int) -> tuple[PretrainConfig, dict[str, Any]]:
+    """Flags with --micro_batch_size auto, and DeepSpeed's settings while the number is still open."""
+    config = PretrainConfig(batch_size=AUTO, global_batch_size=global_batch_size)
+    return config, deepspeed_settings(config, world_size)
+
+
+def peak(model: Any, samples: int, shape: ModelDescription, settings: dict[str, Any], accumulation: int) -> int:
+    settled = {**settings, "gradient_accumulation_steps": accumulation}
+    return training_bytes(model, inputs_on_meta(shape, samples), settled)["peak"]
 
 
 @pytest.mark.parametrize("architecture", ["pretraining", "question_answering"])
 def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None:
-    shape = description(architecture)
+    shape, (_, settings) = description(architecture), left_open(448, 1)
     with torch.device("meta"):
         model = shape.build()
-    exactly = min(peak(model, 96, shape) for _ in range(2))  # only the first has CLIP's statistics among what is new
+    peaks = [peak(model, 96, shape, settings, 2) for _ in range(2)]
+    exactly = min(peaks)  # only the first has CLIP's statistics among what is new
     question = {
         "description": shape.to_dict(),
         "dtype": "float32",
         "checkpointing": "none",
-        "settings": SETTINGS,
-        "choices": [1, 32, 64, 96, 112, 192],
+        "settings": settings,
+        "share": 448,
+        "choices": [1, 32, 64, 96, 112, 448],
     }
     assert answer({**question, "limit": exactly}) == 96
     assert answer({**question, "limit": exactly - 1}) == 64
@@ -54,17 +63,28 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
     assert answer({**question, "limit": exactly, "dtype": "float16"}) > 96
 
 
+def test_a_whole_share_may_fit_where_its_half_does_not() -> None:
+    """Of 2 samples, 1 and its accumulated gradients take more than both at once."""
+    shape, (_, settings) = description(), left_open(2, 1)
+    with torch.device("meta"):
+        model = shape.build()
+    question = {"description": shape.to_dict(), "dtype": "float32", "checkpointing": "none", "settings": settings}
+    limit = max(peak(model, 2, shape, settings, 1) for _ in range(2))
+    assert limit < peak(model, 1, shape, settings, 2)
+    assert answer({**question, "share": 2, "choices": [1, 2], "limit": limit}) == 2
+    assert answer({**question, "share": 1, "choices": [1], "limit": limit}) == 1
+
+
 @pytest.mark.slow
 def test_the_micro_batch_divides_what_was_asked() -> None:
     """Really counted, in a process of its own: of 3 x 64 samples on two ranks, 96, 48, 32 and so on are choices."""
-    shape = description()
+    shape, (config, settings) = description(), left_open(192, 2)
     with torch.device("meta"):
         model = shape.build()
-    config = PretrainConfig(batch_size=AUTO, global_batch_size=192)
-    limit = peak(model, 95, shape) / (1 - memory.RESERVE)
-    assert largest_micro_batch(config, shape, SETTINGS, 2, limit) == 48
+    limit = peak(model, 95, shape, settings, 1) / (1 - memory.RESERVE)
+    assert largest_micro_batch(config, shape, settings, 2, limit) == 48
     with pytest.raises(UserError, match=r"not even 1 sample fits into 0\.0 GB with --activation_checkpointing none"):
-        largest_micro_batch(config, shape, SETTINGS, 2, 1.0)
+        largest_micro_batch(config, shape, settings, 2, 1.0)
 
 
 def test_the_device_s_memory_or_the_flag_in_its_place() -> None:
