@@ -199,7 +199,9 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             if self.global_batch_size is None:
                 raise UserError("--micro_batch_size auto divides --global_batch_size, so give that as well")
             if self.global_batch_size < 1 or self.global_batch_size % world_size:
-                raise UserError(f"--global_batch_size {self.global_batch_size} is no multiple of {world_size} GPUs")
+                raise UserError(
+                    f"--global_batch_size {self.global_batch_size} is no multiple of {world_size} GPUs; change it"
+                )
         elif self.global_batch_size is not None:
             one_pass = self.batch_size * world_size
             if self.global_batch_size < 1 or self.global_batch_size % one_pass:

@@ -448,7 +448,7 @@ CANT_WORK = {
     ),
     "auto_with_odd_global_batch": (
         {"batch_size": "auto", "global_batch_size": 33},
-        "--global_batch_size 33 is no multiple of 2 GPUs",
+        "--global_batch_size 33 is no multiple of 2 GPUs; change it",
     ),
     "no_memory": ({"memory_limit": 0.0}, "--memory_limit 0.0: a number of GB above 0 is needed"),
     "global_batch_zero": (
