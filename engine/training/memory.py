@@ -97,7 +97,6 @@ def largest_micro_batch(
         "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
         "checkpointing": config.activation_checkpointing,
         "settings": settings,
-        "share": share,
         "choices": [samples for samples in range(1, share + 1) if share % samples == 0],
         "limit": (1 - RESERVE) * limit,
     }
@@ -122,9 +121,10 @@ def largest_micro_batch(
 def answer(question: Mapping[str, Any]) -> int:
     """The largest of the choices whose peak is within the limit, or 0.
 
-    A micro-batch that is a rank's whole share of a step needs no accumulated gradients, so it may take less than a
+    The last of them is a rank's whole share of a step. It needs no accumulated gradients, so it may take less than a
     smaller one; among the others, the larger one takes more.
     """
+    *accumulated, whole = question["choices"]
     description = ModelDescription.from_dict(question["description"], "the question")
     with torch.device("meta"):
         model = description.build()
@@ -132,10 +132,9 @@ def answer(question: Mapping[str, Any]) -> int:
     model.bert.encoder.activation_checkpointing = question["checkpointing"]
 
     def peak(samples: int) -> int:
-        settings = {**question["settings"], "gradient_accumulation_steps": question["share"] // samples}
+        settings = {**question["settings"], "gradient_accumulation_steps": whole // samples}
         return training_bytes(model, inputs_on_meta(description, samples), settings)["peak"]
 
-    *accumulated, whole = question["choices"]
     if peak(whole) <= question["limit"]:
         return whole
     fitting = bisect_right(accumulated, question["limit"], key=peak)

@@ -110,7 +110,7 @@ def test_a_rehearsal_looks_for_a_batch_that_a_cpu_is_soon_done_with(
     """Its --memory_gb has to go down with what the engine needs: hundreds of images took longer than the part may."""
     options = argparse.Namespace(device="cpu", small=True, wheels=None)
     parts = {part.name: part for part in make_parts(options, tmp_path, tmp_path)}
-    _, *flags = parts["step largest"].commands[0][2:]
+    _python, _m, _module, *flags = parts["step largest"].commands[0]
     monkeypatch.setattr(Benchmark, "fits", lambda *_: True)
     assert 2 <= Benchmark(parse(flags), torch.device("cpu")).largest() <= 32
 

@@ -19,7 +19,6 @@ from engine.training import memory, start
 from engine.training.memory import answer, device_memory, inputs_on_meta, largest_micro_batch, training_bytes
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-SETTINGS = {"zero_optimization": {"reduce_bucket_size": 1000}}
 CPU = torch.device("cpu")
 
 
@@ -53,7 +52,6 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
         "dtype": "float32",
         "checkpointing": "none",
         "settings": settings,
-        "share": 448,
         "choices": [1, 32, 64, 96, 112, 448],
     }
     assert answer({**question, "limit": exactly}) == 96
@@ -71,8 +69,8 @@ def test_a_whole_share_may_fit_where_its_half_does_not() -> None:
     question = {"description": shape.to_dict(), "dtype": "float32", "checkpointing": "none", "settings": settings}
     limit = max(peak(model, 2, shape, settings, 1) for _ in range(2))
     assert limit < peak(model, 1, shape, settings, 2)
-    assert answer({**question, "share": 2, "choices": [1, 2], "limit": limit}) == 2
-    assert answer({**question, "share": 1, "choices": [1], "limit": limit}) == 1
+    assert answer({**question, "choices": [1, 2], "limit": limit}) == 2
+    assert answer({**question, "choices": [1], "limit": limit}) == 1
 
 
 @pytest.mark.slow
@@ -100,7 +98,7 @@ def test_the_choice_keeps_the_global_batch_and_a_resumed_run_its_own(tmp_path: A
         config = PretrainConfig(
             batch_size=AUTO, global_batch_size=96, memory_limit=8.0, output=str(tmp_path), **changed
         )
-        start.settle_micro_batch(config, description(), SETTINGS, ALONE, CPU)
+        start.settle_micro_batch(config, description(), deepspeed_settings(config, 1), ALONE, CPU)
         return config.batch_size, config.gradient_accumulation_steps
 
     assert settled() == (24, 4)
@@ -112,7 +110,7 @@ def test_the_choice_keeps_the_global_batch_and_a_resumed_run_its_own(tmp_path: A
 
 
 def test_settings_wait_for_the_choice() -> None:
-    settings = deepspeed_settings(PretrainConfig(batch_size=AUTO, global_batch_size=96), 2)
+    _, settings = left_open(96, 2)
     names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
     assert [settings[name] for name in names] == ["auto", "auto", 96]
 
