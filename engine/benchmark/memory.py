@@ -12,6 +12,7 @@ from torch import nn
 
 from engine.benchmark.step.workload import TOKENS, Workload
 from engine.configuration.deepspeed import deepspeed_settings
+from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import CHECKPOINTED_STAGES
 from engine.model.memory import activation_bytes, gpu_operators
 from engine.training.memory import RESERVE, training_bytes
@@ -37,7 +38,7 @@ def main() -> None:
     print(NOTES)
     fits = "".join(f"{device:>5} GB" for device in DEVICES)
     print(f"\n{'backbone':10}{'cells':>5}  {'checkpointing':14}{'kept':>7}{'passes':>8}{'state':>7}{fits}")
-    for backbone in ("RN50", "RN50x4"):
+    for backbone in (name for name in SHAPES if name != "tiny"):
         for cells in (100, CELLS):
             for part in CHECKPOINTED_STAGES:
                 print(f"{backbone:10}{cells:5}  {part:14}{row(backbone, cells, part)}")

@@ -61,8 +61,8 @@ def restore_schedule(engine: DeepSpeedEngine, saved: SavedState) -> None:
     schedule = engine.lr_scheduler
     state = dict(saved.scheduler)
     groups = engine.optimizer.optimizer.param_groups
-    missing = len(groups) - len(state["base_lrs"])
-    state["base_lrs"] = [*state["base_lrs"], *schedule.base_lrs[len(groups) - missing :]]
+    known = state["base_lrs"][: len(groups)]  # another run may have frozen its backbone, or this one does
+    state["base_lrs"] = [*known, *schedule.base_lrs[len(known) :]]
     state["lr_lambdas"] = [None] * len(groups)
     schedule.load_state_dict(state)
     schedule._last_lr = []

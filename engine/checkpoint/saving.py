@@ -49,7 +49,9 @@ def full_state(engine: DeepSpeedEngine) -> State:
     state: State = {}
     parameters = dict(engine.module.named_parameters())
     for key, tensor in engine.module.state_dict().items():
-        full = safe_get_full_fp32_param(parameters[key]) if key in parameters else None
+        full = engine.frozen_weights.get(key)
+        if full is None and key in parameters:
+            full = safe_get_full_fp32_param(parameters[key])
         state[key] = tensor.detach().cpu().clone() if full is None else full.reshape(tensor.shape).cpu()
     return state
 

@@ -57,6 +57,9 @@ class Checkpoint(Shards):
     def trained_on(self) -> TrainedOn | None:
         return TrainedOn.from_tensors(self.content.get("trained_on"))
 
+    def weights(self) -> State:
+        return {**super().weights(), **self.content.get("frozen_weights", {})}
+
 
 def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = False) -> SavedState:
     """`snap/pretrain/NAME/Epoch09`, with or without `_LXRT.pth`: ours is verified, the original's read.

@@ -48,8 +48,15 @@ class DataConfig:
         default="pillow", help="simplejpeg is faster, and up to 2 grey levels off the original"
     )
     cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
+    tiny: bool = HfArg(default=False, help="the first 512 images of each split only, to try something")
+    fast: bool = HfArg(default=False, help="the first 5,000 images of each split only")
     allow_missing_images: bool = HfArg(default=False, help="leave out sentences whose image has no file")
     max_unreadable_images: int = HfArg(default=10, help="damaged images to skip, over all ranks, before giving up")
+
+    @property
+    def most_images(self) -> int | None:
+        """Of a split; those of the original's two flags."""
+        return 512 if self.tiny else 5000 if self.fast else None
 
 
 @dataclass
@@ -57,7 +64,9 @@ class ModelConfig:
     """What is trained, and from which weights."""
 
     bert: str = HfArg(default="bert-base-uncased", help="folder (config.json, vocab.txt, weights) or hub name")
-    clip_model_name: Literal["RN50", "RN50x4", "tiny"] = HfArg(default="RN50", help="the CLIP backbone")
+    clip_model_name: Literal["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "tiny"] = HfArg(
+        default="RN50", help="the CLIP backbone"
+    )
     clip_weights: str | None = HfArg(default=None, help="OpenAI's .pt file; ~/.cache/clip/NAME.pt if not given")
     from_scratch: bool = HfArg(aliases=["--fromScratch"], default=False, help="random weights; --bert gives only words")
     load: str | None = HfArg(default=None, help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09")
@@ -68,7 +77,9 @@ class ModelConfig:
     sub_sampling_in_evaluation: bool = HfArg(default=True, help="with --sub_sampling: draw in evaluation, too")
     use_positional_embedding: bool = HfArg(default=False, help="add learned row and column embeddings to the grid")
     pos_num: int = HfArg(default=25, help="rows of each position table")
+    freeze_clip: bool = HfArg(default=False, help="don't train the backbone; its running statistics go on")
     freeze_batch_norm: bool = HfArg(default=False, help="keep the backbone's running statistics")
+    dropout: float | None = HfArg(default=None, help="share of values that BERT drops; that of --bert if not given")
     activation_checkpointing: Literal["none", "early", "backbone", "all"] = HfArg(
         default="none",
         metadata={"nargs": "?", "const": "all"},
@@ -99,6 +110,7 @@ class OptimizationConfig:
     sgd_lr: float = HfArg(default=0.001, help="rate of SGD, for the backbone")
     sgd_momentum: float = HfArg(default=0.0, help="momentum of SGD")
     sgd_weight_decay: float = HfArg(default=0.0004, help="decay of SGD")
+    use_adam_for_visual: bool = HfArg(default=False, help="AdamW for the backbone, too, with --sgd_lr and --schedule")
     schedule: str = HfArg(default="2,5", help="epochs at which SGD's rate falls to a tenth")
     max_grad_norm: float = HfArg(default=1.0, help="clip the norm of all gradients together")
     fp16: bool = HfArg(default=False, help="fp16 with a dynamic loss scale; needs a GPU")
@@ -185,6 +197,10 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             ) from None
         if milestones != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
             raise UserError(f"--schedule {self.schedule!r}: epochs of 1 or more, in ascending order, are needed")
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"--dropout {self.dropout}: a share from 0 to below 1 is needed")
+        if self.freeze_clip and self.use_adam_for_visual:
+            raise UserError("--freeze_clip leaves --use_adam_for_visual nothing to train; drop one")
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other; drop one (with a recipe: --fp16 false)")
         if self.load is None and (self.not_load_scheduler or self.not_load_adam_optimizer):

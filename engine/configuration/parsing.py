@@ -1,6 +1,6 @@
 """The command line, over a recipe, over the defaults: to the dataclasses that declare the flags.
 
-Flags have the original's names as aliases; what its launch scripts always passed is in original.py.
+Flags have the original's names as aliases; those of its flags that are none here are in original.py.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 from transformers.hf_argparser import HfArgumentParser
 
 from engine.configuration.flags import AUTO, FORMER_VALUES, TrainingConfig
-from engine.configuration.original import ORIGINAL_CONSTANTS, SNAKE_CASE
+from engine.configuration.original import PATCHES, add_flags, check_flags
 from engine.configuration.recipes import read_recipe, recipe_names
 from engine.errors import UserError
 
@@ -26,8 +26,15 @@ class Parser(HfArgumentParser):
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
             flag = message.removeprefix(unknown).split()[0]
+            if not flag.startswith("-"):
+                raise UserError(
+                    f"{flag!r} belongs to no flag; GPUs, port and machines are the launcher's, as in `deepspeed "
+                    "--include localhost:0,1 --master_port 9590 launch/pretrain.py --output snap/pretrain/NAME ...`"
+                )
             close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
             message = f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+        if "--clip_model_name" in message and "ViT" in message:
+            message += f"; {PATCHES}"
         raise UserError(message)
 
 
@@ -45,10 +52,8 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
     parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
-    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
-        aliases = [f"--{name}"] + ([f"--{SNAKE_CASE[name]}"] if name in SNAKE_CASE else [])
-        parser.add_argument(*aliases, dest=name, nargs="?", const="true", default=values[0], help=f"accepted: {reason}")
-
+    parser.add_argument("--nodes", type=int, help="machines that the launcher was to start; checked")
+    originals = add_flags(parser)
     for name, former in FORMER_VALUES.items():
         parser._option_string_actions[f"--{name}"].type = lambda word, former=former: former.get(word.lower(), word)
     parser._option_string_actions["--batch_size"].type = int_or_auto
@@ -64,10 +69,7 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     except UserError as error:
         raise UserError(f"recipe {program.recipe}: {error}") from None
     arguments = parser.parse_args([*from_recipe, *argv])
-    for name, (values, reason) in ORIGINAL_CONSTANTS.items():
-        value = getattr(arguments, name)
-        if value.lower() not in {v.lower() for v in values}:
-            raise UserError(f"--{name} {value} is not supported: {reason}; leave the flag out")
+    check_flags(originals, vars(arguments))
     config = config_class(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)})
     for field in dataclasses.fields(config_class):
         if field.default is None and getattr(config, field.name) == "":  # --load '' takes back the recipe's

@@ -1,5 +1,6 @@
 """One split: the sentences of some annotation files, with their images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,17 +55,29 @@ def read_split(
     cache: Path,
     *,
     allow_missing_images: bool = False,
+    categories: Sequence[str] | None = None,
+    most_images: int | None = None,
     progress: bool = False,
 ) -> Split:
     """The sentences of a source, with the sizes of their images.
 
+    Args:
+        categories: those whose sentences count; None for all.
+        most_images: sentences of the first images alone, in the order of the files; None for all.
+
     Raises:
-        UserError: for missing or broken files, images without a file (unless allowed), labels that the answer
-            table doesn't know at all.
+        UserError: for missing or broken files, categories that there aren't, images without a file (unless allowed),
+            labels that the answer table doesn't know at all.
     """
     name = source.name
     sentences = source.open(cache, progress=progress)
-    img_ids = sentences.image_ids
+    if categories is not None:
+        sentences = sentences.select(of_categories(sentences, categories, name))
+    if most_images is not None:
+        sentences = sentences.select(of_first_images(sentences, most_images))
+    names = sentences.image_ids
+    codes = np.unique(sentences.images)
+    img_ids = [names[code] for code in codes.tolist()]
     missing = set(images.missing(img_ids))
     if missing and not allow_missing_images:
         first = next(img_id for img_id in img_ids if img_id in missing)
@@ -78,8 +91,9 @@ def read_split(
             f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
             f"first answer is {count.example!r}); the table belongs to other data"
         )
-    present = np.array([img_id not in missing for img_id in img_ids], dtype=bool)
-    sizes = np.ones((len(img_ids), 2), np.int32)
+    present = np.zeros(len(names), dtype=bool)
+    present[codes] = [img_id not in missing for img_id in img_ids]
+    sizes = np.ones((len(names), 2), np.int32)
     sizes[present] = images.sizes([img_id for img_id in img_ids if img_id not in missing], progress=progress)
     if missing:
         sentences = sentences.select(present[sentences.images])
@@ -89,3 +103,24 @@ def read_split(
     if count.unknown:
         summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
     return Split(name, sentences, SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]}), summary)
+
+
+def of_categories(sentences: AnnotationStore, categories: Sequence[str], name: str) -> np.ndarray:
+    """Which sentences belong to one of these categories, bool (len,).
+
+    Raises:
+        UserError: if none does, with the categories that there are.
+    """
+    known = sentences.categories
+    chosen = np.isin(sentences.category_codes, [known.index(category) for category in categories if category in known])
+    if not chosen.any():
+        raise UserError(
+            f"{name} has no sentences of --limit_source {','.join(categories)}; its categories are {', '.join(known)}"
+        )
+    return chosen
+
+
+def of_first_images(sentences: AnnotationStore, most: int) -> np.ndarray:
+    """Which sentences belong to the first images that occur, bool (len,)."""
+    codes, firsts = np.unique(sentences.images, return_index=True)
+    return np.isin(sentences.images, codes[np.argsort(firsts)[:most]])

@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from engine.errors import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -18,3 +20,13 @@ class Ranks:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size  # torchrun, deepspeed
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
+
+    @staticmethod
+    def check_nodes(nodes: int | None) -> None:
+        """Raises UserError if a launcher has started another number of machines than --nodes says."""
+        started = int(os.environ.get("GROUP_WORLD_SIZE") or os.environ.get("CROSS_SIZE") or 1)  # torchrun, deepspeed
+        if nodes not in (None, started):
+            raise UserError(
+                f"--nodes {nodes}, but the launcher has started {started}; name the machines to it, in DeepSpeed's "
+                "--hostfile or by torchrun's --nnodes, and leave the flag out"
+            )

@@ -34,7 +34,10 @@ class ResNetShape:
 STRIDE = 32
 SHAPES = {
     "RN50": ResNetShape((3, 4, 6, 3), 64),
+    "RN101": ResNetShape((3, 4, 23, 3), 64),
     "RN50x4": ResNetShape((4, 6, 10, 6), 80),
+    "RN50x16": ResNetShape((6, 8, 18, 8), 96),
+    "RN50x64": ResNetShape((3, 15, 36, 10), 128),
     "tiny": ResNetShape((1, 1, 1, 1), 8),  # for tests and the demo
 }
 

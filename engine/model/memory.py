@@ -118,7 +118,8 @@ def pass_bytes(
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
 
-    hooks = [] if with_gradients else [p.register_post_accumulate_grad_hook(drop) for p in model.parameters()]
+    trained = [] if with_gradients else [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hooks = [parameter.register_post_accumulate_grad_hook(drop) for parameter in trained]
     try:
         with torch.device("meta"), gpu_operators() if on_gpu else nullcontext(), living:
             model(**inputs).loss.backward()

@@ -18,7 +18,7 @@ class AnsweringOutput:
 
     answer_scores: Tensor  # (B, answers), logits
     loss: Tensor | None = None
-    bce: Tensor | None = None  # the mean over questions and answers, before it is scaled
+    bce: Tensor | None = None  # the mean over questions, and over answers where all count, before it is scaled
     metrics: MetricSums = NO_METRICS
 
 
@@ -36,6 +36,7 @@ class ClipVilForQuestionAnswering(nn.Module):
         self.bert = Trunk(config, visual)
         self.answer_head = AnswerHead(config.hidden_size, num_answers)
         self.loss_scale: float = num_answers  # the loss is the mean over answers times this
+        self.best_answer_only = False  # cross entropy of the answer with the highest score instead of all scores' BCE
         initialise_bert_weights(self, config.initializer_range)
 
     def forward(
@@ -60,7 +61,11 @@ class ClipVilForQuestionAnswering(nn.Module):
         if target is None:
             return AnsweringOutput(answer_scores)
         counts = torch.ones_like(target[:, 0]) if is_labelled is None else is_labelled.to(target.dtype)
-        by_question = F.binary_cross_entropy_with_logits(answer_scores.float(), target, reduction="none").mean(1)
+        if self.best_answer_only:
+            counts = counts * (target.amax(1) > 0)
+            by_question = F.cross_entropy(answer_scores.float(), target.argmax(1), reduction="none")
+        else:
+            by_question = F.binary_cross_entropy_with_logits(answer_scores.float(), target, reduction="none").mean(1)
         total, count = (by_question * counts).sum(), counts.sum()
         bce = total / count.clamp(min=1)
         loss = bce * self.loss_scale

@@ -25,33 +25,46 @@ def parameter_groups(
     sgd_lr: float,
     sgd_momentum: float,
     sgd_weight_decay: float,
+    use_adam_for_visual: bool = False,
 ) -> list[dict[str, Any]]:
     """Three groups, in this order: AdamW with decay, AdamW without, SGD for the backbone.
 
+    Each also names its schedule: "warmup" or, for the backbone, "milestones". A frozen backbone has no group, and with
+    `use_adam_for_visual` it has two, as the rest, with SGD's rate.
+
     Raises:
-        ValueError: if a group is empty or a parameter is not in exactly one group.
+        ValueError: if a group is empty or a trainable parameter is not in exactly one group.
     """
-    adamw = {"algorithm": "adamw", "lr": lr, "betas": (0.9, 0.999), "eps": adam_epsilon}
+    adamw = {"algorithm": "adamw", "lr": lr, "betas": (0.9, 0.999), "eps": adam_epsilon, "schedule": "warmup"}
     sgd = {"algorithm": "sgd", "lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay}
+    adamw_for_visual = {**adamw, "lr": sgd_lr, "schedule": "milestones"}
     groups: list[dict[str, Any]] = [
         {"name": "adamw_decay", "params": [], "weight_decay": weight_decay, **adamw},
         {"name": "adamw_no_decay", "params": [], "weight_decay": 0.0, **adamw},
-        {"name": "sgd_backbone", "params": [], **sgd},
     ]
-    for name, parameter in model.named_parameters():
-        if BACKBONE in name:
-            group = groups[2]
-        elif is_exempt_from_decay(name):
-            group = groups[1]
-        else:
-            group = groups[0]
-        group["params"].append(parameter)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if is_frozen(model):
+        pass
+    elif use_adam_for_visual:
+        groups.append({"name": "adamw_backbone_decay", "params": [], "weight_decay": weight_decay, **adamw_for_visual})
+        groups.append({"name": "adamw_backbone_no_decay", "params": [], "weight_decay": 0.0, **adamw_for_visual})
+    else:
+        groups.append({"name": "sgd_backbone", "params": [], "schedule": "milestones", **sgd})
+    for name, parameter in trainable.items():
+        decay, no_decay = (groups[2], groups[-1]) if BACKBONE in name else groups[:2]
+        (no_decay if is_exempt_from_decay(name) else decay)["params"].append(parameter)
     check_partition(model, groups)
     return groups
 
 
+def is_frozen(model: nn.Module) -> bool:
+    """Whether a model has a backbone, and none of it is trained."""
+    backbone = [parameter for name, parameter in model.named_parameters() if BACKBONE in name]
+    return bool(backbone) and not any(parameter.requires_grad for parameter in backbone)
+
+
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Every trainable parameter in exactly one group, no group empty, the backbone under SGD and nothing else there."""
+    """Every trainable parameter in exactly one group, no group empty, the backbone in its own and nothing else there."""
     seen: dict[int, str] = {}
     for group in groups:
         if not group["params"]:
@@ -61,9 +74,11 @@ def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
                 raise ValueError(f"a parameter is in both {seen[id(parameter)]} and {group['name']}")
             seen[id(parameter)] = group["name"]
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if id(parameter) not in seen:
             raise ValueError(f"{name} is in no parameter group")
-        if (BACKBONE in name) != (seen[id(parameter)] == "sgd_backbone"):
+        if (BACKBONE in name) != ("backbone" in seen[id(parameter)]):
             raise ValueError(f"{name} is in the group {seen[id(parameter)]}")
 
 

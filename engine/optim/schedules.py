@@ -22,9 +22,9 @@ def epoch_decay(step: int, steps_per_epoch: int, milestones: Sequence[int]) -> f
 def hybrid_schedule(
     optimizer: Optimizer, *, warmup_steps: float, total_steps: int, steps_per_epoch: int, milestones: Sequence[int]
 ) -> LambdaLR:
-    """One scheduler over a HybridOptimizer's groups: warm-up and decay for AdamW, milestones for SGD."""
+    """One scheduler over a HybridOptimizer's groups: warm-up and decay, or milestones for the backbone's."""
     schedules = {
-        "adamw": lambda step: linear_warmup_decay(step, warmup_steps, total_steps),
-        "sgd": lambda step: epoch_decay(step, steps_per_epoch, milestones),
+        "warmup": lambda step: linear_warmup_decay(step, warmup_steps, total_steps),
+        "milestones": lambda step: epoch_decay(step, steps_per_epoch, milestones),
     }
-    return LambdaLR(optimizer, [schedules[group["algorithm"]] for group in optimizer.param_groups])
+    return LambdaLR(optimizer, [schedules[group["schedule"]] for group in optimizer.param_groups])

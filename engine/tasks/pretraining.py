@@ -28,6 +28,9 @@ class PretrainConfig(TrainingConfig):
     train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
     valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
     qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    limit_source: str | None = HfArg(
+        default=None, help="sentences of these categories only, such as mscoco,vg (see docs/data.md)"
+    )
     word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
     task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
     task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
@@ -150,5 +153,6 @@ class Pretraining(Task[PretrainConfig]):
         config, images = self.config, self.images()
         files = annotation_files(self.data_root / "lxmert", names)
         source = AnnotationSource(files, self.encoder, self.table)
-        split = self.open_split(source, images, allow_missing_images=config.allow_missing_images)
+        categories = config.limit_source.split(",") if config.limit_source else None
+        split = self.open_split(source, images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))

@@ -1,6 +1,7 @@
 """What a task adds to a training; everything else is engine/training, the same for all."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -80,14 +81,32 @@ class Task(ABC, Generic[Config]):
     def judge(self) -> Judge:
         return Judge()
 
-    def open_split(self, source: AnnotationSource, images: ImageSource, *, allow_missing_images: bool) -> Split:
-        """Read once for all ranks of a machine; says what was found."""
+    def open_split(
+        self,
+        source: AnnotationSource,
+        images: ImageSource,
+        allow_missing_images: bool,
+        categories: Sequence[str] | None = None,
+    ) -> Split:
+        """Read once for all ranks of a machine; says what was found.
+
+        Args:
+            categories: those to keep; None for all.
+        """
         first = self.ranks.rank == 0
         self.opened += 1  # the same files may be trained on and validated on
         split = share_on_node(
             self.ranks,
             f"{self.opened} {source.name}",
-            lambda: read_split(source, images, self.cache, allow_missing_images=allow_missing_images, progress=first),
+            lambda: read_split(
+                source,
+                images,
+                self.cache,
+                allow_missing_images=allow_missing_images,
+                categories=categories,
+                most_images=self.config.most_images,
+                progress=first,
+            ),
         )
         if first:
             print(split.summary, flush=True)

@@ -30,6 +30,7 @@ class VqaConfig(TrainingConfig):
     train: str = HfArg(default="train,nominival", help="annotation files in data/vqa/")
     valid: str = HfArg(default="minival", help="annotation files to score after each epoch; '' for none")
     output: str = HfArg(default="snap/vqa/run", help="folder for BEST, LAST, checkpoints and metrics.jsonl")
+    aspect_ratio_group_factor: int = HfArg(default=0, help="as in pre-training, where it is 5; 0: by orientation alone")
     load_lxmert: str | None = HfArg(
         aliases=["--loadLXMERT"], default=None, help="pre-trained checkpoint to take the trunk from"
     )
@@ -37,6 +38,7 @@ class VqaConfig(TrainingConfig):
         aliases=["--loadLXMERTQA"], default=None, help="pre-trained checkpoint to take the trunk and answers from"
     )
     loss_scale: float = HfArg(default=1.0, help="factor of the mean loss; 1 for the number of answers, as the original")
+    mce_loss: bool = HfArg(aliases=["--mceLoss"], default=False, help="cross entropy of a question's best answer")
     human_answers: str | None = HfArg(
         default=None, help="official annotation files with ten answers a question, for the official accuracy"
     )
@@ -91,7 +93,9 @@ class Vqa(Task[VqaConfig]):
         if config.valid:
             self.validation = self._read(config.valid, allow_missing_images=False)
             human_answers = [Path(path) for path in (config.human_answers or "").split(",") if path]
-            self.questions = read_questions(annotation_files(self.data_root / "vqa", config.valid), human_answers)
+            questions = read_questions(annotation_files(self.data_root / "vqa", config.valid), human_answers)
+            asked = set(self.validation.sentences.question_ids.tolist())  # --tiny leaves some out
+            self.questions = [question for question in questions if question.question_id in asked]
             if self.questions[0].label is None:
                 raise UserError(f"--valid {config.valid} has no labels to score; launch/predict_vqa.py predicts it")
 
@@ -99,7 +103,7 @@ class Vqa(Task[VqaConfig]):
         config, images = self.config, self.images()
         files = annotation_files(self.data_root / "vqa", names)
         source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
-        split = self.open_split(source, images, allow_missing_images=allow_missing_images)
+        split = self.open_split(source, images, allow_missing_images)
         check_unique(split.sentences, names)
         options = of_flags(QuestionOptions, config, num_answers=len(self.table))
         return QuestionDataset(split, images, self.encoder.vocabulary, options)
@@ -148,6 +152,7 @@ class Vqa(Task[VqaConfig]):
 
     def set_up(self, model: "ClipVilForQuestionAnswering") -> None:
         model.loss_scale = len(self.table) if self.config.loss_scale == 1 else self.config.loss_scale
+        model.best_answer_only = self.config.mce_loss
 
     def judge(self) -> Judge:
         return VqaJudge(self.questions, self.table.answers)

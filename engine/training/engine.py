@@ -26,6 +26,7 @@ def groups_of(model: nn.Module, config: OptimizationConfig) -> list[dict[str, An
         sgd_lr=config.sgd_lr,
         sgd_momentum=config.sgd_momentum,
         sgd_weight_decay=config.sgd_weight_decay,
+        use_adam_for_visual=config.use_adam_for_visual,
     )
 
 
@@ -47,14 +48,20 @@ def build_engine(
         milestones=config.milestones,
     )
     # DeepSpeed casts the model before it makes its fp32 weights.
-    weights = {} if config.precision == "fp32" else {name: p.detach().clone() for name, p in model.named_parameters()}
+    copies = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if config.precision != "fp32" or not parameter.requires_grad
+    }
+    frozen = {name: copies.pop(name) for name, p in model.named_parameters() if not p.requires_grad}
     # To look at our optimiser, DeepSpeed imports one of its own that torch.compile decorates, and so torch's whole
     # compiler: two seconds and 100 MB of each rank, for nothing.
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    engine.frozen_weights = frozen  # in fp32: ZeRO keeps no such digits of what isn't trained
     if config.precision == "fp32":
         share_masters(engine)
-    restore_masters(engine, weights)
+    restore_masters(engine, copies)
     measure_gradients_once(engine.optimizer)
     return engine
 

@@ -28,13 +28,19 @@ RESERVE = 0.1  # of a device: for its context, cuDNN's work space, and fragments
 
 
 def training_bytes(
-    model: nn.Module, inputs: Mapping[str, Any], settings: Mapping[str, Any], *, on_gpu: bool = True
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    on_gpu: bool = True,
+    use_adam_for_visual: bool = False,
 ) -> dict[str, int]:
     """What a training on one device takes at its peak, and the parts of it, in bytes.
 
     Args:
         model: a model for pre-training or fine-tuning on the meta device, its parameters in the training's dtype.
         settings: DeepSpeed's, ZeRO-2, with fused optimisers.
+        use_adam_for_visual: whether AdamW keeps moments of the backbone, too.
 
     Returns:
         state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, and
@@ -45,21 +51,23 @@ def training_bytes(
 
     Not counted: the inputs, cuDNN's work space, fragments, and the device's own context.
     """
-    parameters = dict(model.named_parameters())
-    weights = sum(p.nbytes for p in parameters.values())
+    weights = sum(p.nbytes for p in model.parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gradients = sum(p.nbytes for p in parameters.values())
     backbone = sum(p.numel() for name, p in parameters.items() if BACKBONE in name)
     others = sum(p.numel() for p in parameters.values()) - backbone
     itemsize = next(iter(parameters.values())).itemsize
     in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
-    state = weights + in_fp32 * (backbone + others) + 8 * others + sum(buffer.nbytes for buffer in model.buffers())
+    moments = 8 * (others + backbone * use_adam_for_visual)
+    state = weights + in_fp32 * (backbone + others) + moments + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
     contiguous = zero.get("contiguous_gradients", True)  # by default
     number = 2 if zero.get("overlap_comm") else 1
     elements = int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
     buckets = number * itemsize * (elements if contiguous else min(elements, backbone + others))
-    buckets += weights * (contiguous + (settings.get("gradient_accumulation_steps", 1) > 1))
+    buckets += gradients * (contiguous + (settings.get("gradient_accumulation_steps", 1) > 1))
     passes = pass_bytes(model, inputs, on_gpu=on_gpu, with_gradients=not contiguous)
-    copies = (itemsize + in_fp32) * max(backbone, others) + weights * (not contiguous)
+    copies = (itemsize + in_fp32) * max(backbone, others) + gradients * (not contiguous)
     return {
         "state": state,
         "buckets": buckets,
@@ -96,6 +104,8 @@ def largest_micro_batch(
         "description": {**description.to_dict(), "vocabulary": None},
         "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
         "checkpointing": config.activation_checkpointing,
+        "freeze_clip": config.freeze_clip,
+        "use_adam_for_visual": config.use_adam_for_visual,
         "settings": settings,
         "choices": [samples for samples in range(1, share + 1) if share % samples == 0],
         "limit": (1 - RESERVE) * limit,
@@ -130,10 +140,12 @@ def answer(question: Mapping[str, Any]) -> int:
         model = description.build()
     cast_parameters(model, getattr(torch, question["dtype"]))
     model.bert.encoder.activation_checkpointing = question["checkpointing"]
+    model.bert.encoder.visual_model.requires_grad_(not question["freeze_clip"])
 
     def peak(samples: int) -> int:
         settings = {**question["settings"], "gradient_accumulation_steps": whole // samples}
-        return training_bytes(model, inputs_on_meta(description, samples), settings)["peak"]
+        inputs = inputs_on_meta(description, samples)
+        return training_bytes(model, inputs, settings, use_adam_for_visual=question["use_adam_for_visual"])["peak"]
 
     if peak(whole) <= question["limit"]:
         return whole

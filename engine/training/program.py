@@ -29,6 +29,7 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
         config.check(ranks.world_size)
         settings = deepspeed_settings(config, ranks.world_size)
         if not arguments.print_config:
+            Ranks.check_nodes(arguments.nodes)
             from engine.training.run import run  # brings torch and DeepSpeed, which takes seconds
 
             run(config, task_class, ranks, settings)

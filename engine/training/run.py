@@ -83,6 +83,8 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
     Raises:
         UserError: if the images' grid or the sentences don't fit it.
     """
+    if config.dropout is not None:
+        bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.dropout
     visual = VisualShape(
         backbone=SHAPES[config.clip_model_name],
         sub_feat_num=config.sub_feat_num if config.sub_sampling else None,
@@ -126,6 +128,7 @@ def build_model(
         )
     if task.ranks.rank == 0:
         print("\n".join(str(report) for report in reports) or "random weights", flush=True)
+    model.bert.encoder.visual_model.requires_grad_(not config.freeze_clip)
     model.bert.encoder.activation_checkpointing = config.activation_checkpointing
     model.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
     task.set_up(model)

@@ -15,6 +15,8 @@ import torch
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.shards import Shards
+from engine.checkpoint.state import Checkpoint
+from engine.checkpoint.weights import BACKBONE
 from tests.conftest import fp16_flags, launch, read_metrics, session_members, start
 from tests.kill import read_curve
 
@@ -104,6 +106,36 @@ def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypa
     errors = {name: float((one[name].double() - two[name].double()).abs().max()) for name in two}
     assert set(one) == set(two)
     assert max(errors.values()) <= PARAMETERS, max(errors, key=lambda name: errors[name])
+
+
+def test_a_frozen_backbone_keeps_every_digit_and_goes_on(flags: Flags, tmp_path: Path) -> None:
+    """In bf16, whose copy of the backbone has 8 bits: a checkpoint holds the fp32 values that it was frozen with."""
+    common = flags("--batchSize", "8", "--freeze_clip", "--bf16", "--report_step", "1", "--save_step", "2")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for output, more in ((whole, []), (resumed, RESUME)):
+        if output == resumed:
+            shutil.copytree(whole / "Step000002", resumed / "Step000002")
+            shutil.copy(whole / "metrics.jsonl", resumed)
+        run = launch(
+            "launch/pretrain.py",
+            [*common, *more, "--max_steps", "4", "--output", str(output)],
+            ranks=1,
+            launcher="warm",
+        )
+        assert run.code == 0, run.stderr[-3000:]
+    assert read_curve(resumed) == read_curve(whole)
+    assert {record["sgd_lr"] for record in read_metrics(whole)} == {0.0}
+    last = weights(whole / "Step000004_LXRT.pth")
+    assert_equal(weights(resumed / "Step000004_LXRT.pth"), last)
+    saved = [Checkpoint(whole / name).weights() for name in ("Step000002", "Step000004")]
+    frozen = [name for name in saved[0] if BACKBONE in name and name.endswith("conv1.weight")]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(saved[0][name], saved[1][name])
+        assert torch.equal(last[f"module.{name}"], saved[1][name])
+        assert not torch.equal(saved[0][name], saved[0][name].bfloat16().float())
+    words = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(saved[0][words], saved[1][words])
 
 
 def wait_for_step(output: Path, process: Any) -> None:

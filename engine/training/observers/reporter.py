@@ -101,7 +101,8 @@ class Reporter(Observer):
         self._check_unreadable(self.unreadable)
         seconds = time.monotonic() - self.window.started
         means = {name: total / count for name, (total, count) in totals.items() if count}
-        lr, *_, sgd_lr = self.engine.lr_scheduler.get_last_lr()
+        groups = self.engine.optimizer.optimizer.param_groups
+        rates = {group["schedule"]: rate for group, rate in zip(groups, self.engine.lr_scheduler.get_last_lr())}
         steps_left = self.total_steps - state.step
         seconds_per_step = seconds / self.window.micro_batches * self.config.gradient_accumulation_steps
         record = {
@@ -110,8 +111,8 @@ class Reporter(Observer):
             "step": state.step,
             **with_total_loss(means),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
-            "lr": lr,
-            "sgd_lr": sgd_lr,
+            "lr": rates["warmup"],
+            "sgd_lr": rates.get("milestones", 0.0),  # of a frozen backbone
             "loss_scale": float(self.engine.optimizer.loss_scale) if self.config.fp16 else 1.0,
             "skipped_steps": self.engine.skipped_steps,
             UNREADABLE: self.unreadable,

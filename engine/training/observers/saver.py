@@ -136,6 +136,7 @@ class Saver(Observer):
             "config": asdict(self.config),
             "samples": len(self.sampler.groups),
             "trained_on": self.trained_on.to_tensors(),
+            "frozen_weights": self.engine.frozen_weights,
             "ranks": positions,
         }
         self.checkpoints.save(name, state.step, {CONTENT: content}, weights_file=weights_file)

@@ -32,6 +32,7 @@ class Engine:
         self.weights, self.moments = torch.zeros(VALUES), torch.zeros(VALUES)
         self.scaler = {"cur_scale": 1.0}
         self.checkpoint_engine = None
+        self.frozen_weights: dict[str, torch.Tensor] = {}
 
     def step(self) -> None:
         self.weights += 1

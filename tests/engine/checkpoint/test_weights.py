@@ -14,9 +14,10 @@ from engine.checkpoint.state import load_weights, open_checkpoint
 from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, WORDS, load_state, read_tensors
 from engine.configuration.bert import read_bert
 from engine.errors import UserError
-from engine.model.clip_resnet import ClipResNet, ResNetShape
+from engine.model.clip_resnet import SHAPES, ClipResNet, ResNetShape
 from engine.model.encoder import VisualShape
 from engine.model.pretraining import ClipVilForPretraining
+from tests.engine.model.test_clip_resnet import openais_layout
 
 SHAPE = ResNetShape((1, 1, 1, 1), 2)
 CONFIG = {
@@ -103,6 +104,21 @@ def test_clip_loads_from_each_of_openais_formats(clip, tmp_path, kind):
     assert set(report.matched) == set(wanted)
     assert all(torch.equal(own[name], tensor) for name, tensor in wanted.items())
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in own.values())
+
+
+@pytest.mark.parametrize("name", ["RN101", "RN50x16"])
+def test_a_file_with_openais_layout_fills_each_larger_backbone(name, tmp_path):
+    """Names and shapes as published, in half precision, beside the parts that are never used."""
+    shape = SHAPES[name]
+    layout = openais_layout(shape.layers, shape.width)
+    state = {f"visual.{key}": torch.full(size, n % 7, dtype=torch.half) for n, (key, size) in enumerate(layout.items())}
+    unused = {"visual.attnpool.c_proj.bias": torch.zeros(4).half(), "transformer.x": torch.zeros(2).half()}
+    torch.save({**state, **unused}, tmp_path / f"{name}.pt")
+    model = make(shape=shape)
+    report = load_clip(model, tmp_path / f"{name}.pt")
+    assert (report.missing, report.unexpected, len(report.matched)) == ([], [], len(layout))
+    own = model.state_dict()
+    assert all(bool((own[f"{BACKBONE}visual.{key}"] == n % 7).all()) for n, key in enumerate(layout))
 
 
 def test_clip_of_another_size_is_refused_with_both_shapes(clip, tmp_path):

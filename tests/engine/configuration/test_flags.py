@@ -167,7 +167,11 @@ def test_other_spellings_of_constants_are_taken(flag, value):
         ("multiGPU", "false", "DeepSpeed always runs the ranks"),
         ("tqdm", "false", "progress is always shown"),
         ("compress_data", "false", "annotations are always in the shared store"),
-        ("use_separate_optimizer_for_visual", "false", "SGD always trains the backbone"),
+        (
+            "use_separate_optimizer_for_visual",
+            "false",
+            "the backbone always has its own; --use_adam_for_visual makes that AdamW, too",
+        ),
     ],
 )
 def test_other_values_of_constants_are_refused_with_the_reason(flag, value, reason):
@@ -303,7 +307,7 @@ def test_activation_checkpointing_of_earlier_recipes_is_read(tmp_path, word, cho
         (["--epochs", "1.5"], ["--epochs", "invalid int value: '1.5'"]),
         (["--lr", "fast"], ["--lr", "invalid float value: 'fast'"]),
         (["--fp16", "perhaps"], ["--fp16", "perhaps"]),
-        (["--clip_model_name", "RN101"], ["--clip_model_name", "RN101", "RN50x4"]),
+        (["--clip_model_name", "RN152"], ["--clip_model_name", "RN152", "RN50x4"]),
         (["--worker_start_method", "thread"], ["--worker_start_method", "thread", "forkserver"]),
         (["--image_decoder", "opencv"], ["--image_decoder", "opencv", "simplejpeg"]),
         (["--activation_checkpointing", "late"], ["--activation_checkpointing", "late", "early"]),
@@ -357,7 +361,7 @@ def test_broken_recipe_is_named(tmp_path, content, message):
         ("epochs: many\n", "invalid int value: 'many'"),
         ("lr: [1, 2]\n", "can't be [1, 2]"),
         ("fp16: perhaps\n", "perhaps"),
-        ("clip_model_name: RN101\n", "invalid choice"),
+        ("clip_model_name: RN152\n", "invalid choice"),
         ("epochs: null\n", "has no value"),
         ("epochs: true\n", "can't be True"),
         ("output: false\n", "can't be False"),

@@ -1,11 +1,14 @@
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from engine.benchmark.backbones import run_plainly
+from engine.configuration.flags import ModelConfig
 from engine.model.clip_resnet import SHAPES, STRIDE, BatchNorm2d, Bottleneck, ClipResNet, ResNetShape
+from engine.model.encoder import VisualShape, check_grid
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
@@ -76,30 +79,65 @@ def test_batch_norm_has_torchs_state_dict():
     assert BatchNorm2d(3).state_dict().keys() == nn.BatchNorm2d(3).state_dict().keys()
 
 
-@pytest.mark.parametrize(("name", "channels"), [("RN50", 2048), ("RN50x4", 2560), ("tiny", 32 * SHAPES["tiny"].width)])
-@pytest.mark.parametrize(("height", "width"), [(384, 640), (640, 384)], ids=["landscape", "portrait"])
-def test_grid_of_each_shape(name, channels, height, width):
-    """On the meta device: shapes only."""
+# Blocks of each stage, width, and the side of the square images that CLIP was trained on, as published.
+PUBLISHED = {
+    "RN50": ([3, 4, 6, 3], 64, 224),
+    "RN101": ([3, 4, 23, 3], 64, 224),
+    "RN50x4": ([4, 6, 10, 6], 80, 288),
+    "RN50x16": ([6, 8, 18, 8], 96, 384),
+    "RN50x64": ([3, 15, 36, 10], 128, 448),
+    "tiny": ([1, 1, 1, 1], 8, 64),
+}
+
+
+def test_all_of_clips_resnets_are_there():
+    assert SHAPES.keys() == PUBLISHED.keys()
+    assert set(get_args(ModelConfig.__dataclass_fields__["clip_model_name"].type)) == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("size", [(384, 640), (640, 384), None], ids=["landscape", "portrait", "square"])
+def test_grid_of_each_shape(name, size):
+    """On the meta device: shapes only. The position tables, 25 rows each by default, are long enough for all of them."""
+    height, width = size or 2 * (PUBLISHED[name][2],)
     with torch.device("meta"):
         grid = ClipResNet(SHAPES[name])(torch.empty(2, 3, height, width))
-    assert SHAPES[name].channels == channels
-    assert grid.shape == (2, channels, height // 32, width // 32)
+    assert SHAPES[name].channels == 32 * PUBLISHED[name][1]
+    assert grid.shape == (2, 32 * PUBLISHED[name][1], height // 32, width // 32)
     assert STRIDE == 32
+    check_grid(VisualShape(SHAPES[name], sub_feat_num=None), height, width, STRIDE)
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("RN50", [3, 4, 6, 3]), ("RN50x4", [4, 6, 10, 6]), ("tiny", [1] * 4)])
-def test_weights_have_openais_names(name, blocks):
-    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    expected = {f"conv{n}.weight" for n in (1, 2, 3)} | {f"bn{n}.{part}" for n in (1, 2, 3) for part in norm}
-    for stage, count in enumerate(blocks, start=1):
+def openais_layout(blocks, width):
+    """Names and shapes of a published image tower, without its attention pool."""
+
+    def norm(name, channels):
+        parts = {part: (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+        return {f"{name}.{part}": shape for part, shape in {**parts, "num_batches_tracked": ()}.items()}
+
+    half, layout, channels = width // 2, {}, width
+    for n, (into, out) in enumerate(((3, half), (half, half), (half, width)), start=1):
+        layout |= {f"conv{n}.weight": (out, into, 3, 3), **norm(f"bn{n}", out)}
+    for stage, count in enumerate(blocks):
+        planes = width * 2**stage
         for block in range(count):
-            prefix = f"layer{stage}.{block}"
-            expected |= {f"{prefix}.conv{n}.weight" for n in (1, 2, 3)}
-            expected |= {f"{prefix}.bn{n}.{part}" for n in (1, 2, 3) for part in norm}
-        first = f"layer{stage}.0.downsample"
-        expected |= {f"{first}.0.weight"} | {f"{first}.1.{part}" for part in norm}
+            prefix = f"layer{stage + 1}.{block}"
+            sizes = ((planes, channels, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1))
+            for n, size in enumerate(sizes, start=1):
+                layout |= {f"{prefix}.conv{n}.weight": size, **norm(f"{prefix}.bn{n}", size[0])}
+            if block == 0:
+                layout[f"{prefix}.downsample.0.weight"] = (4 * planes, channels, 1, 1)
+                layout |= norm(f"{prefix}.downsample.1", 4 * planes)
+            channels = 4 * planes
+    return layout
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_weights_have_openais_names_and_shapes(name):
+    blocks, width, _ = PUBLISHED[name]
     with torch.device("meta"):
-        assert ClipResNet(SHAPES[name]).state_dict().keys() == expected
+        state = ClipResNet(SHAPES[name]).state_dict()
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == openais_layout(blocks, width)
 
 
 def test_each_block_starts_as_its_shortcut():

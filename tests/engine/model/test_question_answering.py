@@ -52,6 +52,16 @@ def test_the_loss_is_the_mean_times_the_number_of_answers(model):
     assert model(**inputs(TARGET)).loss.item() == pytest.approx(total / 15 * 500, rel=1e-5)
 
 
+def test_the_best_answer_may_count_alone(model):
+    """-log softmax(x)[best], as --mceLoss has it; the third question has no answer and so no best one."""
+    model.best_answer_only = True
+    output = model(**inputs(TARGET))
+    scores = output.answer_scores.double()
+    total = -sum(scores.log_softmax(1)[row, best].item() for row, best in ((0, 0), (1, 1)))
+    assert output.loss.item() == pytest.approx(total / 2 * ANSWERS, rel=1e-5)
+    assert output.metrics.by_name()["qa_loss"][1] == 2
+
+
 def test_what_is_not_labelled_counts_nowhere(model):
     model.eval()  # else batch norm sees the others
     labelled = torch.tensor([True, False, True])

@@ -102,6 +102,27 @@ def test_groups_carry_their_settings():
     assert settings == {"algorithm": "sgd", "lr": 0.03, "momentum": 0.9, "weight_decay": 0.02}
 
 
+def test_adamw_may_train_the_backbone_with_sgds_rate_and_schedule():
+    model = small()
+    groups = parameter_groups(model, **RATES, use_adam_for_visual=True)
+    assert [group["name"] for group in groups[2:]] == ["adamw_backbone_decay", "adamw_backbone_no_decay"]
+    weight, bias = model.visual_model.parameters()
+    for group, parameter, weight_decay in zip(groups[2:], (weight, bias), (0.1, 0.0), strict=True):
+        assert group["params"] == [parameter]
+        settings = {name: group[name] for name in ("algorithm", "lr", "eps", "weight_decay", "schedule")}
+        ours = {"algorithm": "adamw", "lr": 0.03, "eps": 1e-6, "weight_decay": weight_decay, "schedule": "milestones"}
+        assert settings == ours
+    assert [group["schedule"] for group in groups[:2]] == ["warmup"] * 2
+
+
+def test_a_frozen_backbone_has_no_group():
+    model = small()
+    model.visual_model.requires_grad_(False)
+    for adam in (False, True):
+        groups = parameter_groups(model, **RATES, use_adam_for_visual=adam)
+        assert [group["name"] for group in groups] == ["adamw_decay", "adamw_no_decay"]
+
+
 def duplicated(model, groups):
     groups[1]["params"].append(model.head.weight)
 

@@ -570,3 +570,20 @@ def test_small_shared_memory_is_told_with_what_fits(tmp_path):
 
 def test_a_machine_without_that_folder_is_no_error(tmp_path):
     assert check(tmp_path / "none", 1000) is None
+
+
+def test_categories_and_the_first_images_can_be_chosen(data_root):
+    everything = read(data_root)
+    categories = everything.sentences.categories
+    for category in categories:
+        chosen = read(data_root, categories=["elsewhere", category]).sentences
+        assert 0 < len(chosen) == int((everything.sentences.category_codes == categories.index(category)).sum())
+        assert {chosen.categories[code] for code in chosen.category_codes.tolist()} == {category}
+    first = read(data_root, most_images=2)
+    names = first.sentences.image_ids
+    assert {names[code] for code in first.sentences.images.tolist()} == set(list(SIZES)[:2])
+    assert len(read(data_root, most_images=1000).sentences) == len(everything.sentences)
+    (data_root / image_path(list(SIZES)[2])).unlink()  # which the first two don't need
+    assert read(data_root, most_images=2).summary.endswith("2 images")
+    with pytest.raises(UserError, match=r"train has no sentences of --limit_source elsewhere; its categories are \w+"):
+        read(data_root, categories=["elsewhere"])

@@ -20,6 +20,7 @@ from engine.training.memory import answer, device_memory, inputs_on_meta, larges
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 CPU = torch.device("cpu")
+AS_USUAL = {"checkpointing": "none", "freeze_clip": False, "use_adam_for_visual": False}
 
 
 def description(architecture: str = "pretraining") -> ModelDescription:
@@ -50,7 +51,7 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
     question = {
         "description": shape.to_dict(),
         "dtype": "float32",
-        "checkpointing": "none",
+        **AS_USUAL,
         "settings": settings,
         "choices": [1, 32, 64, 96, 112, 448],
     }
@@ -59,6 +60,8 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
     assert answer({**question, "limit": 1}) == 0
     assert answer({**question, "limit": exactly, "checkpointing": "all"}) > 96
     assert answer({**question, "limit": exactly, "dtype": "float16"}) > 96
+    assert answer({**question, "limit": exactly, "freeze_clip": True}) > 96
+    assert answer({**question, "limit": exactly, "use_adam_for_visual": True}) == 64
 
 
 def test_a_whole_share_may_fit_where_its_half_does_not() -> None:
@@ -66,7 +69,7 @@ def test_a_whole_share_may_fit_where_its_half_does_not() -> None:
     shape, (_, settings) = description(), left_open(2, 1)
     with torch.device("meta"):
         model = shape.build()
-    question = {"description": shape.to_dict(), "dtype": "float32", "checkpointing": "none", "settings": settings}
+    question = {"description": shape.to_dict(), "dtype": "float32", **AS_USUAL, "settings": settings}
     limit = max(peak(model, 2, shape, settings, 1) for _ in range(2))
     assert limit < peak(model, 1, shape, settings, 2)
     assert answer({**question, "choices": [1, 2], "limit": limit}) == 2
