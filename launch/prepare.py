@@ -8,6 +8,7 @@
     python launch/prepare.py verify         every annotation, image and size checked; memory and throughput estimated
     python launch/prepare.py demo           the demo's small data set
 
+annotations, images and verify take VQA's files as well: --vqa train,nominival,minival,test.
 COMMAND --help tells the flags; --json FILE writes what was found. Whatever interrupts a command, the same one goes on.
 """
 

@@ -22,6 +22,7 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a machine with a GPU as well
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from more, and tests run side by side
 
+from engine.data.images.folder import image_path
 from engine.synthetic.demo import write_demo
 from tests.warm import WarmProcess, WarmServer
 
@@ -228,6 +229,25 @@ def fp16_flags(folder: Path) -> list[str]:
 def damaged(scenes: Path, tmp_path: Path) -> Path:
     """A copy of the small scenes that a test may change."""
     return Path(shutil.copytree(scenes, tmp_path / "damaged"))
+
+
+@pytest.fixture
+def question_files(damaged: Path) -> Path:
+    """Such a copy with all of VQA's files: nominival has 5 of minival's 15 images, and `test` 3 of its own, unlabelled.
+
+    Each image has two questions.
+    """
+    questions = json.loads((damaged / "vqa" / "minival.json").read_text())
+    test = []
+    for number, question in enumerate(questions[:6]):
+        img_id = f"COCO_test2015_{number // 2:012d}"
+        path = damaged / image_path(img_id)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(damaged / image_path(question["img_id"]), path)
+        test.append({"question_id": 2 * 10**9 + number, "img_id": img_id, "sent": question["sent"]})
+    for name, items in {"nominival": questions[:10], "minival": questions[10:], "test": test}.items():
+        (damaged / "vqa" / f"{name}.json").write_text(json.dumps(items))
+    return damaged
 
 
 @contextlib.contextmanager

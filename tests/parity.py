@@ -57,6 +57,7 @@ from engine.checkpoint.weights import HEAD, load_state
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.questions import read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.folder import SIZES_FILE, ImageFolder, ImageShape, image_path
@@ -80,7 +81,6 @@ from engine.distributed.ranks import Ranks
 from engine.model.encoder import CLIP_STD, normalise_images
 from engine.model.pretraining import ClipVilForPretraining
 from engine.model.question_answering import ClipVilForQuestionAnswering
-from engine.tasks.answering.questions import read_questions
 from engine.tasks.answering.scoring import score_answers
 from engine.tasks.masking import mask_tokens
 from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions

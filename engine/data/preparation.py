@@ -15,14 +15,18 @@ from engine.files import check_writable, write_json
 
 Summary = dict[str, Any]
 PRINTED_PROBLEMS = 10
+FINE_TUNED_ON = ("train", "nominival")  # VQA's files that are one split; each other file is one of its own
 
 
 @dataclass
 class PrepareConfig:
     """What every command of launch/prepare.py takes."""
 
-    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/ and lxmert/")
+    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/ and vqa/")
     json: str | None = HfArg(default=None, help="also write the summary to this file")
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag to change."""
 
 
 @dataclass
@@ -33,8 +37,31 @@ class AnnotationFilesConfig(PrepareConfig):
     valid: str = HfArg(default="mscoco_minival", help="those of the validation; '' for none")
 
     @property
-    def splits(self) -> list[str]:
-        return [names for names in (self.train, self.valid) if names]
+    def splits(self) -> dict[str, list[str]]:
+        """The names of each split's files, with commas between them, by the folder that holds the files."""
+        return {"lxmert": [names for names in (self.train, self.valid) if names]}
+
+    def check(self) -> None:
+        if not any(self.splits.values()):
+            flags = [f"--{name}" for name in ("train", "valid", "vqa") if hasattr(self, name)]
+            raise UserError(f"no annotation file is named; give {' or '.join(flags)}")
+
+
+@dataclass
+class QuestionFilesConfig(AnnotationFilesConfig):
+    """Commands that read VQA's question files as well."""
+
+    vqa: str = HfArg(
+        default="",
+        help="also these files in data/vqa/: train,nominival,minival,test; add --train '' --valid '' for these alone",
+    )
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        names = [name for name in dict.fromkeys(self.vqa.split(",")) if name]
+        fine_tuned_on = ",".join(name for name in FINE_TUNED_ON if name in names)  # in fine-tuning's order
+        others = [name for name in names if name not in FINE_TUNED_ON]
+        return {**super().splits, "vqa": [split for split in (fine_tuned_on, *others) if split]}
 
 
 Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]
@@ -56,6 +83,7 @@ def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) ->
             raise UserError(f"there is no command {name}; choose one of {', '.join(commands)}")
         config_class, command = commands[name]
         config = parse_command(config_class, f"prepare.py {name}", flags)
+        config.check()
         if config.json is not None:
             check_writable(Path(config.json))  # before the work, which may take hours
         summary = command(config)

@@ -64,7 +64,7 @@ def is_frozen(model: nn.Module) -> bool:
 
 
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Every trainable parameter in exactly one group, no group empty, the backbone in its own and nothing else there."""
+    """Every trainable parameter in exactly one group, no group empty, the backbone's alone in its own."""
     seen: dict[int, str] = {}
     for group in groups:
         if not group["params"]:

@@ -11,6 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
+from engine.data.annotations.questions import read_questions
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.sampler import Sample
 from engine.data.splits import annotation_files
@@ -19,7 +20,6 @@ from engine.synthetic.demo import VISUAL_WORDS
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.prediction import build_model as build_predictor
 from engine.tasks.answering.prediction import open_model, read_dataset
-from engine.tasks.answering.questions import read_questions
 from engine.tasks.answering.scoring import AnswerCollector, score_answers
 from engine.tasks.pretraining import PretrainConfig, Pretraining, PretrainingDataset
 from engine.training.loop import evaluate

@@ -8,11 +8,11 @@ from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.data.annotations.answers import AnswerTable, ExactAnswers
+from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
-from engine.tasks.answering.questions import Question, QuestionFile, check_unique, read_questions
 from engine.tasks.answering.scoring import AnswerCollector, score_answers, score_table
 from engine.tasks.task import Judge, Task
 
@@ -104,7 +104,7 @@ class Vqa(Task[VqaConfig]):
         files = annotation_files(self.data_root / "vqa", names)
         source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
         split = self.open_split(source, images, allow_missing_images)
-        check_unique(split.sentences, names)
+        check_unique(split.sentences.question_ids, names)
         options = of_flags(QuestionOptions, config, num_answers=len(self.table))
         return QuestionDataset(split, images, self.encoder.vocabulary, options)
 

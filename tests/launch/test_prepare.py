@@ -6,11 +6,14 @@ import shutil
 import pytest
 from PIL import Image
 
-from engine.data.images.folder import SIZES_FILE
+from engine.data.images.folder import SIZES_FILE, image_path
 from launch.prepare import main
 from tests.conftest import launch, small_tmpfs
 
 TRAIN = ["--train", "mscoco_train", "--valid", "mscoco_minival"]
+VQA = ["--vqa", "train,nominival,minival,test"]
+VQA_ALONE = ["--train", "", "--valid", "", *VQA]
+TEST_IMAGE = "COCO_test2015_000000000001"
 
 
 def prepare(command, root, *flags, code=0):
@@ -35,8 +38,8 @@ def first_image(root):
     return sorted((root / "mscoco" / "train2014").glob("*.jpg"))[0]
 
 
-def change_items(root, change):
-    path = root / "lxmert" / "mscoco_train.json"
+def change_items(root, change, name="lxmert/mscoco_train"):
+    path = root / f"{name}.json"
     items = json.loads(path.read_text())
     change(items)
     path.write_text(json.dumps(items))
@@ -52,6 +55,18 @@ def test_stores_are_those_that_a_training_opens(damaged):
     assert len(files) == 2
     verify(damaged, "--decode", "false")
     assert {path.name: path.stat().st_mtime_ns for path in (damaged / "cache").glob("*.store")} == files
+
+
+def test_stores_of_vqa_are_built_beside_those_of_pre_training_or_alone(question_files):
+    flags = ["--bert", str(question_files / "bert")]
+    stores = prepare("annotations", question_files, *flags, *TRAIN, "--vqa", "test,nominival,minival,train")["stores"]
+    counts = {name: (found["sentences"], found["images"]) for name, found in stores.items()}
+    of_vqa = {"vqa/train,nominival": (90, 45), "vqa/test": (6, 3), "vqa/minival": (20, 10)}
+    assert counts == {"mscoco_train": (160, 40), "mscoco_minival": (60, 15), **of_vqa}
+    assert len(list((question_files / "cache").iterdir())) == 5
+    (question_files / "lxmert" / "all_ans.json").unlink()  # which VQA doesn't need
+    assert set(prepare("annotations", question_files, *flags, *VQA_ALONE)["stores"]) == set(of_vqa)
+    assert len(list((question_files / "cache").iterdir())) == 5
 
 
 # --- sizes
@@ -130,6 +145,19 @@ def test_images_go_to_a_store_that_verifies(damaged):
     shutil.rmtree(damaged / "mscoco" / "train2014")
     found = verify(damaged, "--image_store", str(damaged / "images.lmdb"))
     assert found["images"] == {"images": 55, "missing": 0, "unreadable": 0, "other_size": 0, "decoded_before": 0}
+
+
+def test_images_of_vqa_join_those_of_pre_training_each_once(question_files):
+    flags = [*TRAIN, *VQA, "--workers", "0"]
+    assert prepare("images", question_files, *flags)["written"] == 55 + 3
+    (question_files / image_path(TEST_IMAGE)).unlink()
+    assert prepare("images", question_files, *flags)["there_already"] == 58
+    store = question_files / "vqa.lmdb"
+    flags = ["--train", "", "--valid", "", "--vqa", "minival,test", "--image_store", str(store), "--workers", "0"]
+    summary = prepare("images", question_files, *flags, code=1)
+    assert summary["written"] == 10 + 2
+    assert len(summary["problems"]) == 1
+    assert summary["problems"][0].startswith(f"{question_files / image_path(TEST_IMAGE)}: ")
 
 
 def test_resized_images_of_several_processes(damaged):
@@ -217,6 +245,80 @@ def test_too_small_shared_memory_is_a_problem(damaged, monkeypatch):
     assert "--num_workers" in problem
 
 
+def test_sound_files_of_vqa_have_no_problems(question_files):
+    found = verify(question_files, *VQA)
+    assert found["problems"] == []
+    assert list(found["splits"]) == [
+        *("mscoco_train", "mscoco_minival"),
+        *("vqa/train,nominival", "vqa/minival", "vqa/test"),
+    ]
+    assert found["splits"]["vqa/train,nominival"] == {
+        **{"sentences": 90, "questions": 90, "images": 45, "repeated_sentences": 0},
+        "sources": {"train": {"vqa": 80}, "nominival": {"vqa": 10}},
+    }
+    assert found["splits"]["vqa/test"]["questions"] == 6
+    assert found["images"]["images"] == 58
+    alone = verify(question_files, *VQA_ALONE)
+    assert alone["images"] == {"images": 58, "missing": 0, "unreadable": 0, "other_size": 0, "decoded_before": 58}
+    assert list(alone["splits"]) == ["vqa/train,nominival", "vqa/minival", "vqa/test"]
+
+
+def test_memory_is_that_of_the_larger_training(question_files, monkeypatch):
+    """One opens the stores of pre-training or those of VQA."""
+    seen = []
+
+    def estimate(*_, store_bytes, sentences, **__):
+        seen.append((store_bytes, sentences))
+        return {"problems": []}
+
+    monkeypatch.setattr("engine.data.verification.command.estimate", estimate)
+    for flags in (VQA, VQA_ALONE, []):
+        verify(question_files, "--decode", "false", *flags)
+    both, vqa, pre_training = seen
+    assert (vqa[1], pre_training[1]) == (90, 160)
+    assert 0 < vqa[0] < pre_training[0]
+    assert both == pre_training
+
+
+def test_every_kind_of_problem_of_vqa_is_found(question_files):
+    (question_files / image_path(TEST_IMAGE)).unlink()
+    damaged_image = question_files / image_path("COCO_test2015_000000000002")
+    damaged_image.write_bytes(damaged_image.read_bytes()[:-200])
+    change_items(question_files, lambda items: items[0].update(label={"zebra": 1, "yes": 0.3}), "vqa/train")
+    change_items(question_files, lambda items: items.append(items[3]), "vqa/nominival")
+    change_items(question_files, lambda items: items[1].pop("label"), "vqa/minival")
+    found = verify(question_files, *VQA_ALONE, code=1)
+    told = found["problems"]
+    table = question_files / "vqa" / "trainval_label2ans.json"
+    assert told[:4] == [
+        f"vqa/train,nominival: 1 labels have answers that {table} lacks, such as 'zebra'",
+        "vqa/minival: 1 of 20 questions have no label, the first is 1000005001",
+        "1 question ids of vqa/train,nominival and vqa/minival and vqa/test occur more than once, the first is "
+        "1000001001; remove the repeats, or name each split once",
+        f"{TEST_IMAGE} is not in the image folders of {question_files}",
+    ]
+    assert told[4].startswith(f"{damaged_image}: ")
+    assert len(told) == 5
+    assert found["images"] == {"images": 58, "missing": 1, "unreadable": 1, "other_size": 0, "decoded_before": 0}
+
+
+def test_a_question_of_two_splits_of_vqa_is_a_problem(question_files):
+    shared = json.loads((question_files / "vqa" / "train.json").read_text())[7]
+    change_items(question_files, lambda items: items.append(shared), "vqa/minival")
+    (problem,) = verify(question_files, *VQA_ALONE, "--decode", "false", code=1)["problems"]
+    assert f"occur more than once, the first is {shared['question_id']};" in problem
+
+
+def test_what_keeps_a_fine_tuning_from_starting_is_told(question_files, capsys):
+    flags = ["verify", "--data_root", str(question_files), "--bert", str(question_files / "bert"), *VQA_ALONE]
+    change_items(question_files, lambda rows: rows.update(red=14), "vqa/trainval_ans2label")
+    assert "trainval_label2ans.json disagree, first on 'red'; both" in error_of(capsys, *flags)
+    (question_files / "vqa" / "trainval_ans2label.json").unlink()  # it is optional
+    shutil.rmtree(question_files / "mscoco" / "test2015")
+    assert "mscoco/test2015 can't be read (No such file or directory), and COCO_test2015_" in error_of(capsys, *flags)
+    assert "tets.json is missing; " in error_of(capsys, *flags, "--vqa", "tets")
+
+
 # --- the program itself
 
 
@@ -242,8 +344,15 @@ def test_downloads_are_listed_without_fetching(tmp_path, capsys):
         (["download", "--only", "coco"], "coco"),
         (["sizes", "--json", "/proc/none/x.json"], "/proc/none/x.json can't be written"),
         (["verify", "--data_root", "nowhere"], "nowhere/lxmert/all_ans.json is missing"),
+        (["verify", "--data_root", "nowhere", *VQA_ALONE], "nowhere/vqa/trainval_label2ans.json is missing"),
+        (
+            ["images", *VQA_ALONE, "--vqa", ""],
+            "no annotation file is named; give --train or --valid or --vqa",
+        ),
+        (["answers", "--train", "", "--valid", ""], "no annotation file is named; give --train or --valid"),
+        (["answers", *VQA], "unknown flag --vqa"),
     ],
-    ids=["command", "flag", "value", "name", "json", "root"],
+    ids=["command", "flag", "value", "name", "json", "root", "vqa_root", "no_file", "no_answers", "no_vqa"],
 )
 def test_bad_calls_are_one_line(capsys, argv, part):
     assert part in error_of(capsys, *argv)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from engine.tasks.vqa import Vqa, VqaConfig
 from engine.training.loop import evaluate
 from engine.training.program import RECIPES
 from engine.training.run import build_model, describe_model
+from launch.prepare import main as prepare
 from tests.conftest import launch, read_metrics
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
@@ -63,6 +65,27 @@ def make_task(flags: list[str]) -> Vqa:
     config, _ = parse(VqaConfig, flags, RECIPES)
     config.check(1)
     return Vqa(config, read_bert(config.bert)[1], ALONE)
+
+
+# --- the stores
+
+
+def test_prepared_stores_are_those_that_fine_tuning_and_prediction_open(question_files: Path) -> None:
+    flags = ["--data_root", str(question_files), "--bert", str(question_files / "bert")]
+    assert prepare(["annotations", *flags, "--train", "", "--valid", "", "--vqa", "train,nominival,minival,test"]) == 0
+    prepared = sorted((question_files / "cache").iterdir())
+    assert len(prepared) == 3
+    task = make_task(["--recipe", "demo_vqa", *flags, "--train", VqaConfig.train, "--valid", VqaConfig.valid])
+    assert task.validation is not None
+    assert (len(task.training), len(task.validation)) == (90, 20)
+    bert, tokenizer = read_bert(str(question_files / "bert"))
+    description = ModelDescription.of(bert, VisualShape(SHAPES["tiny"]), task.answers, tokenizer, task.architecture)
+    model = SimpleNamespace(description=description, source="a model", trained_on=None)
+    for test, questions in (("minival", 20), ("test", 6)):
+        config = PredictConfig(test=test, data_root=str(question_files))
+        files = annotation_files(question_files / "vqa", test)
+        assert len(prediction.read_dataset(config, model, files, ALONE)) == questions  # type: ignore[arg-type]
+    assert sorted((question_files / "cache").iterdir()) == prepared
 
 
 # --- a run

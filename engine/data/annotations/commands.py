@@ -8,19 +8,22 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
-from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.answers import AnswerTable, ExactAnswers, normalise_answer
 from engine.data.annotations.files import AnnotationFile, Texts
+from engine.data.annotations.questions import QuestionFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.preparation import AnnotationFilesConfig, Summary
+from engine.data.preparation import AnnotationFilesConfig, QuestionFilesConfig, Summary
 from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.files import write_json
 
+READERS: dict[str, type[AnnotationFile]] = {"lxmert": AnnotationFile, "vqa": QuestionFile}  # by folder
+
 
 @dataclass
-class PrepareAnnotations(AnnotationFilesConfig):
-    """Build the annotation stores that a training with the same flags opens."""
+class PrepareAnnotations(QuestionFilesConfig):
+    """Build the annotation stores that trainings and predictions with these files open."""
 
     bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
     qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
@@ -38,31 +41,47 @@ class PrepareAnswers(AnnotationFilesConfig):
 
 
 def prepare_annotations(config: PrepareAnnotations) -> Summary:
-    """The stores of both splits, with what is in them."""
+    """The store of each split, with what is in it."""
     summary = {}
-    for names, source in annotation_sources(config).items():
+    for name, source in annotation_sources(config).items():
         store = source.open(cache_folder(config), progress=True)
-        summary[names] = {
+        summary[name] = {
             "sentences": len(store),
             "images": len(store.image_ids),
             "bytes": store.columns.nbytes,
             "bytes_per_sentence": round(store.columns.nbytes / max(1, len(store)), 1),
         }
-        print("{}: {sentences:,} sentences, {images:,} images, {bytes:,} bytes".format(names, **summary[names]))
+        print("{}: {sentences:,} sentences, {images:,} images, {bytes:,} bytes".format(name, **summary[name]))
     return {"stores": summary}
 
 
 def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource]:
-    """What the stores of a training are made of, by split."""
+    """What the stores are made of, by split."""
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
-    folder = Path(config.data_root) / "lxmert"
-    answers = AnswerTable.read(folder / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+    answers = {folder: _answer_table(config, folder) for folder, splits in config.splits.items() if splits}
     encoder = TextEncoder(read_bert(config.bert)[1])
     return {
-        names: AnnotationSource(annotation_files(folder, names), encoder, answers, config.with_text)
-        for names in config.splits
+        name: AnnotationSource(files, encoder, answers[folder], config.with_text, READERS[folder])
+        for name, (folder, files) in split_files(config).items()
     }
+
+
+def _answer_table(config: PrepareAnnotations, folder: str) -> AnswerTable:
+    path = Path(config.data_root, folder)
+    if folder == "vqa":
+        return ExactAnswers.of_task(path)
+    return AnswerTable.read(path / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+
+
+def split_files(config: AnnotationFilesConfig) -> dict[str, tuple[str, tuple[Path, ...]]]:
+    """Folder and files of each split. VQA's are called vqa/NAMES: a file in data/lxmert/ may have the same name."""
+    found = {}
+    for folder, splits in config.splits.items():
+        for names in splits:
+            name = names if folder == "lxmert" else f"{folder}/{names}"
+            found[name] = folder, annotation_files(Path(config.data_root, folder), names)
+    return found
 
 
 def cache_folder(config: PrepareAnnotations) -> Path:
@@ -70,12 +89,11 @@ def cache_folder(config: PrepareAnnotations) -> Path:
 
 
 def read_texts(config: AnnotationFilesConfig) -> Iterator[Texts]:
-    """All sentences of both splits, file by file, with progress."""
-    folder = Path(config.data_root) / "lxmert"
-    for path in dict.fromkeys(path for names in config.splits for path in annotation_files(folder, names)):
-        size = path.stat().st_size if path.exists() else None
-        with tqdm(total=size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
-            yield from AnnotationFile(path).texts(bar)
+    """All sentences of all splits, file by file, with progress."""
+    folders = {path: folder for folder, files in split_files(config).values() for path in files}
+    for path, folder in folders.items():
+        with tqdm(total=path.stat().st_size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
+            yield from READERS[folder](path).texts(bar)
 
 
 def prepare_answers(config: PrepareAnswers) -> Summary:

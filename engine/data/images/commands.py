@@ -18,13 +18,13 @@ from engine.data.images.folder import (
     image_path,
 )
 from engine.data.images.writer import write_image_store
-from engine.data.preparation import AnnotationFilesConfig, PrepareConfig, Summary, print_problems
+from engine.data.preparation import PrepareConfig, QuestionFilesConfig, Summary, print_problems
 from engine.errors import UserError
 from engine.files import write_json
 
 
 @dataclass
-class PrepareImages(AnnotationFilesConfig):
+class PrepareImages(QuestionFilesConfig):
     """Write the annotations' images to one LMDB, or complete it."""
 
     image_store: str | None = HfArg(default=None, help="folder of the LMDB; DATA_ROOT/images.lmdb if not given")

@@ -1,18 +1,21 @@
-"""What is in a split, and what occurs in it twice."""
+"""What is in a split, and what is wrong with it."""
 
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
+from engine.data.annotations.questions import check_unique
+from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
+from engine.errors import UserError
 
 CHUNK = 1 << 15  # sentences that are hashed at a time
 
 
 def describe(store: AnnotationStore, files: list[str]) -> dict[str, Any]:
     """Counts of a split, by file and category."""
-    questions, categories = store.questions, store.category_codes
+    categories = store.category_codes
     sources, first = {}, 0
     for name, last in zip(files, store.columns.header["file_ends"], strict=True):
         counts: Counter[str] = Counter()
@@ -20,11 +23,13 @@ def describe(store: AnnotationStore, files: list[str]) -> dict[str, Any]:
             counts[store.categories[code]] += int(count)
         sources[name] = dict(counts)
         first = last
+    only_questions = "question_ids" in store.columns  # as in VQA's files, where those of `test` have no label
     return {
         "sentences": len(store),
-        "questions": int(questions.sum()),
+        "questions": len(store) if only_questions else int(store.questions.sum()),
         "images": len(store.image_ids),
         "repeated_sentences": repeats(store, _hashes(store))[0],  # of one image; regions are often described alike
+        **({"questions_without_known_answer": unknown} if (unknown := store.label_count.unknown) else {}),
         "sources": sources,
     }
 
@@ -34,6 +39,50 @@ def print_split(names: str, found: dict[str, Any]) -> None:
     print(f"{names}: {', '.join(counts)}, {found['repeated_sentences']:,} sentences that their image has already")
     for source, categories in found["sources"].items():
         print(f"  {source}: " + ", ".join(f"{category} {count:,}" for category, count in categories.items()))
+
+
+def sentence_problems(name: str, store: AnnotationStore) -> list[str]:
+    """What is wrong with a split of captions and questions. A training drops answers that its table doesn't have."""
+    problems = []
+    repeated, example = repeats(store, store.uid_codes)
+    if repeated:
+        problems.append(f"{name}: {repeated:,} sentences have the uid of another one, such as {example}")
+    count = store.label_count
+    share = count.unknown / max(1, int(store.questions.sum()))
+    if count.unknown and not count.known:
+        problems.append(f"{name}: no answer is in the answer table (the first is {count.example!r})")
+    elif share > 0.5:
+        problems.append(f"{name}: {share:.0%} of the questions have no answer in the answer table")
+    return problems
+
+
+def question_problems(name: str, store: AnnotationStore, source: AnnotationSource) -> list[str]:
+    """What is wrong with a split of VQA: its labels have only answers of the table, and all questions or none have one.
+
+    The store doesn't say which answers were dropped, so the files are read again.
+    """
+    problems, known = [], source.answers.ids.keys()
+    labels = (label for path in source.files for texts in source.reader(path).texts() for label in texts.labels or ())
+    unknown = [answers for label in labels if (answers := sorted(label.keys() - known))]
+    if unknown:
+        problems.append(
+            f"{name}: {len(unknown):,} labels have answers that {source.answers.name} lacks, such as {unknown[0][0]!r}"
+        )
+    unlabelled = store.question_ids[~store.questions]
+    if 0 < len(unlabelled) < len(store):
+        problems.append(
+            f"{name}: {len(unlabelled):,} of {len(store):,} questions have no label, the first is {unlabelled[0]}"
+        )
+    return problems
+
+
+def repeated_questions(ids: dict[str, np.ndarray]) -> list[str]:
+    """A problem if an id occurs twice, in one split of VQA or in two: what is scored must not be trained on."""
+    try:
+        check_unique(np.concatenate(list(ids.values())), " and ".join(ids))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def repeats(store: AnnotationStore, keys: np.ndarray) -> tuple[int, str]:

@@ -1,9 +1,11 @@
 """prepare.py verify: a whole data set checked as a training would read it, and what that training takes."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
@@ -12,7 +14,13 @@ from engine.data.dataset import ExampleOptions
 from engine.data.images.folder import ImageShape
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
-from engine.data.verification.annotations import describe, print_split, repeats
+from engine.data.verification.annotations import (
+    describe,
+    print_split,
+    question_problems,
+    repeated_questions,
+    sentence_problems,
+)
 from engine.data.verification.estimates import estimate
 from engine.data.verification.images import check_images
 
@@ -55,25 +63,23 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     problems: list[str] = []
     splits: dict[str, dict[str, Any]] = {}
     img_ids: dict[str, None] = {}
-    store_bytes = most_sentences = 0
+    question_ids: dict[str, np.ndarray] = {}
+    store_bytes: Counter[str] = Counter()  # by format; a training opens the stores of one
+    most_sentences = 0
     for names, source in sources.items():
         store = source.open(cache, progress=True)
         splits[names] = describe(store, [path.stem for path in source.files])
-        repeated, example = repeats(store, store.uid_codes)
-        if repeated:
-            problems.append(f"{names}: {repeated:,} sentences have the uid of another one, such as {example}")
-        count = store.label_count
-        if count.unknown:
-            share = count.unknown / max(1, int(store.questions.sum()))
-            splits[names]["questions_without_known_answer"] = count.unknown
-            if not count.known:
-                problems.append(f"{names}: no answer is in the answer table (the first is {count.example!r})")
-            elif share > 0.5:
-                problems.append(f"{names}: {share:.0%} of the questions have no answer in the answer table")
+        if source.reader.has_question_ids:
+            problems += question_problems(names, store, source)
+            question_ids[names] = store.question_ids
+        else:
+            problems += sentence_problems(names, store)
         img_ids |= dict.fromkeys(store.image_ids)
-        store_bytes += store.columns.nbytes
+        store_bytes[source.reader.format] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
+    if question_ids:
+        problems += repeated_questions(question_ids)
 
     missing = dict.fromkeys(images.missing(img_ids))
     problems += [f"{img_id} is not in {images}" for img_id in list(missing)[:MOST_PROBLEMS]]
@@ -89,7 +95,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         ExampleOptions(image_size_min=config.image_size_min, image_size_max=config.image_size_max),
         images,
         present,
-        store_bytes=store_bytes,
+        store_bytes=max(store_bytes.values()),
         sentences=most_sentences,
         batch_size=config.batch_size,
         num_workers=config.num_workers,

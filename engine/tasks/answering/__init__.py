@@ -1,1 +1,1 @@
-"""What tasks that answer questions share: files, examples, scores, predictions."""
+"""What tasks that answer questions share: examples, scores, predictions."""

@@ -19,6 +19,7 @@ from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.folder import IMAGE_ERRORS, ImageShape, reason, to_pixels
@@ -37,7 +38,6 @@ from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
-from engine.tasks.answering.questions import Question, QuestionFile, check_unique, read_questions
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, score_answers, score_table
 from engine.training.loop import evaluate
 
@@ -97,7 +97,7 @@ def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], r
     split = share_on_node(ranks, str(config.test), lambda: read_split(source, images, cache, progress=first))
     if not len(split.sentences):
         raise UserError(f"{', '.join(map(str, files))}: there is no question")
-    check_unique(split.sentences, split.name)
+    check_unique(split.sentences.question_ids, split.name)
     if not config.allow_trained_on:
         if saved.trained_on is not None:
             saved.trained_on.check_unseen(split)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.data.annotations.questions import Question
 from engine.tasks.answering.official_accuracy import accuracy
-from engine.tasks.answering.questions import Question
 
 if TYPE_CHECKING:
     from engine.data.loading import Batch

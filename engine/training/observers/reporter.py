@@ -101,8 +101,7 @@ class Reporter(Observer):
         self._check_unreadable(self.unreadable)
         seconds = time.monotonic() - self.window.started
         means = {name: total / count for name, (total, count) in totals.items() if count}
-        groups = self.engine.optimizer.optimizer.param_groups
-        rates = {group["schedule"]: rate for group, rate in zip(groups, self.engine.lr_scheduler.get_last_lr())}
+        rates = {group["schedule"]: group["lr"] for group in self.engine.optimizer.optimizer.param_groups}
         steps_left = self.total_steps - state.step
         seconds_per_step = seconds / self.window.micro_batches * self.config.gradient_accumulation_steps
         record = {

@@ -253,5 +253,5 @@ def test_command_of_the_readme_prints_the_recipe_of_the_same_name(name, capsys, 
 
 def test_the_readmes_test_command_is_answered_with_the_one_to_type():
     argv = [*FINE_TUNE.split(), "--load", "snap/vqa/vqa_clip_rn50x4/BEST", "--test", "minival", "--print_config"]
-    with pytest.raises(UserError, match="launch/predict_vqa.py --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"):
+    with pytest.raises(UserError, match=r"launch/predict_vqa\.py --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"):
         parse(VqaConfig, argv, RECIPES)

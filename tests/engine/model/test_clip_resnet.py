@@ -98,7 +98,7 @@ def test_all_of_clips_resnets_are_there():
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("size", [(384, 640), (640, 384), None], ids=["landscape", "portrait", "square"])
 def test_grid_of_each_shape(name, size):
-    """On the meta device: shapes only. The position tables, 25 rows each by default, are long enough for all of them."""
+    """On the meta device: shapes only. Position tables of 25 rows, the default, are long enough for all of them."""
     height, width = size or 2 * (PUBLISHED[name][2],)
     with torch.device("meta"):
         grid = ClipResNet(SHAPES[name])(torch.empty(2, 3, height, width))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.questions import QuestionFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.folder import ImageShape, image_path
@@ -17,7 +18,6 @@ from engine.data.splits import annotation_files, open_images, read_split
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
-from engine.tasks.answering.questions import QuestionFile
 from tests.engine.tasks.test_pretraining import tokenizer
 
 ANSWERS = ["yes", "no", "The red"]

@@ -16,7 +16,6 @@ import numpy as np
 
 from engine.data.annotations.answers import read_json
 from engine.data.annotations.files import AnnotationFile, FieldError, Texts, field, is_label
-from engine.data.annotations.store import AnnotationStore
 from engine.errors import UserError
 
 LARGEST_ID = (1 << 63) - 1
@@ -129,9 +128,9 @@ def _official_answers(file: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
             raise UserError(f"{file}, annotation {number}: {error}; download the file again") from None
 
 
-def check_unique(store: AnnotationStore, name: str) -> None:
+def check_unique(question_ids: np.ndarray, name: str) -> None:
     """Raises UserError if a question occurs twice: it would be asked, scored and handed in twice."""
-    ids, counts = np.unique(store.question_ids, return_counts=True)
+    ids, counts = np.unique(question_ids, return_counts=True)
     if (counts > 1).any():
         raise UserError(
             f"{int((counts > 1).sum()):,} question ids of {name} occur more than once, the first is "
