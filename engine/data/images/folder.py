@@ -5,7 +5,8 @@ Here is the folder of files; lmdb_store.py has the LMDB store.
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,12 +19,14 @@ from tqdm import tqdm
 
 from engine.data.annotations.answers import read_json
 from engine.data.images.transforms import Size, centre, placement, resize_and_pad
+from engine.data.images.upright import orientation, upright, upright_size
 from engine.errors import UserError
 
 COCO_SPLITS = ("train2014", "val2014", "test2015")
 GENOME_FOLDER = Path("vg_raw_images/VG_100K")
 SIZES_FILE = Path("mscoco/width_heigths.json")  # the original's spelling
 UNREADABLE_SIZE = (1, 1)
+COMPARED_SIZES = 256  # recorded sizes that are compared with the images at each start
 IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)  # Pillow, for bad bytes
 
 Decoder = Literal["pillow", "simplejpeg"]
@@ -80,6 +83,16 @@ def image_path(img_id: str) -> Path:
     return GENOME_FOLDER / f"{img_id}.jpg"
 
 
+def is_originals(img_id: str) -> bool:
+    """Whether an image is COCO's or, with a number for a name, Visual Genome's: those the original knows."""
+    return image_path(img_id).parent != GENOME_FOLDER or img_id.isdecimal()
+
+
+def size_of(image: Image.Image, img_id: str) -> Size:
+    """From the header, as `to_pixels` takes it."""
+    return image.size if is_originals(img_id) else upright_size(image)
+
+
 @dataclass(frozen=True)
 class ImageFolder:
     """Image files below a data root, in the original project's folders."""
@@ -117,7 +130,7 @@ class ImageFolder:
 
         def measure(img_id: str) -> Size:
             with Image.open(self.data_root / image_path(img_id)) as image:
-                return image.size
+                return size_of(image, img_id)
 
         return recorded_or_measured_sizes(img_ids, self.data_root, measure, progress=progress)
 
@@ -127,7 +140,7 @@ class ImageFolder:
     def load(self, img_id: str) -> np.ndarray:
         path = self.data_root / image_path(img_id)
         try:
-            return to_pixels(path.read_bytes(), self.shape, self.decoder)
+            return to_pixels(path.read_bytes(), self.shape, self.decoder, stand_up=not is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{path}: {reason(error)}") from None
 
@@ -142,7 +155,11 @@ def recorded_or_measured_sizes(
 ) -> np.ndarray:
     """Width and height, int32 (N, 2): those of `width_heigths.json`, measured by threads where it lacks one.
 
-    The JSON's pairs are (height, width), whatever its name says. `measure` raises one of IMAGE_ERRORS.
+    The JSON's pairs are (height, width), whatever its name says. Some are compared with the images. `measure` raises
+    one of IMAGE_ERRORS.
+
+    Raises:
+        UserError: if the file can't be read, or has height and width the wrong way round.
     """
     file = data_root / SIZES_FILE
     recorded = read_json(file) if file.exists() else {}
@@ -167,26 +184,65 @@ def recorded_or_measured_sizes(
         except IMAGE_ERRORS:
             return UNREADABLE_SIZE
 
-    unknown = np.flatnonzero(sizes[:, 0] == 0).tolist()
+    known, unknown = np.flatnonzero(sizes[:, 0]).tolist(), np.flatnonzero(sizes[:, 0] == 0).tolist()
+    sample = random.Random(0).sample(known, min(COMPARED_SIZES, len(known)))
     with ThreadPoolExecutor() as pool:
+        compared = dict(zip(sample, pool.map(measured, sample), strict=True))
         found = pool.map(measured, unknown)
         bar = tqdm(found, desc="image sizes", total=len(unknown), unit="image", disable=not (progress and unknown))
         for number, size in zip(unknown, bar, strict=True):
             sizes[number] = size
+    told = check_recorded_sizes(file, {img_ids[n]: (tuple(sizes[n].tolist()), compared[n]) for n in sample})
+    if recorded and img_ids and not known:
+        told = (
+            f"{file} lists none of these {len(img_ids):,} images, so each start has to measure them: its keys are like "
+            f"{next(iter(recorded))!r}, and 'data/{image_path(img_ids[0]).as_posix()}' was looked for"
+        )
+    if told and progress:
+        print(f"warning: {told}", flush=True)
     return sizes
 
 
+def check_recorded_sizes(file: Path, sizes: Mapping[str, tuple[Size, Size]]) -> str:
+    """Compare recorded sizes with those of the images' headers; what to say of those that differ, or "".
+
+    Raises:
+        UserError: if most of them have height and width exchanged: each image would count as the other orientation.
+    """
+    differing = {img_id: pair for img_id, pair in sizes.items() if pair[0] != pair[1] != UNREADABLE_SIZE}
+    if not differing:
+        return ""
+    img_id, (recorded, found) = next(iter(differing.items()))
+    example = f"{image_path(img_id)} has {found[0]} x {found[1]} pixels, recorded are {recorded[0]} x {recorded[1]}"
+    exchanged = sum(pair[0] == pair[1][::-1] for pair in differing.values())
+    if 2 * exchanged > sum(pair[1][0] != pair[1][1] for pair in sizes.values()):
+        raise UserError(
+            f"{file} has height and width the wrong way round, in {exchanged} of {len(sizes)} images that were "
+            f"compared ({example}); it wants [height, width]: mend it, or remove it and let `prepare.py sizes` write it"
+        )
+    return (
+        f"{file} differs from {len(differing)} of {len(sizes)} images that were compared ({example}); "
+        "`prepare.py verify` compares all of them"
+    )
+
+
 def to_pixels(
-    image: bytes | np.ndarray, shape: ImageShape, decoder: Decoder, original: Size | None = None
+    image: bytes | np.ndarray,
+    shape: ImageShape,
+    decoder: Decoder,
+    original: Size | None = None,
+    *,
+    stand_up: bool = False,
 ) -> np.ndarray:
     """An image file's bytes, or uint8 (H, W, 3), resized and padded: uint8 (3, H, W).
 
-    `original` is the size before an earlier resizing. What simplejpeg doesn't take goes Pillow's way.
+    `original` is the size before an earlier resizing. `stand_up` has it turned as EXIF says. What simplejpeg doesn't
+    take, or would leave lying, goes Pillow's way.
 
     Raises:
         One of IMAGE_ERRORS.
     """
-    if decoder == "simplejpeg" and isinstance(image, bytes):
+    if decoder == "simplejpeg" and isinstance(image, bytes) and not (stand_up and _lies(image)):
         decoded = _decode_jpeg(image)
         if decoded is not None:
             size, canvas = placement(
@@ -198,12 +254,17 @@ def to_pixels(
             return centre(_resize_tensor(decoded, size), canvas)
     with Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image) as opened:
         return resize_and_pad(
-            opened,
+            upright(opened) if stand_up else opened,
             shape.min_size,
             shape.max_size,
             orient_after_resize=shape.orient_after_resize,
             original=original,
         )
+
+
+def _lies(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return orientation(image) != 1
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

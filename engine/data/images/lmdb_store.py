@@ -27,8 +27,10 @@ from engine.data.images.folder import (
     UnreadableImage,
     check_decoder,
     file_stamp,
+    is_originals,
     reason,
     recorded_or_measured_sizes,
+    size_of,
     to_pixels,
 )
 from engine.data.images.records import (
@@ -202,7 +204,7 @@ class ImageStore:
         if isinstance(image, np.ndarray):
             return image.shape[1], image.shape[0]
         with Image.open(io.BytesIO(image)) as opened:
-            return opened.size
+            return size_of(opened, img_id)
 
     def stamp(self, img_id: str) -> str:
         return file_stamp(data_file(self.path))
@@ -211,7 +213,7 @@ class ImageStore:
         """Decoded, resized and padded: uint8 (3, H, W). Raises UnreadableImage."""
         try:
             image, original = image_of(self._value(img_id))
-            return to_pixels(image, self.shape, self.decoder, original)
+            return to_pixels(image, self.shape, self.decoder, original, stand_up=not is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 

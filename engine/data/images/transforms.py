@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from engine.data.images.upright import to_rgb
+
 Size = tuple[int, int]
 MEAN_COLOR = (123, 117, 104)  # what CLIP's normalisation makes 0, to the nearest grey level
 
@@ -55,7 +57,7 @@ def placement(size: Size, min_size: int, max_size: int, *, orient_after_resize: 
 
 def resize_rgb(image: Image.Image, size: Size) -> Image.Image:
     """RGB, resized (bilinear); an image that has the size keeps its pixels."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy one that is RGB
+    rgb = to_rgb(image)
     return rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BILINEAR)
 
 

@@ -15,10 +15,11 @@ import lmdb
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.images.folder import IMAGE_ERRORS, UNREADABLE_SIZE, image_path, reason
+from engine.data.images.folder import IMAGE_ERRORS, UNREADABLE_SIZE, image_path, is_originals, reason, size_of
 from engine.data.images.lmdb_store import data_file, open_store, read_format, release, short
 from engine.data.images.records import FORMAT_KEY, INDEX_ENTRY, INDEX_KEY, StoreFormat, key_of, pack
 from engine.data.images.transforms import Size, placement, resize_rgb
+from engine.data.images.upright import upright
 from engine.errors import UserError
 
 FIRST_MAP_SIZE = 1 << 30  # bytes; doubled whenever it is full
@@ -175,12 +176,13 @@ def encode(img_id: str, data_root: Path, store_format: StoreFormat) -> Encoded:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
-            size = image.size
+            size = size_of(image, img_id)
             if store_format.resize is None:
                 image.load()
             else:
                 buffer = io.BytesIO()
-                resize_rgb(image, placement(size, *store_format.resize)[0]).save(
+                standing = image if is_originals(img_id) else upright(image)
+                resize_rgb(standing, placement(size, *store_format.resize)[0]).save(
                     buffer, "JPEG", quality=store_format.quality
                 )
                 content = buffer.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.images.folder import ImageFolder, ImageSource, UnreadableImage, image_path
+from engine.data.images.folder import ImageFolder, ImageSource, UnreadableImage, image_path, size_of
 from engine.errors import UserError
 
 
@@ -36,8 +36,9 @@ def check_images(images: ImageSource, img_ids: Sequence[str], log: Path) -> tupl
             path = images.data_root / image_path(img_ids[number])
             recorded = tuple(sizes[number].tolist())
             with Image.open(path) as image:
-                if image.size != recorded:
-                    found = "{} x {} pixels, recorded are {} x {}".format(*image.size, *recorded)
+                size = size_of(image, img_ids[number])
+                if size != recorded:
+                    found = "{} x {} pixels, recorded are {} x {}".format(*size, *recorded)
                     return "", f"{path} has {found}"
         return "", ""
 

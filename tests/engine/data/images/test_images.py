@@ -243,3 +243,48 @@ def test_errors_of_pixels_are_those_that_sources_catch():
     for data in (b"", b"\xff\xd8\xff", encoded("RGB", format="PNG")[:60], b"II*\x00" + bytes(40)):
         with pytest.raises(IMAGE_ERRORS):
             to_pixels(data, SHAPE, "pillow")
+
+
+def record_sizes(data_root, count, *, exchanged=0, key="data/{}"):
+    """Landscapes of 20 x 12 pixels, of which some are recorded the wrong way round."""
+    img_ids = [f"COCO_val2014_{number:012d}" for number in range(count)]
+    entries = {}
+    for number, img_id in enumerate(img_ids):
+        save(data_root, img_id)
+        entries[key.format(image_path(img_id).as_posix())] = [20, 12] if number < exchanged else [12, 20]
+    write_sizes(data_root, entries)
+    return img_ids
+
+
+def test_sizes_the_wrong_way_round_are_refused_with_an_example(tmp_path, folder):
+    img_ids = record_sizes(tmp_path, 8, exchanged=5)
+    with pytest.raises(UserError) as error:
+        folder.sizes(img_ids)
+    assert "has height and width the wrong way round, in 5 of 8 images that were compared" in str(error.value)
+    assert ".jpg has 20 x 12 pixels, recorded are 12 x 20)" in str(error.value)
+
+
+def test_a_few_wrong_sizes_are_told_and_kept(tmp_path, folder, capsys):
+    img_ids = record_sizes(tmp_path, 8, exchanged=1)
+    assert folder.sizes(img_ids, progress=True)[0].tolist() == [12, 20]
+    told = capsys.readouterr().out
+    assert told.count("warning: ") == 1
+    assert f"{SIZES_FILE} differs from 1 of 8 images that were compared ({image_path(img_ids[0])} has 20 x 12" in told
+    assert folder.sizes(img_ids).tolist()
+    assert capsys.readouterr().out == ""
+
+
+def test_no_more_than_a_few_hundred_sizes_are_compared(tmp_path, monkeypatch):
+    img_ids = record_sizes(tmp_path, 12)
+    monkeypatch.setattr(module, "COMPARED_SIZES", 5)
+    measured = []
+    module.recorded_or_measured_sizes(img_ids, tmp_path, lambda img_id: measured.append(img_id) or (20, 12))
+    assert len(set(measured)) == len(measured) == 5
+
+
+def test_sizes_under_other_names_are_as_good_as_none_and_told(tmp_path, folder, capsys):
+    img_ids = record_sizes(tmp_path, 3, exchanged=3, key="elsewhere/{}")
+    assert folder.sizes(img_ids, progress=True).tolist() == [[20, 12]] * 3
+    told = capsys.readouterr().out
+    assert "lists none of these 3 images" in told
+    assert "'elsewhere/mscoco/val2014/COCO_val2014_000000000000.jpg', and 'data/mscoco/val2014/" in told
