@@ -112,12 +112,14 @@ def test_simplejpeg_turns_them_as_well():
     assert np.array_equal(turned, to_pixels(buffer.getvalue(), SHAPE, "pillow", stand_up=True))
 
 
-@pytest.mark.filterwarnings("error")  # as Pillow tells it, where it doesn't raise
-@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff"])
-def test_broken_exif_leaves_a_sound_image_as_it_is(exif):
+def test_exif_that_cant_be_read_leaves_a_sound_image_as_it_is(monkeypatch):
+    """Some releases of Pillow raise SyntaxError for a header that a camera wrote twice."""
+
+    def getexif(image):
+        raise SyntaxError("not a TIFF file")
+
     buffer = io.BytesIO()
-    photo(1).save(buffer, "JPEG", exif=exif)
-    with Image.open(buffer) as image, pytest.raises(UserWarning, match="Corrupt EXIF data"):
-        image.getexif()
+    photo(1).save(buffer, "JPEG")
+    monkeypatch.setattr(Image.Image, "getexif", getexif)
     stood_up, left = (to_pixels(buffer.getvalue(), SHAPE, "pillow", stand_up=stand_up) for stand_up in (True, False))
     assert np.array_equal(stood_up, left)
