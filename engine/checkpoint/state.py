@@ -16,6 +16,7 @@ from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 
 CONTENT = "clipvil"  # our own entry beside DeepSpeed's
+SHOWN_CHECKPOINTS = 8
 
 
 class SavedState(Protocol):
@@ -78,9 +79,28 @@ def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = Fals
     if (folder / MANIFEST).exists():
         verify(folder, progress=progress)
         return Checkpoint(folder)
-    file = Path(f"{folder}{SUFFIX}")
-    vqa = Path(f"{folder}.pth")
-    return read_original(vqa if vqa.exists() and not file.exists() else file, optimizers=optimizers)
+    files = [Path(f"{folder}{SUFFIX}"), Path(f"{folder}.pth")]
+    if (file := next((file for file in files if file.is_file()), None)) is None:
+        raise no_checkpoint(folder, files)
+    return read_original(file, optimizers=optimizers)
+
+
+def no_checkpoint(folder: Path, files: list[Path]) -> UserError:
+    """What to say where none of the places has a checkpoint: what was looked for, and what is there instead."""
+    if folder.is_dir():
+        seen, place = folder, f"the folder {folder} has neither {MANIFEST} nor {CONFIG}"
+    else:
+        seen = next(parent for parent in folder.parents if parent.is_dir() or parent == parent.parent)
+        place = f"there is no folder {folder} with {MANIFEST} or {CONFIG}"
+    inside = seen.iterdir() if seen.is_dir() else []
+    found = sorted(path.name for path in inside if path.suffix == ".pth" or (path / MANIFEST).is_file())
+    if (seen / MANIFEST).exists():
+        rest = f"the checkpoint is {seen} itself: name that folder"
+    elif found:
+        rest = f"{seen} holds {', '.join(found[-SHOWN_CHECKPOINTS:])}: name one of them"
+    else:
+        rest = f"nor is there one in {seen}; check the path"
+    return UserError(f"{place}, and neither {files[0].name} nor {files[1].name} is beside it; {rest}")
 
 
 def load_weights(

@@ -125,7 +125,10 @@ CASES: list[tuple[Damage, list[str]]] = [
     (output_is_a_file, ["--output", "choose another folder"]),
     (lambda root: ["--sub_feat_num", "9"], ["--sub_feat_num 9", "2 x 3 = 6 cells"]),
     (lambda root: ["--batch_size", "100"], ["160 sentences", "lower --batchSize"]),
-    (lambda root: ["--load", "nowhere/Epoch09", "--from_scratch", "false"], ["nowhere/Epoch09_LXRT.pth is missing"]),
+    (
+        lambda root: ["--load", "nowhere/Epoch09", "--from_scratch", "false"],
+        ["no folder nowhere/Epoch09 with", "neither Epoch09_LXRT.pth nor Epoch09.pth"],
+    ),
     (lambda root: ["--bert", str(root / "lxmert")], ["no BERT at", "config.json"]),
     (lambda root: ["--from_scratch", "false", "--clip_weights", "no.pt"], ["no.pt is missing", "--fromScratch"]),
     (lambda root: ["--valid", "nothing"], ["nothing.json is missing"]),

@@ -249,3 +249,30 @@ def test_file_of_something_else_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "x.pth")
     with pytest.raises(UserError, match="holds no state dict of tensors"):
         read_tensors(tmp_path / "x.pth")
+
+
+def test_a_path_without_a_checkpoint_is_told_with_all_that_was_looked_for(tmp_path):
+    run = tmp_path / "run"
+    for name in ("Epoch01", "Epoch02"):
+        (run / name).mkdir(parents=True)
+        (run / name / "manifest.json").write_text("{}")
+    (run / "Epoch01_LXRT.pth").write_bytes(b"")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")  # is a checkpoint of nobody here
+
+    def message(path):
+        with pytest.raises(UserError) as error:
+            open_checkpoint(str(path))
+        return str(error.value)
+
+    looked_for = "with manifest.json or config.json, and neither Epoch03_LXRT.pth nor Epoch03.pth is beside it; "
+    there_is = f"{run} holds Epoch01, Epoch01_LXRT.pth, Epoch02: name one of them"
+    assert message(run / "Epoch03") == f"there is no folder {run / 'Epoch03'} {looked_for}{there_is}"
+    assert message(run / "Epoch03_LXRT.pth") == message(run / "Epoch03")
+    assert message(run).startswith(f"the folder {run} has neither manifest.json nor config.json")
+    assert message(run).endswith(there_is)
+    part = run / "Epoch02" / "mp_rank_00_model_states.pt"
+    part.write_bytes(b"")
+    assert message(part).endswith(f"the checkpoint is {run / 'Epoch02'} itself: name that folder")
+    assert message(tmp_path / "ruN" / "Epoch03").endswith(f"nor is there one in {tmp_path}; check the path")
+    assert "nor is there one in ." in message("x")
