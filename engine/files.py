@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from engine.errors import UserError
+from engine.progress import Bar
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,5 +76,5 @@ def only_here(file: IO[bytes], path: Path) -> None:
         pass  # Some network file systems know no locks.
 
 
-def byte_bar(name: str, total: int | None, have: int, progress: bool) -> "tqdm[Any]":
-    return tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=not progress)
+def byte_bar(name: str, total: int | None, have: int, progress: bool) -> Bar:
+    return Bar(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=not progress)

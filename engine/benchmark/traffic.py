@@ -26,6 +26,7 @@ from engine.benchmark.backbones import casting_norm, run_plainly, torch_norm
 from engine.benchmark.counting import Traffic
 from engine.model.clip_resnet import SHAPES, ClipResNet
 from engine.model.memory import activation_bytes, cast_parameters
+from engine.progress import Bar
 from kernels.benchmark.shapes import DTYPES
 
 GB = 1e9
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{options.model}, {options.images} images of {height} x {width}, {options.dtype}; GB\n")
     print(f"{'':12}{'kept':>8}{'convolutions':>14}{'all else':>10}{'of before':>11}")
     before = None
-    for way, found in tqdm(
+    for way, found in Bar(
         ways(options.model, DTYPES[options.dtype], options.images, (height, width)), total=4, disable=None, leave=False
     ):
         before = before or found.others

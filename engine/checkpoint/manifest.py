@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from engine.errors import UserError
+from engine.progress import Bar
 
 MANIFEST = "manifest.json"  # of a complete checkpoint: its step, and every file's size and hash
 UNFINISHED, DELETED = ".unfinished", ".deleted"  # behind a name that begins with a dot
@@ -80,7 +79,7 @@ def verify(folder: Path, *, progress: bool = False) -> None:
     """
     files = read_manifest(folder)["files"]
     total = sum(entry["bytes"] for entry in files.values())
-    bar = tqdm(desc=f"verifying {folder.name}", total=total, unit="B", unit_scale=True, delay=2, disable=not progress)
+    bar = Bar(desc=f"verifying {folder.name}", total=total, unit="B", unit_scale=True, delay=2, disable=not progress)
     with bar:
         for name, entry in files.items():
             path = folder / name

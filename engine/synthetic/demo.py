@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 from tokenizers import BertWordPieceTokenizer
-from tqdm import tqdm
 
 from engine.data.images.folder import SIZES_FILE, image_path
+from engine.progress import Bar
 
 COLORS = {
     "red": (220, 40, 40),
@@ -138,7 +138,7 @@ def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: i
     texts: list[str] = []
     for name, split in zip(("mscoco_train", "mscoco_minival"), scenes, strict=True):
         annotations: list[dict[str, Any]] = []
-        for scene, draw in tqdm(split, desc=f"drawing {name}", unit="scene", disable=not progress):
+        for scene, draw in Bar(split, desc=f"drawing {name}", unit="scene", disable=not progress):
             path = data_root / image_path(scene.img_id)
             path.parent.mkdir(parents=True, exist_ok=True)
             scene.paint(draw).save(path, quality=92)

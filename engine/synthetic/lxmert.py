@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from tqdm import tqdm
 
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.folder import SIZES_FILE, image_path
+from engine.progress import Bar
 
 NAME = "synthetic"  # of the annotation file, as for --train
 VOCABULARY_SIZE = 30_522  # BERT's
@@ -106,7 +106,7 @@ def write_data_set(data_root: Path, items: int, seed: int, *, progress: bool = F
     img_ids: list[str] = []
     with (
         (data_root / "lxmert" / f"{NAME}.json").open("w") as file,
-        tqdm(total=items, desc="synthetic sentences", unit_scale=True, disable=not progress) as bar,
+        Bar(total=items, desc="synthetic sentences", unit_scale=True, disable=not progress) as bar,
     ):
         for item in _draw(np.random.default_rng(seed), items, words, answers):
             file.write(("," if img_ids else "[") + "\n" + json.dumps(item))

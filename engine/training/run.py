@@ -207,3 +207,4 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
     train(engine, batches, state, config, metrics, observers)
     dist.destroy_process_group()
+    folder.leave()

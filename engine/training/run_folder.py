@@ -46,6 +46,11 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
 
+    def leave(self) -> None:
+        """Let others in."""
+        if self.lock is not None:
+            self.lock.close()
+
     def write_config(self, config: TrainingConfig) -> None:
         """Leave the flags as a recipe.
 

@@ -5,10 +5,12 @@ import resource
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from engine.configuration.parsing import parse
 from engine.tasks.pretraining import PretrainConfig
@@ -73,6 +75,24 @@ def own_seconds(arguments: list[str], code: int) -> float:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run.returncode == code, run.stderr
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_text_is_utf8_in_every_locale() -> None:
+    """Where Python would take it for ASCII, a path comes as bytes that tokenizers and safetensors refuse."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "launch" / "pretrain.py"), "--data_root", "dä", "--print_config"]
+    run = subprocess.run(command, env={**environment(), **locale}, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert yaml.safe_load(run.stdout)["data_root"] == "dä"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_nothing_to_warn_of(flags: Callable[..., list[str]]) -> None:
+    """Warnings are errors: those that can't be raised, as of a file that is left open, are printed."""
+    command = [sys.executable, "-W", "error", str(ROOT / "launch" / "pretrain.py"), *flags("--max_steps", "2")]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Warning" not in run.stderr
 
 
 @pytest.mark.parametrize("gpus", [None, 1, 8])

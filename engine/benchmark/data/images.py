@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from engine.benchmark.data.measuring import Results, median_ratio, side_by_side
 from engine.data.images.folder import ImageFolder, ImageShape, ImageSource, image_path
 from engine.data.images.lmdb_store import ImageStore
 from engine.data.images.transforms import resize_and_pad, stack_images
 from engine.data.images.writer import write_image_store
+from engine.progress import Bar
 from engine.synthetic.lxmert import write_photos
 
 BATCH, WORKER_BATCH = 32, 8
@@ -87,7 +87,7 @@ def measure_images(data_root: Path, count: int, seed: int, rounds: int) -> Resul
     repeated = [img_ids[n % count :][:WORKER_BATCH] for n in range(0, max(64, 4 * count), WORKER_BATCH)]
     data_set = Uint8Batches(ImageFolder(data_root, SHAPE), repeated)
     rates: dict[int, list[float]] = {1: [], workers: []}
-    for number in tqdm([*rates] * rounds, desc="workers", leave=False):
+    for number in Bar([*rates] * rounds, desc="workers", leave=False):
         rates[number].append(worker_rate(data_set, number))
     return {
         **{f"images_per_second_{name}": count / statistics.median(times) for name, times in seconds.items()},

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from engine.errors import UserError
+from engine.progress import Bar
 
 Results = dict[str, float | int | str]
 
@@ -80,7 +79,7 @@ def side_by_side(functions: Mapping[str, Callable[[], object]], rounds: int, nam
     seconds: dict[str, list[float]] = {key: [] for key in functions}
     gc.collect()
     gc.freeze()  # else one side's collections would walk through the other side's objects
-    for _ in tqdm(range(rounds), desc=name, leave=False, disable=not name):
+    for _ in Bar(range(rounds), desc=name, leave=False, disable=not name):
         for key, function in functions.items():
             start = time.perf_counter()
             function()

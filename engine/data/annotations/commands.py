@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.answers import AnswerTable, ExactAnswers, normalise_answer
@@ -17,6 +16,7 @@ from engine.data.preparation import AnnotationFilesConfig, QuestionFilesConfig, 
 from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.files import write_json
+from engine.progress import Bar
 
 READERS: dict[str, type[AnnotationFile]] = {"lxmert": AnnotationFile, "vqa": QuestionFile}  # by folder
 
@@ -92,7 +92,7 @@ def read_texts(config: AnnotationFilesConfig) -> Iterator[Texts]:
     """All sentences of all splits, file by file, with progress."""
     folders = {path: folder for folder, files in split_files(config).values() for path in files}
     for path, folder in folders.items():
-        with tqdm(total=path.stat().st_size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
+        with Bar(total=path.stat().st_size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
             yield from READERS[folder](path).texts(bar)
 
 

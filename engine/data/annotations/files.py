@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from tqdm import tqdm
-
 from engine.data.annotations.answers import no_such_file
 from engine.errors import UserError
+from engine.progress import Bar
 
 CHUNK = 1 << 20
 # How far before the end of a buffer an unfinished item can be called broken: "\uD83D\uDE00" and "-Infinity" fit in.
@@ -41,7 +40,7 @@ class AnnotationFile:
         self.number = 0  # of the item that was read last
         self.sha256 = ""  # of the bytes that were read, once all are
 
-    def texts(self, bar: "tqdm[Any] | None" = None) -> Iterator[Texts]:
+    def texts(self, bar: Bar | None = None) -> Iterator[Texts]:
         """All sentences in the order of the file.
 
         Raises:
@@ -79,7 +78,7 @@ class AnnotationFile:
         """What to say of the item that was read last."""
         return UserError(f"{self.path}, item {self.number}: {reason}; mend or remove the item")
 
-    def items(self, bar: "tqdm[Any] | None" = None) -> Iterator[Any]:
+    def items(self, bar: Bar | None = None) -> Iterator[Any]:
         """The items of the list; `bar` advances by bytes."""
         stream = _Stream(self.path, bar)
         if stream.next_character() != "[":
@@ -107,7 +106,7 @@ class AnnotationFile:
 class _Stream:
     """A text file that is decoded from a buffer; what is used up is dropped."""
 
-    def __init__(self, path: Path, bar: "tqdm[Any] | None") -> None:
+    def __init__(self, path: Path, bar: Bar | None) -> None:
         try:
             self.file = path.open("rb", buffering=0)
         except OSError as error:

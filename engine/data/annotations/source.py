@@ -31,6 +31,7 @@ from engine.data.annotations.store import AnnotationStore, LabelCount
 from engine.data.annotations.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
 from engine.files import NO_SPACE
+from engine.progress import Bar
 
 FORMAT = 2  # of the columns; see store.py
 LIMIT = 1 << 16  # of categories, of sentences of one category of one image, of different scores
@@ -111,7 +112,7 @@ class AnnotationSource:
         """
         builder = _Builder(self, folder)
         size = sum(path.stat().st_size for path in self.files)
-        with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
+        with Bar(total=size, desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
             for path, digest in zip(self.files, digests, strict=True):
                 file = self.reader(path)
                 for texts in file.texts(bar):

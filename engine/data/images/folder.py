@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from engine.data.annotations.answers import read_json
 from engine.data.images.transforms import Size, centre, placement, resize_and_pad
 from engine.data.images.upright import orientation, upright, upright_size
 from engine.errors import UserError
+from engine.progress import Bar
 
 COCO_SPLITS = ("train2014", "val2014", "test2015")
 GENOME_FOLDER = Path("vg_raw_images/VG_100K")
@@ -189,7 +189,7 @@ def recorded_or_measured_sizes(
     with ThreadPoolExecutor() as pool:
         compared = dict(zip(sample, pool.map(measured, sample), strict=True))
         found = pool.map(measured, unknown)
-        bar = tqdm(found, desc="image sizes", total=len(unknown), unit="image", disable=not (progress and unknown))
+        bar = Bar(found, desc="image sizes", total=len(unknown), unit="image", disable=not (progress and unknown))
         for number, size in zip(unknown, bar, strict=True):
             sizes[number] = size
     told = check_recorded_sizes(file, {img_ids[n]: (tuple(sizes[n].tolist()), compared[n]) for n in sample})

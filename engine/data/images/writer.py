@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import lmdb
 from PIL import Image
-from tqdm import tqdm
 
 from engine.data.images.folder import IMAGE_ERRORS, UNREADABLE_SIZE, image_path, is_originals, reason, size_of
 from engine.data.images.lmdb_store import data_file, open_store, read_format, release, short
@@ -21,6 +20,7 @@ from engine.data.images.records import FORMAT_KEY, INDEX_ENTRY, INDEX_KEY, Store
 from engine.data.images.transforms import Size, placement, resize_rgb
 from engine.data.images.upright import upright
 from engine.errors import UserError
+from engine.progress import Bar
 
 FIRST_MAP_SIZE = 1 << 30  # bytes; doubled whenever it is full
 COMMIT_RECORDS, COMMIT_BYTES = 1000, 64 << 20  # a transaction ends at whichever is reached first
@@ -77,7 +77,7 @@ def write_image_store(
         stored = writer.stored()
         todo = [img_id for img_id in wanted if key_of(img_id) not in stored]
         with contextlib.closing(_encode_all(todo, data_root, store_format, workers)) as encoded:
-            for image in tqdm(encoded, desc="images", total=len(todo), unit="image", disable=not progress):
+            for image in Bar(encoded, desc="images", total=len(todo), unit="image", disable=not progress):
                 if image.problem:
                     unreadable.append(image.problem)
                     continue

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from engine.data.images.folder import ImageFolder, ImageSource, UnreadableImage, image_path, size_of
 from engine.errors import UserError
+from engine.progress import Bar
 
 
 def check_images(images: ImageSource, img_ids: Sequence[str], log: Path) -> tuple[list[str], list[str], int]:
@@ -45,7 +45,7 @@ def check_images(images: ImageSource, img_ids: Sequence[str], log: Path) -> tupl
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = tqdm(pool.map(check, todo), desc="decoding", total=len(todo), unit="image")
+            found = Bar(pool.map(check, todo), desc="decoding", total=len(todo), unit="image")
             for number, (problem, difference) in zip(todo, found, strict=True):
                 if problem:
                     unreadable.append(problem)

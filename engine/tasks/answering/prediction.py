@@ -36,6 +36,7 @@ from engine.files import check_writable, write_json
 from engine.model.clip_resnet import STRIDE
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
+from engine.progress import Bar
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, score_answers, score_table
@@ -153,7 +154,7 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
         collector.see(batch, output)
 
     started = time.monotonic()
-    evaluate(model, tqdm(batches, desc=str(config.test), unit="batch", disable=not first), on_batch=see)
+    evaluate(model, Bar(batches, desc=str(config.test), unit="batch", disable=not first), on_batch=see)
     predictions = collector.gather(len(dataset))
     seconds = time.monotonic() - started
     if first:

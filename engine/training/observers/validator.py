@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.pretrained import save_pretrained
@@ -16,6 +15,7 @@ from engine.checkpoint.saving import full_state
 from engine.data.loading import Batch
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
+from engine.progress import Bar
 from engine.tasks.task import Judge
 from engine.training.loop import Observer, TrainState, evaluate
 from engine.training.observers.reporter import Progress, Reporter, as_line, with_total_loss
@@ -80,7 +80,7 @@ class Validator(Observer):
 
     def after_epoch(self, state: TrainState) -> None:
         engine, preemption = self.reporter.engine, self.saver.preemption
-        batches = tqdm(self.batches, desc="validation", leave=False, disable=engine.global_rank != 0)
+        batches = Bar(self.batches, desc="validation", leave=False, disable=engine.global_rank != 0)
         until_a_signal = itertools.takewhile(lambda batch: preemption.received is None, batches)
         means = evaluate(engine.module, until_a_signal, on_batch=self._see)
         self.saver.agree()

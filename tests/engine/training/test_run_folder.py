@@ -104,3 +104,15 @@ def test_a_run_waits_for_the_one_before_and_not_for_ever(
     finally:
         other.kill()
         other.join()
+
+
+def test_who_leaves_lets_others_in_at_once(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.claim(CONFIG)
+    first.leave()
+    assert first.lock is not None
+    assert first.lock.closed
+    started = time.monotonic()
+    second.claim(CONFIG)
+    assert time.monotonic() - started < 1
+    second.leave()
