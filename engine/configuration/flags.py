@@ -143,6 +143,7 @@ class RunConfig:
     seed: int = HfArg(default=9595, help="seed of every random draw")
     deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
+    start_timeout: int = HfArg(default=60, help="seconds that the ranks of several machines may start apart")
 
 
 @dataclass
@@ -163,6 +164,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             "gradient_accumulation_steps",
             "epochs",
             "report_step",
+            "start_timeout",
             "image_size_min",
             "sub_feat_num",
             "pos_num",

@@ -9,19 +9,23 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
+from engine.distributed.meeting import Meeting, no_port
 from engine.errors import UserError
 
 
-def join() -> None:
-    """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm.
+def join(meeting: Meeting | None = None) -> None:
+    """Start torch.distributed, with nothing of DeepSpeed's in /dev/shm; on several machines, when all are ready.
 
     DeepSpeed has a shared buffer for CPU ranks, which only inference uses and which a killed run leaves behind. It is
     an operator that the table of those that can be compiled has to grant. Ours grants none: to make its own, DeepSpeed
     would try them all, and print a warning for each that needs a CUDA compiler where there is none.
 
     Raises:
-        UserError: on rank 0, if something else has the port where the ranks are to meet.
+        UserError: on rank 0, if something else has the port where the ranks are to meet; on any, if there is no way to
+            the others' addresses.
     """
+    if meeting is not None:
+        meeting.wait_for_all()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "MASTER_ADDR" not in os.environ:  # no launcher
@@ -32,11 +36,22 @@ def join() -> None:
     deepspeed.ops.__compatible_ops__ = {ShareMemCommBuilder.NAME: False}
     try:
         deepspeed.init_distributed(verbose=False)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise UserError(
-            f"port {os.environ['MASTER_PORT']}, where the ranks were to meet, is taken by another program, perhaps by "
-            "another training on this machine; give the launcher another --master_port"
-        ) from None
-    dist.barrier()
+        dist.barrier()
+    except RuntimeError as error:  # torch's own kinds are some of these
+        if "EADDRINUSE" in str(error):
+            raise no_port(os.environ["MASTER_PORT"]) from None
+        if is_about_addresses(error):
+            raise UserError(
+                f"rank {os.environ['RANK']} on {socket.gethostname()} has no way to the others "
+                f"({str(error).strip().splitlines()[0]}); name a network interface that reaches them on every machine: "
+                "GLOO_SOCKET_IFNAME=eth0 and, for GPUs, NCCL_SOCKET_IFNAME=eth0 (`ip addr` lists them)"
+            ) from None
+        raise
+    if meeting is not None:
+        meeting.end()
+
+
+def is_about_addresses(error: RuntimeError) -> bool:
+    """Whether Gloo or NCCL took an address of this machine that the others can't reach, or found none."""
+    signs = ("connectFullMesh", "Unable to find address", "Unable to resolve", "Bootstrap : no socket interface found")
+    return any(sign in str(error) for sign in signs)

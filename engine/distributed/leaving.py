@@ -18,7 +18,7 @@ def has_lost_a_rank(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone."""
     import torch.distributed as dist  # here, because flags are checked before anything heavy is imported
 
-    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "gloo/transport" in str(error)
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 @contextmanager

@@ -15,5 +15,10 @@ def end_workers() -> None:
     """In a rank that ends: SIGTERM, which multiprocessing would send and then wait, they don't heed."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would take it for a failure
     threading.excepthook = lambda failure: None  # and its thread that pins batches may be in the midst of receiving one
+    kill_workers()
+
+
+def kill_workers() -> None:
+    """From any thread."""
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -8,6 +8,7 @@
 5. training         epochs of micro-batches; a checkpoint and a validation after each
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from engine.checkpoint.description import ModelDescription, Preprocessing
 from engine.checkpoint.formats.published import pretrained_parts
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
+from engine.checkpoint.space import Files, check_space
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
@@ -30,6 +32,7 @@ from engine.data.trained_on import TrainedOn
 from engine.distributed.device import pick_device, pick_kernels
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
+from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
@@ -135,6 +138,19 @@ def build_model(
     return model
 
 
+def check_disk(config: TrainingConfig, folder: Path, model: Any, task: Task[Any], batches_per_epoch: int) -> str:
+    """What to say of a disk that is too small for all checkpoints, or ""; UserError if it is for those that stay."""
+    itemsize = 4 if config.precision == "fp32" else 2
+    backbone_moments = 2 if config.use_adam_for_visual else int(config.sgd_momentum > 0)
+    files = Files.of(model, itemsize=itemsize, backbone_moments=backbone_moments)
+    steps_per_epoch = max(1, batches_per_epoch // config.gradient_accumulation_steps)
+    steps = min(config.max_steps or sys.maxsize, steps_per_epoch * config.last_epoch)
+    epochs = -(-steps // steps_per_epoch)
+    saves = epochs + (steps // config.save_step if config.save_step else 0)
+    weights_files = epochs * task.epoch_weights + 3 * task.best_and_last  # BEST, LAST, and one that replaces it
+    return check_space(folder, files, saves=saves, keep=config.keep, weights_files=weights_files)
+
+
 def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
     """Train to the end.
 
@@ -145,6 +161,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
     kernels = pick_kernels(device)
+    meeting = Meeting(ranks, config.start_timeout)
     folder = RunFolder(Path(config.output))
     folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
@@ -164,9 +181,11 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     if ranks.rank == 0:
         folder.write_config(config)
     model = build_model(config, description, start, task)
+    if ranks.rank == 0 and (told := check_disk(config, folder.path, model, task, len(batches))):
+        print(f"warning: {told}", flush=True)
 
-    join()
-    check_agreement(resumed, config.batch_size)
+    join(meeting)
+    check_agreement(resumed, config.batch_size, folder.path)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
         on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"

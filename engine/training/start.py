@@ -1,5 +1,7 @@
 """Where a run starts: its own newest checkpoint, another's, or none; and whether it may."""
 
+import socket
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ MAY_CHANGE = frozenset(
     {"data_root", "bert", "clip_weights", "image_store", "cache_dir", "num_workers", "worker_start_method"}
     | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
-    | {"output", "report_step", "save_step", "keep", "resume"}
+    | {"output", "report_step", "save_step", "keep", "resume", "start_timeout"}
     | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
@@ -79,10 +81,29 @@ def settle_micro_batch(
     config.check(ranks.world_size)
 
 
-def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
-    """Raises UserError if machines go on from different checkpoints or chose other micro-batches; all ranks call it."""
+def check_agreement(resumed: Checkpoint | None, batch_size: int, output: Path) -> None:
+    """Compare what machines see and chose. All ranks call it.
+
+    Raises:
+        UserError: if --output isn't one folder for all, if they go on from different checkpoints, or if they chose
+            other micro-batches.
+    """
+    probe = [f".seen-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(probe, src=0)
+    if dist.get_rank() == 0:
+        (output / probe[0]).touch()
+    dist.barrier()
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size))
+    name = resumed.folder.name if resumed is not None else "none"
+    dist.all_gather_object(found, (name, batch_size, (output / probe[0]).exists(), socket.gethostname()))
+    if dist.get_rank() == 0:
+        (output / probe[0]).unlink()
+    blind = [f"rank {rank} on {host}" for rank, (_, _, sees, host) in enumerate(found) if not sees]
+    if blind:
+        raise UserError(
+            f"{blind[0]} doesn't see what rank 0 on {found[0][3]} writes to --output {output}, where every rank saves "
+            f"its part ({len(blind)} of {len(found)} ranks don't); choose a folder on a disk that all machines share"
+        )
     names, sizes = ({each[place] for each in found} for place in (0, 1))
     if len(sizes) > 1:
         raise UserError(

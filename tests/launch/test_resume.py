@@ -15,6 +15,7 @@ import torch
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.shards import Shards
+from engine.checkpoint.space import Files
 from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import BACKBONE
 from tests.conftest import fp16_flags, launch, read_metrics, session_members, start
@@ -64,6 +65,8 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, t
     run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert sorted(path.name for path in whole.glob("*[0-9]")) == ["Epoch01", "Epoch02", "Step000004", "Step000008"]
+    model = Checkpoint(whole / "Epoch02").description.build()
+    assert_counted(whole / "Epoch02", Files.of(model, itemsize=4, backbone_moments=1))
     for name in ("Step000004", "Epoch01"):
         output = tmp_path / name
         shutil.copytree(whole / name, output / name)
@@ -136,6 +139,17 @@ def test_a_frozen_backbone_keeps_every_digit_and_goes_on(flags: Flags, tmp_path:
         assert not torch.equal(saved[0][name], saved[0][name].bfloat16().float())
     words = "bert.embeddings.word_embeddings.weight"
     assert not torch.equal(saved[0][words], saved[1][words])
+    model = Checkpoint(whole / "Step000004").description.build()
+    model.bert.encoder.visual_model.requires_grad_(False)
+    assert_counted(whole / "Step000004", Files.of(model, itemsize=2, backbone_moments=0))
+
+
+def assert_counted(folder: Path, files: Files) -> None:
+    """Real files take what was counted before the run, and names, shapes and generators: under 1 kB for each of 150
+    tensors, whatever their size."""
+    state = sum(path.stat().st_size for path in folder.iterdir())
+    assert 0 < state - files.state < 150_000
+    assert 0 < Path(f"{folder}_LXRT.pth").stat().st_size - files.weights < 150_000
 
 
 def wait_for_step(output: Path, process: Any) -> None:

@@ -36,6 +36,7 @@ class PredictConfig:
     )
     allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
     max_unreadable_images: int = HfArg(default=0, help="damaged images to answer blindly before giving up")
+    start_timeout: int = HfArg(default=60, help="seconds that the ranks of several machines may start apart")
     fp16: bool = HfArg(default=False, help="half precision; needs a GPU")
     bf16: bool = HfArg(default=False, help="bf16")
 
@@ -47,7 +48,7 @@ class PredictConfig:
             raise UserError("either --test SPLIT or --question TEXT --image FILE is needed")
         if (self.question is None) != (self.image is None):
             raise UserError("--question and --image go together; add the other one")
-        for name in ("batch_size", "top_k"):
+        for name in ("batch_size", "top_k", "start_timeout"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: at least 1 is needed")
         for name in ("num_workers", "seed", "max_unreadable_images"):

@@ -29,6 +29,7 @@ from engine.data.splits import annotation_files, open_images, read_split
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
+from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
@@ -116,6 +117,7 @@ def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], r
 
 def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
     """Answer all questions of a split."""
+    meeting = Meeting(ranks, config.start_timeout)
     files = annotation_files(Path(config.data_root, "vqa"), str(config.test))
     results = {
         name: Path(config.output or Path(config.load).parent, f"{config.test}_{name}.json")
@@ -137,7 +139,7 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
         world_size=ranks.world_size,
         start_method=config.worker_start_method,
     )
-    join()
+    join(meeting)
     model = build_model(saved, config, device)
     collector, unreadable = AnswerCollector(config.top_k or 1), 0
 

@@ -118,11 +118,13 @@ def test_settings_wait_for_the_choice() -> None:
     assert [settings[name] for name in names] == ["auto", "auto", 96]
 
 
-def test_machines_that_chose_otherwise_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_chose_otherwise_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     def gather(found: list[Any], mine: Any) -> None:
-        found[:] = [mine, (mine[0], 32)]
+        found[:] = [mine, (mine[0], 32, *mine[2:])]
 
-    monkeypatch.setattr(start, "dist", SimpleNamespace(get_world_size=lambda: 2, all_gather_object=gather))
-    start.check_agreement(None, 32)
+    nothing = {name: lambda *arguments, **more: None for name in ("broadcast_object_list", "barrier")}
+    counts = {"get_rank": lambda: 0, "get_world_size": lambda: 2}
+    monkeypatch.setattr(start, "dist", SimpleNamespace(all_gather_object=gather, **counts, **nothing))
+    start.check_agreement(None, 32, tmp_path)
     with pytest.raises(UserError, match=r"came to 24 and 32 on machines with other GPUs; give --micro_batch_size 24"):
-        start.check_agreement(None, 24)
+        start.check_agreement(None, 24, tmp_path)

@@ -1,0 +1,113 @@
+"""Ranks on several machines: who doesn't come, who is gone, and who can't be reached, each in one line."""
+
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from engine.distributed import joining
+from engine.distributed.joining import join
+from engine.distributed.meeting import Meeting
+from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.training import start
+from tests.conftest import ROOT, environment, free_port
+
+
+def of_two(rank: int) -> Ranks:
+    return Ranks(rank=rank, world_size=2, local_rank=0, local_world_size=1)
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> str:
+    port = free_port()
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    return port
+
+
+def test_a_rank_that_does_not_come_is_named(port: str) -> None:
+    with pytest.raises(UserError, match=r"^rank 1 of 2 ranks had not started after 1 s; .* --start_timeout"):
+        Meeting(of_two(0), patience=1)
+
+
+def test_no_way_to_rank_0_is_told_with_its_address(port: str) -> None:
+    with pytest.raises(UserError, match=rf"found no rank 0 at 127\.0\.0\.1:{port} within 1 s; .*--master_addr"):
+        Meeting(of_two(1), patience=1)
+
+
+def test_a_port_that_is_taken_is_told_at_the_start(port: str) -> None:
+    taken = f"^port {port}, where the ranks were to meet, is taken"
+    with socket.create_server(("127.0.0.1", int(port))), pytest.raises(UserError, match=taken):
+        Meeting(of_two(0), patience=1)
+
+
+def test_on_one_machine_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    meeting = Meeting(Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2), patience=1)
+    meeting.wait_for_all()
+    meeting.end()
+
+
+def start_rank(rank: int, port: str, *dies: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "tests.workers.meeting", str(rank), port, *dies]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize("dying", [0, 1, None], ids=["rank 0", "rank 1", "none"])
+def test_who_is_killed_while_preparing_ends_the_others(dying: int | None) -> None:
+    """By kill -9, of which nobody tells the other machine; and preparing for long is no reason to end."""
+    port = free_port()
+    ranks = [start_rank(rank, port, *(["die"] if rank == dying else [])) for rank in (0, 1)]
+    results = [(*process.communicate(timeout=60), process.returncode) for process in ranks]
+    if dying is None:
+        assert [(code, stdout) for stdout, _, code in results] == [(0, "all are ready\n")] * 2
+        return
+    stdout, stderr, code = results[1 - dying]
+    assert (stdout, code) == ("", 1)
+    where = "" if dying == 0 else f" on {socket.gethostname()}"
+    lines = [line for line in stderr.splitlines() if "error: " in line]
+    assert lines == [f"meeting.py: error: rank {dying}{where} ended while the ranks started; its own message says why"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused, remote=",
+        "[enforce fail at device.cc:84] ifa != nullptr. Unable to find address for: eth99",
+    ],
+)
+def test_an_address_that_others_cant_reach_is_told_with_what_to_set(port: str, said: str) -> None:
+    def init_distributed(verbose: bool) -> None:
+        raise RuntimeError(said + "\nException raised from ...")
+
+    with patch.object(joining.deepspeed, "init_distributed", init_distributed), pytest.raises(UserError) as error:
+        join()
+    assert "GLOO_SOCKET_IFNAME=eth0 and, for GPUs, NCCL_SOCKET_IFNAME=eth0" in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_machines_without_a_common_output_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """The second one has a folder of the same name on a disk of its own."""
+
+    def gather(found: list[Any], mine: tuple[Any, ...]) -> None:
+        assert mine[2]  # rank 0 sees its own
+        found[:] = [mine, (mine[0], mine[1], False, "node2")]
+
+    fake = SimpleNamespace(
+        get_rank=lambda: 0,
+        get_world_size=lambda: 2,
+        broadcast_object_list=lambda values, src: None,
+        barrier=lambda: None,
+        all_gather_object=gather,
+    )
+    monkeypatch.setattr(start, "dist", fake)
+    with pytest.raises(UserError, match=r"rank 1 on node2 doesn't see what rank 0 on .* \(1 of 2 ranks don't\)"):
+        start.check_agreement(None, 32, tmp_path)
+    assert list(tmp_path.iterdir()) == []
