@@ -16,21 +16,21 @@ def end_with_launcher() -> None:
 
     Raises SIGTERM in this process, which is what launchers send, too; at once, if one went while we started.
     """
-    family = [os.getpid(), *_launchers()]
-    launchers = [os.pidfd_open(pid) for pid in family[1:]]
+    family = [os.getpid(), *launchers()]
+    above = [os.pidfd_open(pid) for pid in family[1:]]
     if _some_went(family):
         os.kill(os.getpid(), signal.SIGTERM)
-    if not launchers:
+    if not above:
         return
 
     def watch() -> None:
-        select.select(launchers, [], [])
+        select.select(above, [], [])
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="launcher watch").start()
 
 
-def _launchers() -> Iterator[int]:
+def launchers() -> Iterator[int]:
     """The processes right above this one that are deepspeed's or torchrun's; shells and others don't count."""
     pid = os.getppid()
     while pid > 1:

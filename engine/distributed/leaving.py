@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,9 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from engine.distributed.launchers import launchers
 from engine.distributed.ranks import Ranks
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
+
+LONGEST_END = 30  # seconds that are granted to a launcher
+SPEAKER = """
+import select, sys
+select.select([int(sys.argv[1])], [], [], float(sys.argv[2]))
+sys.stderr.write(sys.argv[3])
+"""
 
 
 def has_lost_a_rank(error: Exception) -> bool:
@@ -31,7 +40,8 @@ def telling_errors(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         if not has_lost_a_rank(error):
             raise
-        leave(f"rank {ranks.rank} ends, another one is gone", code=1)
+        say(f"rank {ranks.rank} ends, another one is gone")
+        leave(code=1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -44,12 +54,32 @@ def exit_with(error: UserError) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if Ranks.from_environment().rank != 0:
         time.sleep(3)
-    leave(f"error: {error}", code=2)
+    say_last(f"error: {error}")
+    leave(code=2)
 
 
-def leave(message: str, code: int) -> NoReturn:
-    """End this process and its workers, whatever else it still does."""
+def say(message: str) -> None:
+    """Print one line to standard error, under the program's name."""
     print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+
+
+def say_last(message: str) -> None:
+    """The same; under a launcher, when that has ended and said all that it has to say.
+
+    deepspeed writes several lines behind the last one of a rank that failed, and torchrun thirty, which hide it.
+    """
+    try:
+        ending = os.pidfd_open(next(launchers()))
+    except (StopIteration, OSError):  # there is none, or none any more
+        return say(message)
+    sys.stderr.flush()
+    line = f"\n{Path(sys.argv[0]).name}: {message}\n"
+    speaker = [sys.executable, "-I", "-S", "-c", SPEAKER, str(ending), str(LONGEST_END), line]
+    subprocess.Popen(speaker, pass_fds=[ending], start_new_session=True)  # the launcher may end what is in its own
+
+
+def leave(code: int) -> NoReturn:
+    """End this process and its workers, whatever else it still does."""
     sys.stdout.flush()
     end_workers()
     os._exit(code)

@@ -407,5 +407,5 @@ def test_a_damaged_model_is_named(model: Path, scenes: Path) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         predict(model, scenes)
     shutil.rmtree(model)
-    with pytest.raises(UserError, match="there is no folder .*model with manifest"):
+    with pytest.raises(UserError, match=r"there is no folder .*model with manifest"):
         predict(model, scenes)

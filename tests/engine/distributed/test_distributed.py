@@ -188,7 +188,7 @@ def test_launchers_are_known_by_their_commands(monkeypatch, above, expected):
     monkeypatch.setattr(os, "getppid", lambda: 10)
     monkeypatch.setattr(engine.distributed.launchers, "_command", lambda pid: commands[pid].encode())
     monkeypatch.setattr(engine.distributed.launchers, "parent_of", lambda pid: pid + 1 if pid + 1 in commands else 1)
-    assert list(engine.distributed.launchers._launchers()) == list(commands)[:expected]
+    assert list(engine.distributed.launchers.launchers()) == list(commands)[:expected]
 
 
 @pytest.mark.parametrize(
@@ -267,3 +267,31 @@ def test_the_end_with_the_launcher_is_a_sigterm(tmp_path):
     assert int(top.stdout.readline()) == -signal.SIGTERM
     top.wait()
     top.stdout.close()
+
+
+FAILING_RANK = """
+import sys
+sys.argv = ["launch/pretrain.py"]
+from engine.distributed.leaving import exit_with
+from engine.errors import UserError
+exit_with(UserError("something is wrong"))
+"""
+LAUNCHER = """
+import subprocess, sys, time
+code = subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode
+time.sleep(0.5)
+print("noise", flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("name", ["torchrun", "wrapper"])
+def test_the_error_is_the_last_line_under_a_launcher(name, tmp_path):
+    """What the launcher says of a rank that failed comes before it; behind other parents nobody has to wait."""
+    (tmp_path / name).write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / name), FAILING_RANK]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    lines = [line for line in run.stdout.splitlines() if line]
+    error = "pretrain.py: error: something is wrong"
+    assert lines == (["noise", error] if name == "torchrun" else [error, "noise"])
+    assert run.returncode == 2
