@@ -101,6 +101,11 @@ def connect(ranks: Ranks, patience: float) -> Store:
     Raises:
         UserError: if there is no way to it, or something else has the port.
     """
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserError(
+            f"the environment says that there are {ranks.world_size} ranks, but not where they meet (MASTER_ADDR and "
+            "MASTER_PORT); start them with `deepspeed` or `torchrun`, or set both"
+        )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opens = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:

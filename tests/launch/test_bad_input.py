@@ -6,6 +6,7 @@ Run in this process up to the error; how a process ends with one is tested in te
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def error_of(flags: list[str]) -> str:
         config.check(ranks.world_size)
         run(config, Pretraining, ranks, deepspeed_settings(config, ranks.world_size))
 
-    with pytest.raises(UserError) as caught:
+    with patch("engine.training.run.Meeting"), pytest.raises(UserError) as caught:
         start()
     return str(caught.value)
 

@@ -40,6 +40,12 @@ def test_no_way_to_rank_0_is_told_with_its_address(port: str) -> None:
         Meeting(of_two(1), patience=1)
 
 
+def test_ranks_without_a_place_to_meet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"that there are 2 ranks, but not where they meet \(MASTER_ADDR and"):
+        Meeting(of_two(0), patience=1)
+
+
 def test_a_port_that_is_taken_is_told_at_the_start(port: str) -> None:
     taken = f"^port {port}, where the ranks were to meet, is taken"
     with socket.create_server(("127.0.0.1", int(port))), pytest.raises(UserError, match=taken):
