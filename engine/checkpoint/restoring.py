@@ -8,6 +8,8 @@ from deepspeed import DeepSpeedEngine
 from engine.checkpoint.state import Checkpoint, SavedState
 from engine.errors import UserError
 
+MOMENTS = {"adamw": {"exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
+
 
 def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: Iterable[str]) -> None:
     """Moments and step counts into this rank's part, whatever number of ranks saved them.
@@ -21,7 +23,8 @@ def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: I
     for group, partition, parameters in groups:
         if group["algorithm"] not in algorithms:
             continue
-        found = {parameter: saved.moment_keys(names[parameter]) for parameter in parameters}
+        own = MOMENTS[group["algorithm"]]  # the other run may have had another algorithm for the backbone
+        found = {parameter: own & saved.moment_keys(names[parameter]) for parameter in parameters}
         keys = set().union(*found.values())
         lacking = [names[parameter] for parameter in parameters if found[parameter] != keys or not keys]
         if lacking and group["algorithm"] == "adamw":
@@ -34,14 +37,17 @@ def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: I
         for parameter in parameters:
             if parameter._hp_mapping is not None:  # a part of it is this rank's
                 ours, its = parameter._hp_mapping.hp_fragment_address, parameter._hp_mapping.lp_fragment_address
-                for key, value in saved.moments(names[parameter]).items():
+                moments = saved.moments(names[parameter])
+                for key in keys & moments.keys():
+                    value = moments[key]
                     if value.shape != parameter.shape:
                         raise UserError(
                             f"{saved.source}: {key} of {names[parameter]} has shape {tuple(value.shape)}, parameter "
                             f"{tuple(parameter.shape)}; add --not_load_adam_optimizer --not_load_scheduler"
                         )
                     state[key].narrow(0, ours.start, ours.numel).copy_(value.flatten().narrow(0, its.start, its.numel))
-        counts = {count for p in parameters if (count := saved.steps(names[p])) is not None}
+        counted = parameters if group["algorithm"] == "adamw" else []
+        counts = {count for p in counted if (count := saved.steps(names[p])) is not None}
         if len(counts) > 1:
             raise UserError(f"{saved.source}: AdamW's step counts differ between parameters ({sorted(counts)})")
         if counts:

@@ -26,6 +26,7 @@ from engine.optim.hybrid import is_exempt_from_decay
 
 SUFFIX = "_LXRT.pth"
 PREFIX = "module."
+WRAPPERS = (PREFIX, "_orig_mod.")  # what DataParallel, its successors and torch.compile put before each name
 # Ours in front of the names of the original's VQA model
 VQA_NAMES = {"bert.": "lxrt_encoder.model.bert.", f"{HEAD}logit_fc.": "logit_fc."}
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -59,9 +60,15 @@ class OriginalState:
         return self.steps_by_name.get(name)
 
 
+def unwrapped(key: str) -> str:
+    """A name without what wrappers put before it, however many there were."""
+    while wrapper := next((wrapper for wrapper in WRAPPERS if key.startswith(wrapper)), None):
+        key = key.removeprefix(wrapper)
+    return key
+
+
 def our_name(key: str) -> str:
     """The original's name of a tensor, of either of its models, to ours."""
-    key = key.removeprefix(PREFIX)
     for ours, theirs in VQA_NAMES.items():
         if key.startswith(theirs):
             return ours + key.removeprefix(theirs)
@@ -88,20 +95,20 @@ def read_original(path: Path, *, optimizers: bool = True) -> OriginalState:
     Raises:
         UserError: if a file is damaged, or an optimiser's state is of another model.
     """
-    raw = read_tensors(path)
+    raw = {unwrapped(key): tensor for key, tensor in read_tensors(path).items()}
     used, unused = split_unused(raw, str(path))
     found = OriginalState(str(path), used, unused)
-    if any(key.removeprefix(PREFIX).startswith("logit_fc.") for key in raw):
+    if any(key.startswith("logit_fc.") for key in raw):
         found.architecture = "question_answering"
     if not optimizers or found.architecture != "pretraining":
         return found
-    names = [key.removeprefix(PREFIX) for key in raw if not key.endswith((DECODER, *BUFFERS))]
+    names = [key for key in raw if not key.endswith((DECODER, *BUFFERS))]
     trunk = [name for name in names if not name.startswith(BACKBONE)]
     in_order = {
         "AdamOptim": sorted(trunk, key=is_exempt_from_decay),
         "SGDOptim": [name for name in names if name.startswith(BACKBONE)],
     }
-    shapes = {key.removeprefix(PREFIX): tensor.shape for key, tensor in raw.items()}
+    shapes = {key: tensor.shape for key, tensor in raw.items()}
     for kind, order in in_order.items():
         file = path.with_name(path.name.removesuffix(".pth") + f"_{kind}.pth")
         if file.exists():

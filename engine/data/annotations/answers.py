@@ -79,7 +79,8 @@ class AnswerTable:
             if wanted is None or wanted & set(entry.get("dsets") or ()):
                 answers.append(entry["ans"])
         if not answers:
-            raise UserError(f"{path} has no answer for the data sets {sorted(wanted or [])}; check --qaSets")
+            of = f" of the data sets {', '.join(sorted(wanted))}; check --qaSets" if wanted else "; download it again"
+            raise UserError(f"{path} has no answer{of}")
         try:
             return cls(answers, str(path))
         except ValueError as error:

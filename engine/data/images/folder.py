@@ -27,7 +27,8 @@ GENOME_FOLDER = Path("vg_raw_images/VG_100K")
 SIZES_FILE = Path("mscoco/width_heigths.json")  # the original's spelling
 UNREADABLE_SIZE = (1, 1)
 COMPARED_SIZES = 256  # recorded sizes that are compared with the images at each start
-IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)  # Pillow, for bad bytes
+# Pillow's for bad bytes; its warnings are errors where Python is told to take them for such.
+IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError, Warning)
 
 Decoder = Literal["pillow", "simplejpeg"]
 

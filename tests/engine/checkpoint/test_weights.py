@@ -1,6 +1,7 @@
 """Weights from the files that a user has: OpenAI's CLIP, a BERT folder, checkpoints of the original and our own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import BertConfig, BertForPreTraining
 from engine.benchmark.backbones import run_plainly
 from engine.checkpoint.formats.original import split_unused
 from engine.checkpoint.formats.published import load_bert, load_clip
+from engine.checkpoint.restoring import restore_optimizers
 from engine.checkpoint.state import load_weights, open_checkpoint
 from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, WORDS, load_state, read_tensors
 from engine.configuration.bert import read_bert
@@ -276,3 +278,28 @@ def test_a_path_without_a_checkpoint_is_told_with_all_that_was_looked_for(tmp_pa
     assert message(part).endswith(f"the checkpoint is {run / 'Epoch02'} itself: name that folder")
     assert message(tmp_path / "ruN" / "Epoch03").endswith(f"nor is there one in {tmp_path}; check the path")
     assert "nor is there one in ." in message("x")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_before_names_is_taken_off(prefix, tmp_path):
+    """As DataParallel in DataParallel, or torch.compile, leave it in a file."""
+    model = make(1)
+    torch.save({prefix + key: tensor for key, tensor in original_state(model).items()}, tmp_path / "Epoch01_LXRT.pth")
+    other = make(2)
+    load_weights(other, open_checkpoint(str(tmp_path / "Epoch01")), None)
+    assert_same_weights(other, model)
+
+
+def test_moments_of_another_algorithm_are_none_for_adamw():
+    """A checkpoint whose backbone SGD trained with momentum, in a run whose backbone AdamW is to train."""
+    weight = nn.Parameter(torch.zeros(2))
+    groups = [{"algorithm": "adamw"}]
+    zero = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=groups, state={}),
+        single_partition_of_fp32_groups=[torch.zeros(2)],
+        bit16_groups=[[weight]],
+    )
+    engine = SimpleNamespace(optimizer=zero, module=SimpleNamespace(named_parameters=lambda: [("conv1", weight)]))
+    saved = SimpleNamespace(source="Epoch01", moment_keys=lambda name: {"momentum_buffer"})
+    with pytest.raises(UserError, match="Epoch01 has no state of AdamW for conv1, .* --not_load_adam_optimizer"):
+        restore_optimizers(engine, saved, ("adamw", "sgd"))

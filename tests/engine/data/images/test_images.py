@@ -288,3 +288,12 @@ def test_sizes_under_other_names_are_as_good_as_none_and_told(tmp_path, folder, 
     told = capsys.readouterr().out
     assert "lists none of these 3 images" in told
     assert "'elsewhere/mscoco/val2014/COCO_val2014_000000000000.jpg', and 'data/mscoco/val2014/" in told
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_makes_an_unreadable_image(tmp_path, folder, monkeypatch):
+    """Under `python -W error`, Pillow's doubts about a huge image would end a loading worker."""
+    save(tmp_path, COCO)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)  # twice as many would be refused in any case
+    with pytest.raises(UnreadableImage, match="decompression bomb"):
+        folder.load(COCO)
