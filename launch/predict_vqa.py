@@ -18,8 +18,8 @@ from engine.tasks.answering.flags import PredictConfig
 
 
 def main() -> None:
-    ranks = Ranks.from_environment()
-    with telling_errors(ranks):
+    with telling_errors():
+        ranks = Ranks.from_environment()
         config = parse_command(PredictConfig, "predict_vqa.py", sys.argv[1:])
         config.check()
         from engine.tasks.answering.prediction import run  # brings torch and DeepSpeed, which takes seconds

@@ -64,12 +64,12 @@ def check_space(folder: Path, files: Files, *, saves: int, keep: int | None, wei
     in_gb = {"needed": max(needed, 0) / GB, "free": free / GB, "state": files.state / GB, "weights": files.weights / GB}
     if keep is None and min(2, saves) * files.state + files.weights - there <= free:
         return (
-            "--output {folder} needs {needed:.1f} GB for {saves} checkpoints of {state:.1f} GB, and {free:.1f} GB are "
+            "--output {folder} needs {needed:.3g} GB for {saves} checkpoints of {state:.3g} GB, and {free:.3g} GB are "
             "free: the disk will be full before the end; add --keep 3"
         ).format(folder=folder, saves=saves, **in_gb)
     raise UserError(
         (
-            "--output {folder} needs {needed:.1f} GB for {written} checkpoints of {state:.1f} GB and {files} x "
-            "{weights:.1f} GB of weights, and {free:.1f} GB are free; free space, choose another disk or lower --keep"
+            "--output {folder} needs {needed:.3g} GB for {written} checkpoints of {state:.3g} GB and {files} x "
+            "{weights:.3g} GB of weights, and {free:.3g} GB are free; free space, choose another disk or lower --keep"
         ).format(folder=folder, written=written, files=weights_files, **in_gb)
     )

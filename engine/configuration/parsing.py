@@ -16,6 +16,8 @@ from engine.configuration.original import PATCHES, add_flags, check_flags
 from engine.configuration.recipes import read_recipe, recipe_names
 from engine.errors import UserError
 
+LOCAL_RANK = ("--local_rank", "--local-rank")  # which deepspeed and torch.distributed.launch add, with = and a number
+
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -51,7 +53,7 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     parser = Parser(config_class, allow_abbrev=False)
     parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
     parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's
+    parser.add_argument(*LOCAL_RANK, dest="local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=int, help="machines that the launcher was to start; checked")
     originals = add_flags(parser)
     for name, former in FORMER_VALUES.items():
@@ -87,5 +89,5 @@ def parse_command(config_class: type[Command], program: str, argv: list[str]) ->
         UserError: for an unknown flag or value.
     """
     parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
-    ours = [argument for argument in argv if not argument.startswith("--local_rank=")]  # which deepspeed adds
+    ours = [argument for argument in argv if argument.split("=")[0] not in LOCAL_RANK]
     return config_class(**vars(parser.parse_args(ours)))

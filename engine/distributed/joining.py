@@ -28,7 +28,7 @@ def join(meeting: Meeting | None = None) -> None:
         meeting.wait_for_all()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if "MASTER_ADDR" not in os.environ:  # no launcher
+    if "RANK" not in os.environ:  # no launcher
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))

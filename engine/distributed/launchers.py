@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Scripts, and modules that `python -m` runs.
-LAUNCHERS = {"deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+LAUNCHERS = {
+    *("deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch"),
+    *("torchrun", "torch.distributed.run", "torch.distributed.launch"),
+}
 
 
 def end_with_launcher() -> None:

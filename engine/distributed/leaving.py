@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.distributed.launchers import launchers
-from engine.distributed.ranks import Ranks
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
 
@@ -31,7 +30,7 @@ def has_lost_a_rank(error: Exception) -> bool:
 
 
 @contextmanager
-def telling_errors(ranks: Ranks) -> Iterator[None]:
+def telling_errors() -> Iterator[None]:
     """What ends a program under a launcher becomes one line and an exit code."""
     try:
         yield
@@ -40,7 +39,7 @@ def telling_errors(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         if not has_lost_a_rank(error):
             raise
-        say(f"rank {ranks.rank} ends, another one is gone")
+        say(f"rank {os.environ.get('RANK', '0')} ends, another one is gone")
         leave(code=1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -52,7 +51,7 @@ def exit_with(error: UserError) -> NoReturn:
     What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if Ranks.from_environment().rank != 0:
+    if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
     say_last(f"error: {error}")
     leave(code=2)

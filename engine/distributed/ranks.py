@@ -17,6 +17,12 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
+        """Raises UserError if the environment speaks of several ranks, and not of this one."""
+        if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but RANK isn't set, so this program "
+                "would wait for other ranks; start with `deepspeed` or `torchrun`, or unset WORLD_SIZE"
+            )
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size  # torchrun, deepspeed
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))

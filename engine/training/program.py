@@ -23,8 +23,8 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
     Args:
         argv: flags; those of the command line if not given.
     """
-    ranks = Ranks.from_environment()
-    with telling_errors(ranks):
+    with telling_errors():
+        ranks = Ranks.from_environment()
         config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
         config.check(ranks.world_size)
         settings = deepspeed_settings(config, ranks.world_size)

@@ -110,7 +110,7 @@ def check_options(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     ranks = Ranks.from_environment()
     options = parse(arguments)
-    with telling_errors(ranks):
+    with telling_errors():
         if ranks.world_size > 1:
             raise UserError("this benchmark measures one device; start it without a launcher")
         check_options(options)

@@ -301,5 +301,5 @@ def test_moments_of_another_algorithm_are_none_for_adamw():
     )
     engine = SimpleNamespace(optimizer=zero, module=SimpleNamespace(named_parameters=lambda: [("conv1", weight)]))
     saved = SimpleNamespace(source="Epoch01", moment_keys=lambda name: {"momentum_buffer"})
-    with pytest.raises(UserError, match="Epoch01 has no state of AdamW for conv1, .* --not_load_adam_optimizer"):
+    with pytest.raises(UserError, match=r"Epoch01 has no state of AdamW for conv1, .* --not_load_adam_optimizer"):
         restore_optimizers(engine, saved, ("adamw", "sgd"))

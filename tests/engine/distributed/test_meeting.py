@@ -46,6 +46,13 @@ def test_ranks_without_a_place_to_meet_are_told(monkeypatch: pytest.MonkeyPatch)
         Meeting(of_two(0), patience=1)
 
 
+def test_several_ranks_of_which_this_is_none_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2 in the environment, but RANK isn't set"):
+        Ranks.from_environment()
+
+
 def test_a_port_that_is_taken_is_told_at_the_start(port: str) -> None:
     taken = f"^port {port}, where the ranks were to meet, is taken"
     with socket.create_server(("127.0.0.1", int(port))), pytest.raises(UserError, match=taken):
