@@ -188,7 +188,8 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     check_agreement(resumed, config.batch_size, folder.path)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
-        on = f"{ranks.world_size} ranks on {device.type}, {config.precision}, kernels of {kernels}"
+        count = f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}"
+        on = f"{count} on {device.type}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
     if config.compile:

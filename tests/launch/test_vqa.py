@@ -17,6 +17,7 @@ from engine.checkpoint.manifest import read_manifest
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.parsing import parse
+from engine.data.annotations.questions import read_questions
 from engine.data.loading import evaluation_loader
 from engine.data.splits import annotation_files
 from engine.data.trained_on import TrainedOn
@@ -87,6 +88,16 @@ def test_prepared_stores_are_those_that_fine_tuning_and_prediction_open(question
         files = annotation_files(question_files / "vqa", test)
         assert len(prediction.read_dataset(config, model, files, ALONE)) == questions  # type: ignore[arg-type]
     assert sorted((question_files / "cache").iterdir()) == prepared
+
+
+def test_a_few_images_leave_as_many_questions_to_score(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As --tiny does, with fewer images than the scenes have."""
+    monkeypatch.setattr(VqaConfig, "most_images", 5)
+    task = make_task(["--recipe", "demo_vqa", "--data_root", str(scenes), "--bert", str(scenes / "bert"), "--tiny"])
+    assert task.validation is not None
+    assert 0 < len(task.validation) < len(read_questions([scenes / "vqa" / "minival.json"]))
+    assert [question.question_id for question in task.questions] == task.validation.sentences.question_ids.tolist()
+    assert len({question.img_id for question in task.questions}) == 5
 
 
 # --- a run
