@@ -30,8 +30,8 @@ class Parser(HfArgumentParser):
             flag = message.removeprefix(unknown).split()[0]
             if not flag.startswith("-"):
                 raise UserError(
-                    f"{flag!r} belongs to no flag; GPUs, port and machines are the launcher's, as in `deepspeed "
-                    "--include localhost:0,1 --master_port 9590 launch/pretrain.py --output snap/pretrain/NAME ...`"
+                    f"{flag!r} belongs to no flag; GPUs, port and machines are given to the launcher, before the "
+                    "program (`deepspeed --include localhost:0,1 --master_port 9590 PROGRAM --output snap/NAME ...`)"
                 )
             close = difflib.get_close_matches(flag.split("=")[0], self._option_string_actions, n=1)
             message = f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help")

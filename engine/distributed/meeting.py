@@ -7,15 +7,14 @@ until all have prepared their data, which may take minutes on one machine and se
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
+from engine.distributed.leaving import say
 from engine.distributed.ranks import Ranks
 from engine.distributed.workers import kill_workers
 from engine.errors import UserError
@@ -44,8 +43,9 @@ class Meeting:
         self.store = PrefixStore("clipvil", connect(ranks, patience))
         self.store.set(f"beat {ranks.rank}", "0")
         self.store.set(f"host {ranks.rank}", socket.gethostname())
-        while missing := self._without("host"):
+        while not self._all_have("host"):
             if time.monotonic() > deadline:
+                missing = [rank for rank in range(ranks.world_size) if not self.store.check([f"host {rank}"])]
                 raise UserError(
                     f"{_names(missing)} of {ranks.world_size} ranks had not started after {patience:.0f} s; see what "
                     "their machine says, or wait longer with --start_timeout"
@@ -57,16 +57,16 @@ class Meeting:
         """Return when every rank has prepared its data and come here."""
         if not self.alone:
             self.store.set(f"ready {self.ranks.rank}", "")
-            while self._without("ready"):
+            while not self._all_have("ready"):
                 time.sleep(0.2)
 
     def end(self) -> None:
         """Watch no longer: from here on a rank that is gone shows in the others' collectives."""
         self.joined.set()
 
-    def _without(self, word: str) -> list[int]:
-        """The ranks that haven't said a word yet."""
-        return [rank for rank in range(self.ranks.world_size) if not self.store.check([f"{word} {rank}"])]
+    def _all_have(self, word: str) -> bool:
+        """Whether all ranks have said a word."""
+        return self.store.check([f"{word} {rank}" for rank in range(self.ranks.world_size)])
 
     def _watch(self) -> None:
         """Say that this rank lives, and end it when another one says so no longer."""
@@ -87,8 +87,7 @@ class Meeting:
 
 def _end(who: str) -> None:
     """End this process from a thread; the main one may wait in a collective, for half an hour."""
-    message = f"error: {who} ended while the ranks started; its own message says why"
-    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    say(f"error: {who} ended while the ranks started; its own message says why")
     kill_workers()
     os._exit(1)
 

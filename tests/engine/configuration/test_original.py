@@ -188,7 +188,7 @@ def test_what_to_type_in_place_of_a_test_run_is_written_out():
 
 
 def test_words_that_belong_to_no_flag_are_the_launchers():
-    with pytest.raises(UserError, match="'0,1' belongs to no flag; GPUs, port and machines are the launcher's"):
+    with pytest.raises(UserError, match="'0,1' belongs to no flag; GPUs, port and machines are given to the launcher"):
         parse(PretrainConfig, ["0,1", "my_run", "9590", "8", "--fp16"], RECIPES)
 
 
