@@ -9,8 +9,10 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-from engine.distributed.meeting import Meeting, no_port
+from engine.distributed.meeting import Meeting, no_place, no_port
 from engine.errors import UserError
+
+PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # what launchers set, and DeepSpeed reads
 
 
 def join(meeting: Meeting | None = None) -> None:
@@ -21,14 +23,16 @@ def join(meeting: Meeting | None = None) -> None:
     would try them all, and print a warning for each that needs a CUDA compiler where there is none.
 
     Raises:
-        UserError: on rank 0, if something else has the port where the ranks are to meet; on any, if there is no way to
-            the others' addresses.
+        UserError: if the environment speaks of several ranks and not of where they meet; on rank 0, if something else
+            has the port there; on any, if there is no way to the others' addresses.
     """
     if meeting is not None:
         meeting.wait_for_all()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if "RANK" not in os.environ:  # no launcher
+    if not os.environ.keys() >= PLACE:  # no launcher
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise no_place()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))

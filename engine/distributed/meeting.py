@@ -101,10 +101,7 @@ def connect(ranks: Ranks, patience: float) -> Store:
         UserError: if there is no way to it, or something else has the port.
     """
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UserError(
-            f"the environment says that there are {ranks.world_size} ranks, but not where they meet (MASTER_ADDR and "
-            "MASTER_PORT); start them with `deepspeed` or `torchrun`, or set both"
-        )
+        raise no_place()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opens = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -124,6 +121,14 @@ def connect(ranks: Ranks, patience: float) -> Store:
             f"rank {ranks.rank} on {socket.gethostname()} found no rank 0 at {address}:{port} within {patience:.0f} s; "
             "see what its machine says, or give the launcher an address that reaches it (--master_addr)"
         ) from None
+
+
+def no_place() -> UserError:
+    """What to say where the environment lacks what tells a rank from the others, or where they meet."""
+    return UserError(
+        f"the environment says that there are {os.environ['WORLD_SIZE']} ranks, but lacks some of RANK, LOCAL_RANK, "
+        "MASTER_ADDR and MASTER_PORT; start them with `deepspeed` or `torchrun`, or set all of these"
+    )
 
 
 def no_port(port: int | str) -> UserError:

@@ -1,5 +1,6 @@
 """Ranks on several machines: who doesn't come, who is gone, and who can't be reached, each in one line."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +26,8 @@ def of_two(rank: int) -> Ranks:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> str:
     port = free_port()
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"}.items():
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in places.items():
         monkeypatch.setenv(name, value)
     return port
 
@@ -42,8 +44,27 @@ def test_no_way_to_rank_0_is_told_with_its_address(port: str) -> None:
 
 def test_ranks_without_a_place_to_meet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match=r"that there are 2 ranks, but not where they meet \(MASTER_ADDR and"):
-        Meeting(of_two(0), patience=1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for meet in (lambda: Meeting(of_two(0), patience=1), join):
+        with pytest.raises(UserError, match="that there are 2 ranks, but lacks some of RANK, LOCAL_RANK, MASTER_ADDR"):
+            meet()
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"RANK": "0"}, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"}, {"WORLD_SIZE": "1"}]
+)
+def test_a_rank_alone_needs_no_environment(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a part of one stand in its way, as a container may have it."""
+    monkeypatch.setattr(joining.deepspeed, "init_distributed", lambda verbose: None)
+    monkeypatch.setattr(joining.dist, "barrier", lambda: None)
+    with patch.dict(os.environ, given):
+        for name in joining.PLACE - given.keys():
+            os.environ.pop(name, None)
+        join()
+        assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
+            **{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            "MASTER_ADDR": "127.0.0.1",
+        }
 
 
 def test_several_ranks_of_which_this_is_none_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
