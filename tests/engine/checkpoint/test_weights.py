@@ -108,7 +108,7 @@ def test_clip_loads_from_each_of_openais_formats(clip, tmp_path, kind):
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in own.values())
 
 
-@pytest.mark.parametrize("name", ["RN101", "RN50x16"])
+@pytest.mark.parametrize("name", ["RN101", pytest.param("RN50x16", marks=pytest.mark.slow)])
 def test_a_file_with_openais_layout_fills_each_larger_backbone(name, tmp_path):
     """Names and shapes as published, in half precision, beside the parts that are never used."""
     shape = SHAPES[name]

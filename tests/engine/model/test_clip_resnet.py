@@ -96,7 +96,7 @@ def test_all_of_clips_resnets_are_there():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("size", [(384, 640), (640, 384), None], ids=["landscape", "portrait", "square"])
+@pytest.mark.parametrize("size", [(384, 640), None], ids=["landscape", "square"])
 def test_grid_of_each_shape(name, size):
     """On the meta device: shapes only. Position tables of 25 rows, the default, are long enough for all of them."""
     height, width = size or 2 * (PUBLISHED[name][2],)
