@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from engine.errors import UserError
-from engine.optim.hybrid import BACKBONE
+from engine.optim.hybrid import trained_values
 
 GB = 1e9
 
@@ -27,15 +27,14 @@ class Files:
             itemsize: bytes of a weight in the training's precision.
             backbone_moments: values that the backbone's optimiser keeps for each of its parameters.
         """
-        trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        backbone = sum(count for name, count in trained.items() if BACKBONE in name)
-        everything = sum(trained.values())
+        others, backbone = trained_values(model)
+        trained = others + backbone
+        frozen = sum(p.numel() for p in model.parameters()) - trained
         buffers = sum(buffer.nbytes for buffer in model.buffers())
-        moments = 2 * (everything - backbone) + backbone_moments * backbone
-        weights = 4 * (everything + frozen) + buffers
+        moments = 2 * others + backbone_moments * backbone
+        weights = 4 * (trained + frozen) + buffers
         # Frozen weights are there three times: in the model, beside it as DeepSpeed has it, and in fp32.
-        state = itemsize * (everything + 2 * frozen) + 4 * frozen + buffers + 4 * (everything + moments)
+        state = itemsize * (trained + 2 * frozen) + 4 * frozen + buffers + 4 * (trained + moments)
         return cls(state, weights)
 
 
@@ -51,7 +50,7 @@ def check_space(folder: Path, files: Files, *, saves: int, keep: int | None, wei
         What to say of a run without `keep` whose disk will be full before its end, or "".
 
     Raises:
-        UserError: if not even `keep` of them fit, or without it two, and the one that is being written.
+        UserError: if `keep` of them and the one that is being written don't fit, or without `keep` not even two.
     """
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     disk = os.statvfs(folder)

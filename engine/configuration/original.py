@@ -9,14 +9,14 @@ from typing import Any
 
 from engine.errors import UserError
 
-Values = tuple[str, ...]
 FINE_TUNING = "it is fine-tuning's, which launch/finetune_vqa.py does"
 PRE_TRAINING = "it is pre-training's, which launch/pretrain.py does; fine-tuning always answers questions"
+WEIGHTS = "pre-training takes weights alone with --load {value} --not_load_scheduler --not_load_adam_optimizer"
 PATCHES = "the backbone is a CLIP ResNet (--clip_model_name); a ViT, which reads patches, isn't built"
 
-# Flag -> (accepted values, reason for refusing others, which may name the values of other flags in braces).
+# Flag -> (accepted values, reason for refusing others, which may name its {value} and other flags' in braces).
 # The first value is what holds without the flag. A flag without a value counts as "true".
-ORIGINAL: dict[str, tuple[Values, str]] = {
+ORIGINAL: dict[str, tuple[tuple[str, ...], str]] = {
     "use_clip": (("true",), "the backbone is always a CLIP ResNet"),
     "visualbert_style": (("true",), "one encoder always reads words and image together"),
     "input_raw_images": (("true",), "features are always computed from images"),
@@ -63,14 +63,8 @@ ORIGINAL: dict[str, tuple[Values, str]] = {
         ("",),
         "launch/predict_vqa.py answers and scores: launch/predict_vqa.py --load {load} --test {test} --output {output}",
     ),
-    "loadLXMERT": (
-        ("",),
-        "pre-training takes weights alone with --load {loadLXMERT} --not_load_scheduler --not_load_adam_optimizer",
-    ),
-    "loadLXMERTQA": (
-        ("",),
-        "pre-training takes weights alone with --load {loadLXMERTQA} --not_load_scheduler --not_load_adam_optimizer",
-    ),
+    "loadLXMERT": (("",), WEIGHTS),
+    "loadLXMERTQA": (("",), WEIGHTS),
     "mceLoss": (("false",), FINE_TUNING),
     "loss_scale": (("1", "1.0"), FINE_TUNING),
     "taskMatched": (("false",), PRE_TRAINING),
@@ -107,5 +101,5 @@ def check_flags(names: list[str], arguments: Mapping[str, Any]) -> None:
         if value.lower() not in {accepted.lower() for accepted in values}:
             given = {key: other for key, other in arguments.items() if other not in (None, "")}
             shown = "" if value == "true" else f" {value}"
-            advice = reason.format_map({"load": "MODEL", "valid": "minival", **given})
+            advice = reason.format_map({"load": "MODEL", "valid": "minival", **given, "value": value})
             raise UserError(f"--{name}{shown} is not supported: {advice}; leave the flag out")

@@ -76,8 +76,9 @@ def read_split(
     if most_images is not None:
         sentences = sentences.select(of_first_images(sentences, most_images))
     names = sentences.image_ids
-    codes = np.unique(sentences.images)
-    img_ids = [names[code] for code in codes.tolist()]
+    used = np.zeros(len(names), dtype=bool)
+    used[sentences.images] = True
+    img_ids = [names[code] for code in np.flatnonzero(used).tolist()]
     missing = set(images.missing(img_ids))
     if missing and not allow_missing_images:
         first = next(img_id for img_id in img_ids if img_id in missing)
@@ -91,8 +92,8 @@ def read_split(
             f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
             f"first answer is {count.example!r}); the table belongs to other data"
         )
-    present = np.zeros(len(names), dtype=bool)
-    present[codes] = [img_id not in missing for img_id in img_ids]
+    present = used.copy()
+    present[used] = [img_id not in missing for img_id in img_ids]
     sizes = np.ones((len(names), 2), np.int32)
     sizes[present] = images.sizes([img_id for img_id in img_ids if img_id not in missing], progress=progress)
     if missing:

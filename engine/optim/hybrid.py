@@ -38,19 +38,20 @@ def parameter_groups(
     adamw = {"algorithm": "adamw", "lr": lr, "betas": (0.9, 0.999), "eps": adam_epsilon, "schedule": "warmup"}
     sgd = {"algorithm": "sgd", "lr": sgd_lr, "momentum": sgd_momentum, "weight_decay": sgd_weight_decay}
     adamw_for_visual = {**adamw, "lr": sgd_lr, "schedule": "milestones"}
+    backbone: list[dict[str, Any]] = [{"name": "sgd_backbone", "params": [], "schedule": "milestones", **sgd}]
+    if use_adam_for_visual:
+        backbone = [
+            {"name": "adamw_backbone_decay", "params": [], "weight_decay": weight_decay, **adamw_for_visual},
+            {"name": "adamw_backbone_no_decay", "params": [], "weight_decay": 0.0, **adamw_for_visual},
+        ]
     groups: list[dict[str, Any]] = [
         {"name": "adamw_decay", "params": [], "weight_decay": weight_decay, **adamw},
         {"name": "adamw_no_decay", "params": [], "weight_decay": 0.0, **adamw},
+        *([] if is_frozen(model) else backbone),
     ]
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if is_frozen(model):
-        pass
-    elif use_adam_for_visual:
-        groups.append({"name": "adamw_backbone_decay", "params": [], "weight_decay": weight_decay, **adamw_for_visual})
-        groups.append({"name": "adamw_backbone_no_decay", "params": [], "weight_decay": 0.0, **adamw_for_visual})
-    else:
-        groups.append({"name": "sgd_backbone", "params": [], "schedule": "milestones", **sgd})
-    for name, parameter in trainable.items():
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decay, no_decay = (groups[2], groups[-1]) if BACKBONE in name else groups[:2]
         (no_decay if is_exempt_from_decay(name) else decay)["params"].append(parameter)
     check_partition(model, groups)
@@ -61,6 +62,13 @@ def is_frozen(model: nn.Module) -> bool:
     """Whether a model has a backbone, and none of it is trained."""
     backbone = [parameter for name, parameter in model.named_parameters() if BACKBONE in name]
     return bool(backbone) and not any(parameter.requires_grad for parameter in backbone)
+
+
+def trained_values(model: nn.Module) -> tuple[int, int]:
+    """How many values are trained outside of the backbone, and how many of it."""
+    counts = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    backbone = sum(count for name, count in counts.items() if BACKBONE in name)
+    return sum(counts.values()) - backbone, backbone
 
 
 def check_partition(model: nn.Module, groups: list[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from engine.checkpoint.description import ModelDescription
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
 from engine.model.memory import cast_parameters, pass_bytes
-from engine.optim.hybrid import BACKBONE
+from engine.optim.hybrid import trained_values
 from engine.tasks.masking import IGNORE, pack_labels
 from engine.tasks.pretraining import PretrainingOptions
 
@@ -52,11 +52,9 @@ def training_bytes(
     Not counted: the inputs, cuDNN's work space, fragments, and the device's own context.
     """
     weights = sum(p.nbytes for p in model.parameters())
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gradients = sum(p.nbytes for p in parameters.values())
-    backbone = sum(p.numel() for name, p in parameters.items() if BACKBONE in name)
-    others = sum(p.numel() for p in parameters.values()) - backbone
-    itemsize = next(iter(parameters.values())).itemsize
+    others, backbone = trained_values(model)
+    itemsize = next(model.parameters()).itemsize
+    gradients = itemsize * (others + backbone)
     in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
     moments = 8 * (others + backbone * use_adam_for_visual)
     state = weights + in_fp32 * (backbone + others) + moments + sum(buffer.nbytes for buffer in model.buffers())

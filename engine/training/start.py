@@ -11,7 +11,7 @@ import torch.distributed as dist
 import yaml
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint
+from engine.checkpoint.manifest import UNFINISHED, complete_checkpoints, newest_checkpoint
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
 from engine.distributed.ranks import Ranks
@@ -88,7 +88,7 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int, output: Path) -
         UserError: if --output isn't one folder for all, if they go on from different checkpoints, or if they chose
             other micro-batches.
     """
-    probe = [f".seen-{uuid.uuid4().hex}"]
+    probe = [f".seen-{uuid.uuid4().hex}{UNFINISHED}"]  # which the next start sweeps, should this one be killed
     dist.broadcast_object_list(probe, src=0)
     if dist.get_rank() == 0:
         (output / probe[0]).touch()

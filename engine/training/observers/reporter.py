@@ -1,7 +1,6 @@
 """What is told of a training: progress, metrics.jsonl, checks."""
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ class Reporter(Observer):
         self.bar = tqdm(
             total=self.total_steps,
             unit="step",
-            disable=engine.global_rank != 0 or not sys.stderr.isatty(),  # a log has the reports
+            disable=engine.global_rank != 0 or None,  # None: where there is no terminal; a log has the reports
             dynamic_ncols=True,
             mininterval=1,
         )

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -83,8 +84,10 @@ def test_a_port_that_is_taken_is_told_at_the_start(port: str) -> None:
 def test_on_one_machine_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     meeting = Meeting(Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2), patience=1)
+    assert "meeting" not in {thread.name for thread in threading.enumerate()}
     meeting.wait_for_all()
     meeting.end()
+    assert not hasattr(meeting, "store")
 
 
 def start_rank(rank: int, port: str, *dies: str) -> "subprocess.Popen[str]":
