@@ -111,6 +111,7 @@ def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypa
     assert max(errors.values()) <= PARAMETERS, max(errors, key=lambda name: errors[name])
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_keeps_every_digit_and_goes_on(flags: Flags, tmp_path: Path) -> None:
     """In bf16, whose copy of the backbone has 8 bits: a checkpoint holds the fp32 values that it was frozen with."""
     common = flags("--batchSize", "8", "--freeze_clip", "--bf16", "--report_step", "1", "--save_step", "2")

@@ -96,11 +96,8 @@ def start_rank(rank: int, port: str, *dies: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
-@pytest.mark.parametrize(
-    "dying",
-    [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(None, marks=pytest.mark.slow)],
-    ids=["rank 0", "rank 1", "none"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dying", [0, 1, None], ids=["rank 0", "rank 1", "none"])
 def test_who_is_killed_while_preparing_ends_the_others(dying: int | None) -> None:
     """By kill -9, of which nobody tells the other machine; and preparing for long is no reason to end."""
     port = free_port()
