@@ -1,10 +1,13 @@
 """Tokens of sampled grid cells: gather, 2-D position embedding and the change of layout, in one pass.
 
-    tokens[b, s]    = features[b, :, h, w] + row_table[h] + column_table[w]      (h, w) = divmod(positions[b, s], W)
-    d_features[b, :, h, w] = sum of d_tokens[b, s] over the slots s of this cell; 0 where there is none
+    tokens[b, s]    = features[g, :, h, w] + row_table[h] + column_table[w]      (h, w) = divmod(positions[b, s], W)
+    d_features[g, :, h, w] = sum of d_tokens[b, s] over the slots s of this cell; 0 where there is none
     d_row_table[h]  = sum of d_tokens[b, s] over all b and all s in row h;       d_column_table likewise
 
-    B images    C channels    H x W grid cells, N = H * W at most 1024    S slots: the sampled cells of an image
+    B sequences    G grids    C channels    H x W grid cells, N = H * W at most 1024    S slots of a sequence
+
+A sequence's slots are the sampled cells of its grid. Sequence b has the grid g = b, or g = grid_of[b], so that several
+sequences share one; the gradient of a grid is then the sum over its sequences, from the first to the last.
 
 Features are fp16, bf16 or fp32, NCHW or channels_last; other strides are made contiguous first. The tables and the
 tokens may have other dtypes. Sums are fp32 and rounded once. The backward pass needs the maps of cells to slots and no
@@ -15,12 +18,13 @@ How the kernels go about it:
     forward_rows    channels_last: a cell's channels lie together, so a program gathers a few cells by `positions`
     forward_planes  NCHW: any few neighbouring cells hold a sampled one, so a program reads a tile of the plane whole,
                     turns it around in shared memory, and stores what `slots` says was sampled
-    backward        a program owns a tile of cells and channels. For each image it reads their gradient, where `slots`
-                    says there is one, and writes it, zeros included; on the way it sums over images for the tables
+    backward        a program owns a tile of cells and channels. For each grid it reads their gradient, where `slots`
+                    says there is one, and writes it, zeros included; on the way it sums over grids for the tables
     table_gradients adds those sums up per row and per column, in a fixed order
 
 Positions that are given may come in any order and repeat a cell: `slots` then holds the cell's first slot, and
-`next_slots` chains the others to it. Sampling all cells needs no maps: `positions` and `slots` are None.
+`next_slots` chains the others to it. Sampling all cells needs no maps: `positions` and `slots` are None. The sequences
+of grid g are sequences[first[g]] to sequences[first[g + 1] - 1]; where each has a grid of its own, these are None, too.
 """
 
 import torch
@@ -35,8 +39,11 @@ def gather_cells_twin(
     column_table: Tensor | None,
     positions: Tensor,
     out_dtype: torch.dtype | None = None,
+    grid_of: Tensor | None = None,
 ) -> Tensor:
     """The specification, differentiable by torch: add the tables to all cells, then take those at `positions`."""
+    if grid_of is not None:
+        features = features[grid_of.long()]
     wide = torch.promote_types(features.dtype, torch.float32)
     grid = features.to(wide).permute(0, 2, 3, 1)  # (B, H, W, C)
     _, rows, columns, channels = grid.shape
@@ -60,33 +67,64 @@ def _embedding(row_table, column_table, cell, channel, mask, width, channels):
 
 
 @triton.jit
-def _first_slots(slots, image, cell, num_cells):
-    """The first slot of each cell of an image, -1 where there is none."""
+def _first_slots(slots, sequence, cell, num_cells):
+    """The first slot of each cell in a sequence, -1 where there is none."""
     if slots is None:
         return tl.where(cell < num_cells, cell, -1)
     else:
-        return tl.load(slots + image * num_cells + cell, mask=cell < num_cells, other=-1).to(tl.int32)
+        return tl.load(slots + sequence * num_cells + cell, mask=cell < num_cells, other=-1).to(tl.int32)
 
 
 @triton.jit
-def _following_slots(next_slots, image, slot, num_samples):
+def _following_slots(next_slots, sequence, slot, num_samples):
     """The next slots of the same cells, -1 after the last."""
-    return tl.load(next_slots + image * num_samples + slot, mask=slot >= 0, other=-1).to(tl.int32)
+    return tl.load(next_slots + sequence * num_samples + slot, mask=slot >= 0, other=-1).to(tl.int32)
 
 
 @triton.jit
-def _token_tile(tokens, image, slot, channel, num_samples, channels):
+def _token_tile(tokens, sequence, slot, channel, num_samples, channels):
     """Pointers (slots, channels) into tokens (B, S, C), and which of them exist."""
-    pointers = tokens + image * num_samples * channels + slot[:, None] * channels + channel[None, :]
+    pointers = tokens + sequence * num_samples * channels + slot[:, None] * channels + channel[None, :]
     return pointers, (slot >= 0)[:, None] & (channel < channels)[None, :]
 
 
 @triton.jit
+def _store_tokens(tokens, value, slots, next_slots, sequence, cell, channel, num_samples, num_cells, channels):
+    """Store a tile of cells and channels wherever a sequence has these cells."""
+    slot = _first_slots(slots, sequence, cell, num_cells)
+    target, mask = _token_tile(tokens, sequence, slot, channel, num_samples, channels)
+    if next_slots is None:
+        tl.store(target, value, mask=mask)
+    else:
+        while tl.max(slot, axis=0) >= 0:
+            tl.store(target, value, mask=mask)
+            slot = _following_slots(next_slots, sequence, slot, num_samples)
+            target, mask = _token_tile(tokens, sequence, slot, channel, num_samples, channels)
+
+
+@triton.jit
+def _gradient_of_cells(d_tokens, slots, next_slots, sequence, cell, channel, num_samples, num_cells, channels):
+    """What a sequence adds to the gradient of a tile of cells and channels, fp32."""
+    slot = _first_slots(slots, sequence, cell, num_cells)
+    if next_slots is None:
+        source, mask = _token_tile(d_tokens, sequence, slot, channel, num_samples, channels)
+        gradient = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    else:
+        gradient = tl.zeros((cell.shape[0], channel.shape[0]), tl.float32)
+        while tl.max(slot, axis=0) >= 0:
+            source, mask = _token_tile(d_tokens, sequence, slot, channel, num_samples, channels)
+            gradient += tl.load(source, mask=mask, other=0.0).to(tl.float32)
+            slot = _following_slots(next_slots, sequence, slot, num_samples)
+    return gradient
+
+
+@triton.jit
 def forward_rows_kernel(
-    features,  # (B, N, C)
+    features,  # (G, N, C)
     row_table,  # (>= H, C) or None
     column_table,  # (>= W, C) or None
     positions,  # (B, S) int32 or None
+    grid_of,  # (B,) int32 or None
     tokens,  # (B, S, C)
     num_tokens,  # B * S
     num_samples,
@@ -99,10 +137,11 @@ def forward_rows_kernel(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     mask = (token < num_tokens)[:, None] & (channel < channels)[None, :]
-    image = token // num_samples
+    sequence = token // num_samples
+    grid = sequence if grid_of is None else tl.load(grid_of + sequence, mask=token < num_tokens, other=0)
     cell = token % num_samples if positions is None else tl.load(positions + token, mask=token < num_tokens, other=0)
 
-    source = (image.to(tl.int64) * num_cells + cell)[:, None] * channels + channel[None, :]
+    source = (grid.to(tl.int64) * num_cells + cell)[:, None] * channels + channel[None, :]
     value = tl.load(features + source, mask=mask, other=0.0).to(tl.float32)
     if row_table is not None:
         value += _embedding(row_table, column_table, cell, channel, mask, width, channels)
@@ -112,11 +151,13 @@ def forward_rows_kernel(
 
 @triton.jit
 def forward_planes_kernel(
-    features,  # (B, C, N)
+    features,  # (G, C, N)
     row_table,  # (>= H, C) or None
     column_table,  # (>= W, C) or None
     slots,  # (B, N) int16 or None
     next_slots,  # (B, S) int16 or None
+    sequences,  # (B,) int32 or None
+    first,  # (G + 1,) int32 or None
     tokens,  # (B, S, C)
     num_samples,
     num_cells,
@@ -127,22 +168,20 @@ def forward_planes_kernel(
 ):
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    image = tl.program_id(2).to(tl.int64)
-    slot = _first_slots(slots, image, cell, num_cells)
-    source = (image * channels + channel)[:, None] * num_cells + cell[None, :]
+    grid = tl.program_id(2).to(tl.int64)
+    source = (grid * channels + channel)[:, None] * num_cells + cell[None, :]
     inside = (channel < channels)[:, None] & (cell < num_cells)[None, :]
     value = tl.trans(tl.load(features + source, mask=inside, other=0.0)).to(tl.float32)  # (CELLS, CHANNELS)
-    target, mask = _token_tile(tokens, image, slot, channel, num_samples, channels)
     if row_table is not None:
+        mask = (cell < num_cells)[:, None] & (channel < channels)[None, :]
         value += _embedding(row_table, column_table, cell, channel, mask, width, channels)
     value = value.to(tokens.dtype.element_ty)
-    if next_slots is None:
-        tl.store(target, value, mask=mask)
+    if sequences is None:
+        _store_tokens(tokens, value, slots, next_slots, grid, cell, channel, num_samples, num_cells, channels)
     else:
-        while tl.max(slot, axis=0) >= 0:
-            tl.store(target, value, mask=mask)
-            slot = _following_slots(next_slots, image, slot, num_samples)
-            target, mask = _token_tile(tokens, image, slot, channel, num_samples, channels)
+        for place in range(tl.load(first + grid), tl.load(first + grid + 1)):
+            sequence = tl.load(sequences + place).to(tl.int64)
+            _store_tokens(tokens, value, slots, next_slots, sequence, cell, channel, num_samples, num_cells, channels)
 
 
 @triton.jit
@@ -150,9 +189,11 @@ def backward_kernel(
     d_tokens,  # (B, S, C)
     slots,  # (B, N) int16 or None
     next_slots,  # (B, S) int16 or None
-    d_features,  # (B, N, C) or (B, C, N), as the strides say; None if not needed
-    d_cells,  # (SPLITS, N, C) fp32: sums over every SPLITS-th image; None if not needed
-    batch,
+    sequences,  # (B,) int32 or None
+    first,  # (G + 1,) int32 or None
+    d_features,  # (G, N, C) or (G, C, N), as the strides say; None if not needed
+    d_cells,  # (SPLITS, N, C) fp32: sums over every SPLITS-th grid; None if not needed
+    num_grids,
     num_samples,
     num_cells,
     channels,
@@ -166,20 +207,21 @@ def backward_kernel(
     split = tl.program_id(2)
     inside = (cell < num_cells)[:, None] & (channel < channels)[None, :]
     total = tl.zeros((CELLS, CHANNELS), tl.float32)
-    for number in range(split, batch, tl.num_programs(2)):
-        image = tl.full((), number, tl.int64)
-        slot = _first_slots(slots, image, cell, num_cells)
-        if next_slots is None:
-            source, mask = _token_tile(d_tokens, image, slot, channel, num_samples, channels)
-            gradient = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    for number in range(split, num_grids, tl.num_programs(2)):
+        grid = tl.full((), number, tl.int64)
+        if sequences is None:
+            gradient = _gradient_of_cells(
+                d_tokens, slots, next_slots, grid, cell, channel, num_samples, num_cells, channels
+            )
         else:
             gradient = tl.zeros((CELLS, CHANNELS), tl.float32)
-            while tl.max(slot, axis=0) >= 0:
-                source, mask = _token_tile(d_tokens, image, slot, channel, num_samples, channels)
-                gradient += tl.load(source, mask=mask, other=0.0).to(tl.float32)
-                slot = _following_slots(next_slots, image, slot, num_samples)
+            for place in range(tl.load(first + grid), tl.load(first + grid + 1)):
+                sequence = tl.load(sequences + place).to(tl.int64)
+                gradient += _gradient_of_cells(
+                    d_tokens, slots, next_slots, sequence, cell, channel, num_samples, num_cells, channels
+                )
         if d_features is not None:
-            target = d_features + image * num_cells * channels
+            target = d_features + grid * num_cells * channels
             target += cell[:, None] * cell_stride + channel[None, :] * channel_stride
             tl.store(target, gradient.to(d_features.dtype.element_ty), mask=inside)
         total += gradient
@@ -233,7 +275,8 @@ def table_gradients_kernel(
 
 TILE_OF_ROWS = (16, 128)  # cells or tokens x channels of a program, where channels lie together
 TILE_OF_PLANES = (32, 64)  # and where cells lie together
-SPLITS = 4  # programs that share the images of one tile in the backward pass
+TILE_OF_SHARED_PLANES = (32, 32)  # in the backward pass, where the loop over sequences takes registers, too
+SPLITS = 4  # programs that share the grids of one tile in the backward pass
 
 
 def forward_triton(
@@ -243,14 +286,18 @@ def forward_triton(
     positions: Tensor | None,
     slots: Tensor | None,
     next_slots: Tensor | None,
+    grid_of: Tensor | None,
+    sequences: Tensor | None,
+    first: Tensor | None,
     tokens: Tensor,
 ) -> None:
-    batch, channels, rows, columns = features.shape
-    num_samples, num_cells = tokens.shape[1], rows * columns
+    num_grids, channels, rows, columns = features.shape
+    batch, num_samples, _ = tokens.shape
+    num_cells = rows * columns
     if features.is_contiguous(memory_format=torch.channels_last):
         block, channel_block = TILE_OF_ROWS
         forward_rows_kernel[(triton.cdiv(batch * num_samples, block), triton.cdiv(channels, channel_block))](
-            *(features, row_table, column_table, positions, tokens),
+            *(features, row_table, column_table, positions, grid_of, tokens),
             *(batch * num_samples, num_samples, num_cells, columns, channels),
             TOKENS=block,
             CHANNELS=channel_block,
@@ -258,8 +305,8 @@ def forward_triton(
         )
     else:
         block, channel_block = TILE_OF_PLANES
-        forward_planes_kernel[(triton.cdiv(num_cells, block), triton.cdiv(channels, channel_block), batch)](
-            *(features, row_table, column_table, slots, next_slots, tokens),
+        forward_planes_kernel[(triton.cdiv(num_cells, block), triton.cdiv(channels, channel_block), num_grids)](
+            *(features, row_table, column_table, slots, next_slots, sequences, first, tokens),
             *(num_samples, num_cells, columns, channels),
             CELLS=block,
             CHANNELS=channel_block,
@@ -271,6 +318,8 @@ def backward_triton(
     d_tokens: Tensor,
     slots: Tensor | None,
     next_slots: Tensor | None,
+    sequences: Tensor | None,
+    first: Tensor | None,
     d_features: Tensor | None,
     d_row_table: Tensor | None,
     d_column_table: Tensor | None,
@@ -279,17 +328,18 @@ def backward_triton(
 ) -> None:
     if d_features is None and d_row_table is None:
         return
-    batch, channels, rows, columns = shape
+    num_grids, channels, rows, columns = shape
     num_samples, num_cells = d_tokens.shape[1], rows * columns
-    block, channel_block = TILE_OF_ROWS if channels_last else TILE_OF_PLANES
+    of_planes = TILE_OF_PLANES if sequences is None else TILE_OF_SHARED_PLANES
+    block, channel_block = TILE_OF_ROWS if channels_last else of_planes
     tiles = (triton.cdiv(num_cells, block), triton.cdiv(channels, channel_block))
-    splits = max(1, min(SPLITS, batch))
+    splits = max(1, min(SPLITS, num_grids))
     d_cells = None
     if d_row_table is not None:
         d_cells = d_tokens.new_empty((splits, num_cells, channels), dtype=torch.float32)
     backward_kernel[(*tiles, splits)](
-        *(d_tokens, slots, next_slots, d_features, d_cells),
-        *(batch, num_samples, num_cells, channels),
+        *(d_tokens, slots, next_slots, sequences, first, d_features, d_cells),
+        *(num_grids, num_samples, num_cells, channels),
         *((channels, 1) if channels_last else (1, num_cells)),
         CELLS=block,
         CHANNELS=channel_block,
@@ -308,16 +358,22 @@ def backward_triton(
 
 
 def forward_torch(
-    features: Tensor, row_table: Tensor | None, column_table: Tensor | None, positions: Tensor | None, tokens: Tensor
+    features: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    positions: Tensor | None,
+    grid_of: Tensor | None,
+    tokens: Tensor,
 ) -> None:
-    """The twin made efficient: gather first, then add; image by image, so that what is in flight stays in the cache."""
+    """The twin made efficient: gather first, then add; one by one, so that what is in flight stays in the cache."""
     wide = torch.promote_types(features.dtype, torch.float32)
     _, _, rows, columns = features.shape
     table = None
     if row_table is not None and column_table is not None:
         table = (row_table[:rows, None].to(wide) + column_table[:columns].to(wide)).flatten(0, 1)  # (N, C)
-    for number, (image, out) in enumerate(zip(features, tokens, strict=True)):
-        value, embedding = image.flatten(1).T, table  # (N, C) each
+    grids = range(len(tokens)) if grid_of is None else grid_of.tolist()
+    for number, (grid, out) in enumerate(zip(grids, tokens, strict=True)):
+        value, embedding = features[grid].flatten(1).T, table  # (N, C) each
         if positions is not None:
             cells = positions[number].long()
             value = value.index_select(0, cells)
@@ -332,6 +388,7 @@ def backward_torch(
     d_tokens: Tensor,
     positions: Tensor | None,
     next_slots: Tensor | None,
+    grid_of: Tensor | None,
     d_features: Tensor | None,
     d_row_table: Tensor | None,
     d_column_table: Tensor | None,
@@ -339,20 +396,28 @@ def backward_torch(
 ) -> None:
     """As the kernels do, on gradients that are zero so far."""
     _, channels, rows, columns = shape
-    d_cells = d_tokens.new_zeros((rows * columns, channels), dtype=torch.promote_types(d_tokens.dtype, torch.float32))
-    if positions is None:
-        if d_features is not None:
-            d_features.flatten(2).copy_(d_tokens.transpose(1, 2))
-        if d_row_table is not None:
-            torch.sum(d_tokens, 0, dtype=d_cells.dtype, out=d_cells)
-    else:
-        for number, (cells, gradient) in enumerate(zip(positions.long(), d_tokens, strict=True)):
-            if d_features is not None:
-                grid = d_features[number].flatten(1).T  # (N, C)
-                add = grid.index_copy_ if next_slots is None else grid.index_add_
-                add(0, cells, gradient.to(grid.dtype))
-            if d_row_table is not None:
-                d_cells.index_add_(0, cells, gradient.to(d_cells.dtype))
+    wide = torch.promote_types(d_tokens.dtype, torch.float32)
+    d_cells = d_tokens.new_zeros((rows * columns, channels), dtype=wide)
+    sums = d_features  # what is added up over sequences is rounded once
+    if d_features is not None and grid_of is not None and d_features.dtype.itemsize < wide.itemsize:
+        sums = torch.zeros_like(d_features, dtype=wide)
+    grids = range(len(d_tokens)) if grid_of is None else grid_of.tolist()
+    for number, (grid, gradient) in enumerate(zip(grids, d_tokens, strict=True)):
+        cells = None if positions is None else positions[number].long()
+        if sums is not None:
+            of_grid = sums[grid].flatten(1).T  # (N, C)
+            if cells is None:
+                of_grid.add_(gradient)
+            elif grid_of is None and next_slots is None:
+                of_grid.index_copy_(0, cells, gradient.to(of_grid.dtype))
+            else:
+                of_grid.index_add_(0, cells, gradient.to(of_grid.dtype))
+        if d_row_table is not None and cells is not None:
+            d_cells.index_add_(0, cells, gradient.to(wide))
+    if sums is not None and d_features is not None and sums is not d_features:
+        d_features.copy_(sums)
     if d_row_table is not None and d_column_table is not None:
+        if positions is None:
+            torch.sum(d_tokens, 0, dtype=wide, out=d_cells)
         d_row_table[:rows] = d_cells.view(rows, columns, channels).sum(1)
         d_column_table[:columns] = d_cells.view(rows, columns, channels).sum(0)

@@ -40,8 +40,8 @@ class Variant:
     types: dict[str, str]  # by argument; those left out are int32
     constants: dict[str, Any]
     divisible: set[str]  # integers that 16 divides
-    loads: int = 0
-    stores: int = 0
+    loads: float = 0
+    stores: float = 0
     maps: int = 0  # narrow loads at most: of positions and slots
     warps: int = THREADS // 32
 
@@ -64,9 +64,11 @@ class Code:
         return sum(self.instructions[name] * width // 128 for name, width in widths.items())
 
 
-DIVISIBLE = {"num_tokens", "num_cells", "channels", "batch"}
-DRAWN = {"next_slots": None}
-ALL_CELLS = {"slots": None, "next_slots": None}
+DIVISIBLE = {"num_tokens", "num_cells", "channels", "num_grids"}
+ALONE = {"grid_of": None, "sequences": None, "first": None}  # each sequence has a grid of its own
+SHARED_DRAWN = {"next_slots": None}
+SHARED_ALL_CELLS = {"slots": None, "next_slots": None}
+DRAWN, ALL_CELLS = SHARED_DRAWN | ALONE, SHARED_ALL_CELLS | ALONE
 NO_TABLES = {"row_table": None, "column_table": None}
 
 
@@ -83,16 +85,18 @@ def pointers(dtype: str) -> dict[str, str]:
         "d_column_table",
     )
     others = {"d_cells": "*fp32", "positions": "*i32", "slots": "*i16", "next_slots": "*i16"}
+    others |= {"grid_of": "*i32", "sequences": "*i32", "first": "*i32"}
     return dict.fromkeys(halves, f"*{dtype}") | others
 
 
-# A thread of the tiles below has 16 elements of each tensor: as many 128-bit loads or stores as an element has bytes.
+# A thread of most tiles below has 16 elements of each tensor: as many 128-bit loads or stores as an element has bytes.
 
 
 def forward_rows(dtype: str, constants: dict[str, Any], tensors: int = 3) -> Variant:
     constants = constants | dict(zip(("TOKENS", "CHANNELS"), gather.TILE_OF_ROWS, strict=True))
     size = BYTES[dtype]
-    return Variant(gather.forward_rows_kernel, pointers(dtype), constants, DIVISIBLE, tensors * size, size, maps=4)
+    maps = 4 if "grid_of" in constants else 8
+    return Variant(gather.forward_rows_kernel, pointers(dtype), constants, DIVISIBLE, tensors * size, size, maps)
 
 
 def forward_planes(dtype: str, constants: dict[str, Any]) -> Variant:
@@ -106,11 +110,14 @@ def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
     tile, one, other = {
         "rows": (gather.TILE_OF_ROWS, "channel_stride", "cell_stride"),
         "planes": (gather.TILE_OF_PLANES, "cell_stride", "channel_stride"),
+        "shared_planes": (gather.TILE_OF_SHARED_PLANES, "cell_stride", "channel_stride"),
     }[layout]
     constants = constants | {one: 1} | dict(zip(("CELLS", "CHANNELS"), tile, strict=True))
-    stores = sum(size for name, size in (("d_features", BYTES[dtype]), ("d_cells", 4)) if name not in constants)
+    wide = tile[0] * tile[1] / THREADS / 16  # 128-bit accesses for each byte of an element
+    stores = wide * sum(size for name, size in (("d_features", BYTES[dtype]), ("d_cells", 4)) if name not in constants)
     divisible = DIVISIBLE | {other}
-    return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, BYTES[dtype], stores, maps=8)
+    maps = 8 if "sequences" in constants else 12
+    return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, wide * BYTES[dtype], stores, maps)
 
 
 def norms(dtype: str) -> dict[str, Variant]:
@@ -157,7 +164,7 @@ def variants() -> dict[str, Variant]:
         for block in (256, 512, 1024)
     }
     for dtype in BYTES:
-        found[f"forward_rows_{dtype}"] = forward_rows(dtype, {})
+        found[f"forward_rows_{dtype}"] = forward_rows(dtype, ALONE)
         found[f"forward_planes_{dtype}"] = forward_planes(dtype, DRAWN)
         found[f"backward_rows_{dtype}"] = backward(dtype, "rows", DRAWN)
         found[f"backward_planes_{dtype}"] = backward(dtype, "planes", DRAWN)
@@ -166,13 +173,18 @@ def variants() -> dict[str, Variant]:
         found[f"table_gradients_{dtype}"] = Variant(table_gradients, pointers(dtype), tile, {"channels"}, loads=4)
     for dtype in ("fp16", "fp32"):
         found |= {f"{name}_{dtype}": variant for name, variant in norms(dtype).items()}
-        found[f"forward_planes_{dtype}_given"] = forward_planes(dtype, {})
-        found[f"backward_rows_{dtype}_given"] = backward(dtype, "rows", {})
-        found[f"backward_planes_{dtype}_given"] = backward(dtype, "planes", {})
-    found["forward_rows_fp16_all_cells"] = forward_rows("fp16", {"positions": None})
+        found[f"forward_planes_{dtype}_given"] = forward_planes(dtype, ALONE)
+        found[f"backward_rows_{dtype}_given"] = backward(dtype, "rows", ALONE)
+        found[f"backward_planes_{dtype}_given"] = backward(dtype, "planes", ALONE)
+        found[f"forward_rows_{dtype}_shared"] = forward_rows(dtype, {})
+        found[f"forward_planes_{dtype}_shared"] = forward_planes(dtype, SHARED_DRAWN)
+        found[f"backward_rows_{dtype}_shared"] = backward(dtype, "rows", SHARED_DRAWN)
+        found[f"backward_planes_{dtype}_shared"] = backward(dtype, "shared_planes", SHARED_DRAWN)
+    found["forward_rows_fp16_all_cells"] = forward_rows("fp16", ALONE | {"positions": None})
     found["forward_planes_fp16_all_cells"] = forward_planes("fp16", ALL_CELLS)
     found["backward_rows_fp16_all_cells"] = backward("fp16", "rows", ALL_CELLS)
-    found["forward_rows_fp16_no_tables"] = forward_rows("fp16", NO_TABLES, tensors=1)
+    found["forward_rows_fp16_no_tables"] = forward_rows("fp16", ALONE | NO_TABLES, tensors=1)
+    found["backward_rows_fp16_shared_all_cells"] = backward("fp16", "rows", SHARED_ALL_CELLS)
     found["backward_rows_fp16_no_tables"] = backward("fp16", "rows", DRAWN | {"d_cells": None})
     found["backward_rows_fp16_only_tables"] = backward("fp16", "rows", DRAWN | {"d_features": None})
     return found
@@ -189,7 +201,7 @@ def compile_variant(variant: Variant, capability: int) -> Code:
     source = ASTSource(
         variant.kernel,
         {name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in names},
-        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items() if name in names},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": variant.warps, **LAUNCH}

@@ -46,7 +46,7 @@ def test_sizes_of_one_compile(name):
         "height",
         "width",
         "channels",
-        "batch",
+        "num_grids",
         "row_entries",
         "rows",
         "stretches",

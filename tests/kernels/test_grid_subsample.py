@@ -88,24 +88,46 @@ CASES = {
     "fp32_in_bf16_out": {"out_dtype": torch.bfloat16},
     "fp16_in_bf16_out": {"dtype": torch.float16, "out_dtype": torch.bfloat16},
     "bf16_in_fp16_out": {"dtype": torch.bfloat16, "out_dtype": torch.float16},
+    "shared": {"grid_of": [0, 0, 1, 1]},
+    "shared_unevenly_in_any_order": {"batch": 4, "grid_of": [2, 0, 2, 2, 3, 0, 2]},  # and nobody has grid 1
+    "shared_by_more_than_a_tile": {
+        "batch": 6,
+        "rows": 5,
+        "columns": 8,
+        "samples": 20,
+        "grid_of": [0, 1, 2, 3, 4, 5] * 3,
+    },
+    "shared_all_cells": {"samples": 12, "grid_of": [1, 0, 1]},
+    "shared_all_cells_fp16": {"samples": 12, "dtype": torch.float16, "grid_of": [0, 0, 0, 1]},
+    "shared_given_and_repeated": {"given": [[4, 4, 1], [0, 4, 4], [1, 2, 3]], "grid_of": [0, 0, 1]},
+    "shared_given_fp16": {"given": [[4, 4, 1], [0, 4, 4], [1, 2, 3]], "dtype": torch.float16, "grid_of": [0, 0, 1]},
+    "shared_no_tables": {"tables": False, "grid_of": [0, 1, 1]},
+    "shared_bf16_fp32_tables": {"dtype": torch.bfloat16, "table_dtype": torch.float32, "grid_of": [0, 0, 0, 1, 1, 1]},
 }
 
 
-SLOW = {"largest_grid"}
+SLOW = {"largest_grid", "shared_by_more_than_a_tile"}
 
 
 @pytest.fixture(
     params=[pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, case in CASES.items()]
 )
 def case(request):
-    return {"samples": 5, "out_dtype": None, "given": None, "given_dtype": torch.int32, "tables": True} | request.param
+    usual = {
+        "samples": 5,
+        "out_dtype": None,
+        "given": None,
+        "given_dtype": torch.int32,
+        "tables": True,
+        "grid_of": None,
+    }
+    return usual | request.param
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, device):
-    samples, out_dtype, given, given_dtype, tables, strided = (
-        case.pop(name, None) for name in ("samples", "out_dtype", "given", "given_dtype", "tables", "strided")
-    )
+    names = ("samples", "out_dtype", "given", "given_dtype", "tables", "strided", "grid_of")
+    samples, out_dtype, given, given_dtype, tables, strided, grid_of = (case.pop(name, None) for name in names)
     features, *both = inputs(**case, device=device)
     features = features.contiguous(memory_format=layout)
     if strided:
@@ -115,9 +137,12 @@ def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, devic
     if given is not None:
         given = torch.tensor(given, dtype=given_dtype, device=device)
         samples = given.shape[1]
+    if grid_of is not None:
+        grid_of = torch.tensor(grid_of, device=device)
     tokens, positions = grid_subsample(
         *(features, row_table, column_table, torch.tensor(STATE, device=device), samples),
         positions=given,
+        grid_of=grid_of,
         out_dtype=out_dtype,
     )
     assert tokens.is_contiguous()
@@ -127,22 +152,24 @@ def test_tokens_and_gradients_are_those_of_the_twin(case, layout, backend, devic
         assert torch.equal(positions, given.int())
 
     # Exactly: a token is two fp32 additions in a given order and one rounding.
-    expected = gather_cells_twin(features, row_table, column_table, positions, torch.float32)
+    expected = gather_cells_twin(features, row_table, column_table, positions, torch.float32, grid_of)
     assert torch.equal(tokens, rounded(expected, tokens.dtype))
 
     d_tokens = noise_like(tokens)
     gradients = torch.autograd.grad(tokens, leaves, d_tokens)
     assert gradients[0].is_contiguous(memory_format=torch.contiguous_format if strided else layout)
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    tokens = gather_cells_twin(*wide, *([] if tables else [None, None]), positions)
+    tokens = gather_cells_twin(*wide, *([] if tables else [None, None]), positions, None, grid_of)
     exact = torch.autograd.grad(tokens, wide, d_tokens.double(), retain_graph=True)
     sizes = torch.autograd.grad(tokens, wide, d_tokens.abs().double())
-    # A gradient is a sum of n terms: 1 for a cell that was drawn, at most B * S for an entry of a table. In fp32 (unit
-    # u = 2^-24) and in any order it errs by at most (n - 1) u times the sum of their sizes, and once more by rounding.
-    # The PyTorch path adds a repeated cell's terms in the features' dtype, so there u is that dtype's.
-    terms = [samples if given is not None else 1] + [features.shape[0] * samples] * 2
+    # A gradient is a sum of n terms: one of each sequence for a cell that was drawn, at most B * S for an entry of a
+    # table. In fp32 (unit u = 2^-24) and in any order it errs by at most (n - 1) u times the sum of their sizes, and
+    # once more by rounding. The PyTorch path adds a repeated cell's terms in the features' dtype, so there u is that
+    # dtype's, unless sequences share a grid.
+    sharing = 1 if grid_of is None else int(grid_of.bincount().max())
+    terms = [sharing * (samples if given is not None else 1)] + [len(tokens) * samples] * 2
     for gradient, leaf, truth, size, n in zip(gradients, leaves, exact, sizes, terms, strict=False):
-        u = unit(leaf.dtype) if backend == "torch" and leaf is features else 2**-24
+        u = unit(leaf.dtype) if backend == "torch" and leaf is features and grid_of is None else 2**-24
         bound = (n - 1) * u * size + unit(leaf.dtype) * (truth.abs() + (n - 1) * u * size)
         assert gradient.dtype == leaf.dtype
         assert ((gradient.double() - truth).abs() <= bound).all()
@@ -153,6 +180,25 @@ def test_cells_are_those_that_sample_cells_draws(backend, device):
     state = torch.tensor((9595, 3, 6), device=device)
     _, positions = grid_subsample(features, row_table, column_table, state, 5)
     assert torch.equal(positions, sample_cells(state, 2, 12, 5)[0])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("samples", [5, 12], ids=["drawn", "all_cells"])
+def test_sequences_that_share_a_grid_get_what_copies_of_it_would_give(samples, layout, backend, device):
+    """The same tokens bit for bit; and the gradient of a grid is the sum of its copies', from the first to the last."""
+    features, row_table, column_table = (leaf.requires_grad_() for leaf in inputs(device=device))
+    grid_of, state = torch.tensor([1, 0, 1, 1], device=device), torch.tensor(STATE, device=device)
+    grids = features.detach().contiguous(memory_format=layout).requires_grad_()
+    copies = grids.detach()[grid_of].contiguous(memory_format=layout).requires_grad_()
+    shared, positions = grid_subsample(grids, row_table, column_table, state, samples, grid_of=grid_of)
+    alone, same = grid_subsample(copies, row_table, column_table, state, samples)
+    assert torch.equal(positions, same)
+    assert torch.equal(shared, alone)
+    gradient = noise_like(shared)
+    of_copies, *_ = torch.autograd.grad(alone, copies, gradient)
+    of_grids, *_ = torch.autograd.grad(shared, grids, gradient)
+    assert torch.equal(of_grids[0], of_copies[1])
+    assert torch.equal(of_grids[1], of_copies[0] + of_copies[2] + of_copies[3])
 
 
 def test_all_cells_come_in_order_and_need_no_state(backend, device):
@@ -170,6 +216,8 @@ def test_gradients_of_features_and_both_tables_in_fp64(layout):
     state, positions = torch.tensor(STATE), torch.tensor([[4, 4, 0], [1, 11, 5]])
     assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 5)[0], leaves)
     assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 12)[0], leaves)
+    grid_of = torch.tensor([0, 1, 1])
+    assert torch.autograd.gradcheck(lambda *tensors: grid_subsample(*tensors, state, 5, grid_of=grid_of)[0], leaves)
     assert torch.autograd.gradcheck(lambda *tensors: gather_cells_twin(*tensors, positions), leaves)
 
 
@@ -192,32 +240,38 @@ def test_only_gradients_that_are_wanted_are_made(wanted, layout, backend, device
         assert torch.equal(gradient, everything[number]) if number in wanted else gradient is None
 
 
-def sampled_twice(device, layout, batch=5, channels=40, samples=17):
+def sampled_twice(device, layout, batch=5, channels=40, samples=17, grid_of=None):
     """Tokens and all gradients, as a flat list, of one call."""
     leaves = list(inputs(batch, channels, 5, 8, device=device))
     leaves[0] = leaves[0].contiguous(memory_format=layout)
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    tokens, positions = grid_subsample(*leaves, torch.tensor(STATE, device=device), samples)
+    grid_of = None if grid_of is None else torch.tensor(grid_of, device=device)
+    tokens, positions = grid_subsample(*leaves, torch.tensor(STATE, device=device), samples, grid_of=grid_of)
     return [tokens.detach(), positions, *torch.autograd.grad(tokens, leaves, noise_like(tokens))]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize(
+    "grid_of", [None, pytest.param([0, 1, 3, 3, 3, 4], marks=pytest.mark.slow)], ids=["alone", "shared"]
+)
 @pytest.mark.parametrize("samples", [17, 40], ids=["drawn", "all_cells"])
-def test_every_element_is_written(samples, layout, backend, device):
+def test_every_element_is_written(samples, grid_of, layout, backend, device):
     """torch's deterministic mode fills new tensors with NaN, or the largest integer: what isn't written shows."""
-    expected = sampled_twice(device, layout, samples=samples)
+    expected = sampled_twice(device, layout, samples=samples, grid_of=grid_of)
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3, device=device).isnan().all()
-        poisoned = sampled_twice(device, layout, samples=samples)
+        poisoned = sampled_twice(device, layout, samples=samples, grid_of=grid_of)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(expected, poisoned, strict=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_same_inputs_give_the_same_bits(layout, backend, device):
+@pytest.mark.parametrize("sharing", [None, pytest.param([0, 0, 1, 0], marks=pytest.mark.slow)], ids=["alone", "shared"])
+def test_same_inputs_give_the_same_bits(sharing, layout, backend, device):
     shape = {"batch": 64, "channels": 2048} if device == "cuda" else {"batch": 2, "channels": 8}
+    shape["grid_of"] = sharing
     first, *others = (sampled_twice(device, layout, **shape) for _ in range(4 if device == "cuda" else 2))
     for other in others:
         assert all(torch.equal(one, again) for one, again in zip(first, other, strict=True))
@@ -227,6 +281,7 @@ ARGUMENTS = {
     "drawn": {},
     "all_cells": {"positions": None, "slots": None, "num_samples": 12},
     "given": {"next_slots": [[-1, 2, -1], [-1, -1, -1]]},
+    "shared": {"grid_of": [0, 0], "sequences": [0, 1], "first": [0, 2, 2]},
     "no_tables": {"row_table": None, "column_table": None},
     "fp32_out": {"out_dtype": torch.float32},
 }
@@ -244,6 +299,9 @@ def test_operator_describes_itself(change, layout, backend, device):
         "positions": torch.tensor([[1, 4, 5], [0, 6, 11]], dtype=torch.int32, device=device),
         "slots": None,
         "next_slots": None,
+        "grid_of": None,
+        "sequences": None,
+        "first": None,
         "num_samples": 3,
         "out_dtype": torch.float16,
     }
@@ -251,8 +309,9 @@ def test_operator_describes_itself(change, layout, backend, device):
     arguments["slots"] = slots.scatter_(
         1, arguments["positions"].long(), torch.arange(3, dtype=torch.int16, device=device).expand(2, 3)
     )
-    if "next_slots" in change:
-        change = change | {"next_slots": torch.tensor(change["next_slots"], dtype=torch.int16, device=device)}
+    dtypes = {"next_slots": torch.int16, "grid_of": torch.int32, "sequences": torch.int32, "first": torch.int32}
+    maps = {name: torch.tensor(change[name], dtype=dtypes[name], device=device) for name in dtypes.keys() & change}
+    change = change | maps
     torch.library.opcheck(gather_cells, tuple((arguments | change).values()))
 
 
@@ -279,11 +338,13 @@ def test_compiles_to_one_graph_for_all_steps_and_images(backend, device):
     assert len(graphs) == 1
 
 
-def test_compiles_with_its_backward_pass(backend, device):
+@pytest.mark.parametrize("sharing", [None, [0, 1, 1]], ids=["alone", "shared"])
+def test_compiles_with_its_backward_pass(sharing, backend, device):
     """Through AOT autograd, which traces the backward operator as well."""
+    grid_of = None if sharing is None else torch.tensor(sharing, device=device)
 
     def step(features, row_table, column_table, state):
-        return grid_subsample(features, row_table, column_table, state, 5)[0].square().sum()
+        return grid_subsample(features, row_table, column_table, state, 5, grid_of=grid_of)[0].square().sum()
 
     leaves = [leaf.requires_grad_() for leaf in inputs(device=device)]
     state = torch.tensor(STATE, device=device)
@@ -345,7 +406,7 @@ def refused(change):
 ERRORS = {
     "three_dimensions": (
         {"features": torch.zeros(3, 3, 4)},
-        "features must be (B, C, H, W), not of shape (3, 3, 4)",
+        "features must be (G, C, H, W), not of shape (3, 3, 4)",
     ),
     "integers": ({"features": torch.zeros(2, 3, 3, 4).long()}, "features must be fp16, bf16 or fp32, not torch.int64"),
     "too_large_a_grid": ({"features": torch.zeros(1, 1, 33, 32)}, "a grid of 33 x 32 cells has more than 1024"),
@@ -404,6 +465,20 @@ ERRORS = {
     "positions_beyond_int32": (
         {"positions": torch.tensor([[0, 1, 2, 3, 2**32 + 4]] * 2)},
         "positions from 0 to 4294967300 given for a grid of cells 0 to 11",
+    ),
+    "shape_of_positions_of_shared_grids": (
+        {"positions": torch.zeros(2, 5, dtype=torch.int32), "grid_of": torch.tensor([0, 1, 1])},
+        "positions must be (3, 5), not (2, 5)",
+    ),
+    "two_dimensional_grid_of": (
+        {"grid_of": torch.zeros(2, 1, dtype=torch.int32)},
+        "grid_of must be int32 or int64 (B,), not torch.int32 (2, 1)",
+    ),
+    "float_grid_of": ({"grid_of": torch.zeros(2)}, "grid_of must be int32 or int64 (B,), not torch.float32 (2,)"),
+    "no_such_grid": ({"grid_of": torch.tensor([0, 2, 1])}, "grid_of has 0 to 2, but the grids are 0 to 1"),
+    "device_of_grid_of": (
+        {"grid_of": torch.zeros(2, dtype=torch.int32, device="meta")},
+        "grid_of is on meta, the features are on cpu",
     ),
     "no_state": ({"state": None}, "5 of 12 cells have to be drawn, but state is None"),
 }
