@@ -36,6 +36,9 @@ class DataConfig:
     image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
     aspect_ratio_group_factor: int = HfArg(default=5, help="2 k + 2 groups of aspect ratio; a batch holds one group")
+    sentences_per_image: int = HfArg(
+        default=1, help="sentences that share a pass of their image through the backbone (docs/scaling.md)"
+    )
     orient_after_resize: bool = HfArg(default=False, help="pad nearly square landscapes as portraits, as the original")
     same_order_each_epoch: bool = HfArg(default=False, help="don't reshuffle between epochs, as the original")
     max_seq_length: int = HfArg(default=20, help="tokens per sentence, [CLS] and [SEP] included")
@@ -168,6 +171,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             "image_size_min",
             "sub_feat_num",
             "pos_num",
+            "sentences_per_image",
         ):
             if getattr(self, name) != AUTO and getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 1 is needed")
@@ -213,12 +217,22 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             raise UserError("--load and --fromScratch exclude each other; drop one")
         if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
             raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
+        if self.batch_size != AUTO and self.batch_size % self.sentences_per_image:
+            raise UserError(
+                f"--batchSize {self.batch_size} counts sentences, and is no multiple of --sentences_per_image "
+                f"{self.sentences_per_image}; change one of them"
+            )
         if self.batch_size == AUTO:
             if self.global_batch_size is None:
                 raise UserError("--micro_batch_size auto divides --global_batch_size, so give that as well")
             if self.global_batch_size < 1 or self.global_batch_size % world_size:
                 raise UserError(
                     f"--global_batch_size {self.global_batch_size} is no multiple of {world_size} GPUs; change it"
+                )
+            if self.global_batch_size // world_size % self.sentences_per_image:
+                raise UserError(
+                    f"--global_batch_size {self.global_batch_size} on {world_size} GPUs is no multiple of "
+                    f"--sentences_per_image {self.sentences_per_image}; change one of them"
                 )
         elif self.global_batch_size is not None:
             one_pass = self.batch_size * world_size

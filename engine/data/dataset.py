@@ -9,7 +9,7 @@ import numpy as np
 from engine.data.annotations.text import Vocabulary
 from engine.data.images.folder import ImageSource, UnreadableImage
 from engine.data.images.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size
-from engine.data.sampler import Sample
+from engine.data.sampler import Sample, passes_per_image
 from engine.data.splits import Split
 
 
@@ -21,12 +21,13 @@ class ExampleOptions:
     image_size_min: int = 384
     image_size_max: int = 640
     aspect_ratio_group_factor: int = 5
+    sentences_per_image: int = 1
     seed: int = 9595
 
     def sample_bytes(self) -> int:
         """Of one example in a batch."""
         pixels = 3 * self.image_size_min * self.image_size_max
-        return pixels + 4 * 8 * self.max_seq_length  # four tensors of int64
+        return pixels // self.sentences_per_image + 4 * 8 * self.max_seq_length  # four tensors of int64
 
 
 class ImageTextDataset:
@@ -38,6 +39,7 @@ class ImageTextDataset:
         self.images = images
         self.vocabulary = vocabulary
         self.options = options
+        self._latest: tuple[str, dict[str, Any]] = ("", {})  # image that was loaded, and its pixels
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -47,6 +49,13 @@ class ImageTextDataset:
         bins = aspect_ratio_bins(self.options.aspect_ratio_group_factor)
         by_image = aspect_ratio_group(self.split.sizes["height"] / self.split.sizes["width"], bins)
         return by_image.astype(np.min_scalar_type(len(bins)))[self.sentences.images]
+
+    def sentences_per_pass(self) -> float:
+        """Mean number of sentences that share a pass of their image through the backbone."""
+        if self.options.sentences_per_image == 1:
+            return 1.0
+        sentences, passes = passes_per_image(self.sentences.images, self.options.sentences_per_image)
+        return float(sentences.sum() / passes.sum())
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         return self.__getitems__([sample])[0]
@@ -77,7 +86,15 @@ class ImageTextDataset:
         }
 
     def pixels(self, number: int, img_id: str) -> dict[str, Any]:
-        """A sentence's image; one that can't be read comes black, and `unreadable` says why."""
+        """A sentence's image; one that can't be read comes black, and `unreadable` says why.
+
+        Sentences that share an image follow each other, so it is loaded once.
+        """
+        if img_id != self._latest[0]:
+            self._latest = (img_id, self._load(number, img_id))
+        return self._latest[1]
+
+    def _load(self, number: int, img_id: str) -> dict[str, Any]:
         try:
             return {"image": self.images.load(img_id), "unreadable": None}
         except UnreadableImage as error:

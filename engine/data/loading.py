@@ -25,10 +25,11 @@ NO_INPUTS = ("image", "number", "epoch", "position", "unreadable")  # of an exam
 
 @dataclass
 class Batch:
-    """One micro-batch of one rank.
+    """One micro-batch of one rank: B sentences of G images.
 
     `inputs` are the model's keyword arguments: input_ids, token_type_ids, attention_mask (int64, B x L), the task's
-    labels, images (uint8, B x 3 x H x W), and sampling_state (int64: seed, epoch, the batch's place in the epoch).
+    labels, images (uint8, G x 3 x H x W), and sampling_state (int64: seed, epoch, the batch's place in the epoch).
+    Where sentences share images, grid_of (int64, B) is the image of each; else G is B.
     """
 
     inputs: dict[str, Tensor]
@@ -87,10 +88,14 @@ class Collator:
         packed = self.dataset.pack({name: np.array([example[name] for example in examples]) for name in names})
         inputs = {name: torch.from_numpy(array) for name, array in packed.items()}
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        numbers = [example["number"] for example in examples]
+        if self.dataset.options.sentences_per_image > 1:
+            changes = np.diff(self.dataset.sentences.images[numbers], prepend=-1) != 0
+            inputs["grid_of"] = torch.from_numpy(changes.cumsum() - 1)
+            examples = [example for example, another_image in zip(examples, changes, strict=True) if another_image]
         inputs["images"] = torch.from_numpy(stack_images([example["image"] for example in examples], MEAN_COLOR))
         state = [self.dataset.options.seed, examples[0]["epoch"], examples[0]["position"]]
         inputs["sampling_state"] = torch.tensor(state)
-        numbers = [example["number"] for example in examples]
         return Batch(inputs, numbers, [example["unreadable"] for example in examples if example["unreadable"]])
 
 
@@ -114,6 +119,8 @@ def training_loader(
         dataset.groups(),
         batch_size,
         seed=dataset.options.seed,
+        images=dataset.sentences.images,
+        sentences_per_image=dataset.options.sentences_per_image,
         rank=rank,
         world_size=world_size,
         same_order_each_epoch=same_order,

@@ -52,6 +52,49 @@ def grouped_batches(order: np.ndarray, groups: np.ndarray, batch_size: int) -> I
         yield order[np.concatenate([waiting[group], np.resize(first[group], batch_size - len(waiting[group]))])]
 
 
+def passes_per_image(images: np.ndarray, sentences_per_image: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many sentences each image has, and by how many passes of the backbone they are shared in an epoch.
+
+    As many as bring the sentences of a pass closest to `sentences_per_image`; one where the image has fewer.
+
+    Args:
+        images: number of each sentence's image, integers (N,).
+
+    Returns:
+        two arrays of integers, (images,) each.
+    """
+    sentences = np.bincount(images)
+    passes = np.maximum(1, (sentences + sentences_per_image // 2) // sentences_per_image)
+    return sentences, np.where(sentences > 0, passes, 0)
+
+
+def order_by_image(images: np.ndarray, sentences_per_image: int, draw: np.random.Generator) -> np.ndarray:
+    """A new order of all sentences in which those that share a pass of the backbone follow each other.
+
+    The sentences of each image are shuffled and divided into runs of equal length, within one: a run for each pass.
+    Then all runs are shuffled.
+
+    Args:
+        images: number of each sentence's image, integers (N,).
+
+    Returns:
+        int32 (N,).
+    """
+    order = np.arange(len(images), dtype=np.int32)
+    draw.shuffle(order)
+    order = order[np.argsort(images[order], kind="stable")]
+    sentences, runs = passes_per_image(images, sentences_per_image)
+    number = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)  # of each run among those of its image
+    of_image, among = np.repeat(sentences, runs), np.repeat(runs, runs)
+    first = number * of_image // among
+    lengths = (number + 1) * of_image // among - first
+    draw.shuffle(shuffled := np.arange(len(lengths), dtype=np.int32))
+    begins = (np.cumsum(lengths) - lengths)[shuffled]
+    lengths = lengths[shuffled]
+    shift = (begins - (np.cumsum(lengths) - lengths)).astype(np.int32)
+    return order[np.arange(len(order), dtype=np.int32) + np.repeat(shift, lengths)]
+
+
 def exhaustive_batches(groups: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Every index exactly once, by group and in order; the last batch of a group may be smaller."""
     batches: list[np.ndarray] = []
@@ -74,7 +117,11 @@ class DealtSampler:
 
 
 class TrainingSampler(DealtSampler):
-    """Grouped batches in a new order each epoch; every rank gets the same number of them."""
+    """Grouped batches in a new order each epoch; every rank gets the same number of them.
+
+    With `sentences_per_image` above 1, about as many sentences of an image follow each other in a batch. `images` then
+    gives the number of each sentence's image.
+    """
 
     def __init__(
         self,
@@ -82,11 +129,14 @@ class TrainingSampler(DealtSampler):
         batch_size: int,
         *,
         seed: int,
+        images: np.ndarray | None = None,
+        sentences_per_image: int = 1,
         rank: int = 0,
         world_size: int = 1,
         same_order_each_epoch: bool = False,
     ) -> None:
         self.groups = np.asarray(groups)
+        self.images, self.sentences_per_image = images, sentences_per_image
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
@@ -105,11 +155,17 @@ class TrainingSampler(DealtSampler):
         """Batches for each rank in the rest of an epoch, of which so many are done, whoever did them."""
         return max(0, len(self.groups) // self.batch_size - batches_done) // self.world_size
 
-    def batches(self) -> Iterator[list[Sample]]:
-        shuffle = np.random.default_rng([self.seed, 0 if self.same_order_each_epoch else self.epoch])
+    def order(self) -> np.ndarray:
+        """All samples in the order of this epoch."""
+        draw = np.random.default_rng([self.seed, 0 if self.same_order_each_epoch else self.epoch])
+        if self.images is not None and self.sentences_per_image > 1:
+            return order_by_image(self.images, self.sentences_per_image, draw)
         order = np.arange(len(self.groups), dtype=np.int32)  # half the memory of a permutation(), and the same draws
-        shuffle.shuffle(order)
-        batches = grouped_batches(order, self.groups, self.batch_size)
+        draw.shuffle(order)
+        return order
+
+    def batches(self) -> Iterator[list[Sample]]:
+        batches = grouped_batches(self.order(), self.groups, self.batch_size)
         start = self.batches_done
         stop = start + self.batches_left(start) * self.world_size
         for number, batch in enumerate(itertools.islice(batches, start, stop), start):

@@ -1,6 +1,8 @@
 """The trunk: BERT over one sequence of caption tokens and sampled grid features.
 
-    B images    L caption tokens    S visual tokens    h hidden size    C backbone channels
+    B sentences    G images    L caption tokens    S visual tokens    h hidden size    C backbone channels
+
+Each sentence has an image of its own (G = B), unless `grid_of` says which one each has.
 
 Modules are named so that a state dict has the original's keys (bert.encoder.visn_fc.visn_fc.weight ...).
 """
@@ -156,19 +158,21 @@ class Encoder(nn.Module):
         return self.activation_checkpointing if self.training and torch.is_grad_enabled() else "none"
 
     def grid(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 or normalised floats -> (B, C, H / 32, W / 32) in the backbone's dtype."""
+        """(G, 3, H, W) uint8 or normalised floats -> (G, C, H / 32, W / 32) in the backbone's dtype."""
         backbone = self.visual_model.visual
         return backbone(normalise_images(images, backbone.conv1.weight.dtype), CHECKPOINTED_STAGES[self.checkpointed])
 
-    def visual_tokens(self, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None) -> Tensor:
-        """Sampled cells of a grid (B, C, rows, columns), embedded by position and projected: (B, S, h)."""
+    def visual_tokens(
+        self, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None, grid_of: Tensor | None
+    ) -> Tensor:
+        """Sampled cells of grids (G, C, rows, columns), embedded by position and projected: (B, S, h)."""
         tables: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.visual.use_positional_embedding:
             tables = (self.visual_pos.x_position_embedding.weight, self.visual_pos.y_position_embedding.weight)
         num_samples = grid.shape[2] * grid.shape[3]
         if self.visual.sub_feat_num and (self.training or self.sub_sampling_in_evaluation):
             num_samples = self.visual.sub_feat_num
-        tokens, _ = grid_subsample(grid, *tables, sampling_state, num_samples, positions=positions)
+        tokens, _ = grid_subsample(grid, *tables, sampling_state, num_samples, positions=positions, grid_of=grid_of)
         return self.visn_fc(tokens)
 
     def attention_bias(self, attention_mask: Tensor, visual_tokens: Tensor) -> Tensor:
@@ -224,20 +228,22 @@ class Trunk(nn.Module):
         images: Tensor,
         sampling_state: Tensor | None = None,
         positions: Tensor | None = None,
+        grid_of: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode captions with their images.
 
         Args:
             input_ids, token_type_ids, attention_mask: int64 (B, L); the mask is 1 for tokens, 0 for padding.
-            images: (B, 3, H, W), uint8, or floats that are normalised already.
+            images: (G, 3, H, W), uint8, or floats that are normalised already.
             sampling_state, positions: see kernels.grid_subsample.
+            grid_of: int64 (B,), the image of each sentence; None where each has its own, and G = B.
 
         Returns:
-            encoded text (B, L, h), encoded visual tokens (B, S, h), pooled (B, h), feature grid (B, C, rows, columns).
+            encoded text (B, L, h), encoded visual tokens (B, S, h), pooled (B, h), feature grid (G, C, rows, columns).
         """
         text = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         grid = self.encoder.grid(images)
-        visual_tokens = self.encoder.visual_tokens(grid, sampling_state, positions)
+        visual_tokens = self.encoder.visual_tokens(grid, sampling_state, positions, grid_of)
         language, vision = self.encoder(text, visual_tokens, attention_mask)
         return language, vision, self.pooler(language), grid
 

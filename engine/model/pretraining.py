@@ -66,7 +66,7 @@ class PretrainingOutput:
     language: Tensor  # (B, L, h)
     vision: Tensor  # (B, S, h)
     pooled: Tensor  # (B, h)
-    grid: Tensor  # (B, C, rows, columns)
+    grid: Tensor  # (G, C, rows, columns)
     lm_scores: Tensor  # (K, V), or (B, L, V)
     matched_scores: Tensor  # (B, 2)
     answer_scores: Tensor | None  # (B, answers)
@@ -103,6 +103,7 @@ class ClipVilForPretraining(nn.Module):
         masked_positions: Tensor | None = None,
         sampling_state: Tensor | None = None,
         positions: Tensor | None = None,
+        grid_of: Tensor | None = None,
     ) -> PretrainingOutput:
         """Losses and scores of a batch; see Trunk.forward for the inputs.
 
@@ -114,7 +115,7 @@ class ClipVilForPretraining(nn.Module):
                 masked_lm_labels is (K,).
         """
         language, vision, pooled, grid = self.bert(
-            input_ids, token_type_ids, attention_mask, images, sampling_state, positions
+            input_ids, token_type_ids, attention_mask, images, sampling_state, positions, grid_of
         )
         words = language
         if masked_positions is not None:

@@ -49,6 +49,7 @@ class ClipVilForQuestionAnswering(nn.Module):
         is_labelled: Tensor | None = None,
         sampling_state: Tensor | None = None,
         positions: Tensor | None = None,
+        grid_of: Tensor | None = None,
     ) -> AnsweringOutput:
         """Scores of all answers, and the loss where there is a target; see Trunk.forward for the other inputs.
 
@@ -56,7 +57,9 @@ class ClipVilForQuestionAnswering(nn.Module):
             target: each answer's score, fp32 (B, answers).
             is_labelled: which questions count, bool (B); None for all.
         """
-        _, _, pooled, _ = self.bert(input_ids, token_type_ids, attention_mask, images, sampling_state, positions)
+        _, _, pooled, _ = self.bert(
+            input_ids, token_type_ids, attention_mask, images, sampling_state, positions, grid_of
+        )
         answer_scores = self.answer_head(pooled)
         if target is None:
             return AnsweringOutput(answer_scores)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
@@ -16,6 +17,7 @@ class DrawingConfig:
     data_root: str = HfArg(default="data/demo", help="folder to draw the data set into")
     train_scenes: int = HfArg(default=5000, help="scenes to train on")
     valid_scenes: int = HfArg(default=500, help="held-out scenes")
+    sentences_per_scene: Literal[4, 8] = HfArg(default=4, help="half of them captions, half questions")
     seed: int = HfArg(default=9595, help="seed of the scenes")
 
 
@@ -31,6 +33,7 @@ def prepare_demo(config: DrawingConfig) -> Summary:
         train_scenes=config.train_scenes,
         valid_scenes=config.valid_scenes,
         seed=config.seed,
+        sentences_per_scene=config.sentences_per_scene,
         progress=True,
     )
     return {"data_root": config.data_root, "train_scenes": config.train_scenes, "valid_scenes": config.valid_scenes}

@@ -79,22 +79,37 @@ class Scene:
         )
         return cls(img_id, *((long, short) if landscape else (short, long)), (first, second))
 
-    def captions(self, draw: random.Random) -> list[str]:
-        """Each thing named in full, in both orders, with the place of the first."""
-        first, second = draw.sample(self.things, 2)
-        return [f"a {first} {RELATIONS[first.side]} a {second}", f"a {second} at the {second.side} and a {first}"]
-
-    def questions(self, draw: random.Random) -> list[tuple[str, str]]:
-        """Two questions with answers. Each takes something for granted, so that it tells which image it belongs to."""
-        thing, other = draw.sample(self.things, 2)
-        side, answer = draw.choice([(thing.side, "yes"), (other.side, "no")])
-        asked = [
-            (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
-            (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
-            (f"where is the {thing} ?", thing.side),
-            (f"is the {thing.color} {thing.shape} {RELATIONS[side]} the {other.color} {other.shape} ?", answer),
+    def captions(self, draw: random.Random, number: int = 2) -> list[str]:
+        """Two or four: each thing named in full, in both orders, with the place of the first."""
+        return [
+            caption
+            for first, second in self._orders(draw)[: number // 2]
+            for caption in (
+                f"a {first} {RELATIONS[first.side]} a {second}",
+                f"a {second} at the {second.side} and a {first}",
+            )
         ]
-        return draw.sample(asked, 2)
+
+    def questions(self, draw: random.Random, number: int = 2) -> list[tuple[str, str]]:
+        """Two questions with answers about one of the things, or four about both.
+
+        Each takes something for granted, so that it tells which image it belongs to.
+        """
+        asked = []
+        for thing, other in self._orders(draw)[: number // 2]:
+            side, answer = draw.choice([(thing.side, "yes"), (other.side, "no")])
+            asked += [
+                (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
+                (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
+                (f"where is the {thing} ?", thing.side),
+                (f"is the {thing.color} {thing.shape} {RELATIONS[side]} the {other.color} {other.shape} ?", answer),
+            ]
+        return draw.sample(asked, number)
+
+    def _orders(self, draw: random.Random) -> list[tuple[Thing, Thing]]:
+        """The two things in an order that is drawn, and the other way round."""
+        first, second = draw.sample(self.things, 2)
+        return [(first, second), (second, first)]
 
     def paint(self, draw: random.Random) -> Image.Image:
         """The picture: a dark ground of random tint, each thing near the middle of its half."""
@@ -109,12 +124,12 @@ class Scene:
             _paint(canvas, thing.shape, x * self.width, y * self.height, radius, color)
         return image
 
-    def annotation(self, draw: random.Random) -> dict[str, Any]:
+    def annotation(self, draw: random.Random, sentences: int) -> dict[str, Any]:
         """One item of an LXMERT annotation file."""
-        questions = self.questions(draw)
+        questions = self.questions(draw, sentences // 2)
         return {
             "img_id": self.img_id,
-            "sentf": {"mscoco": self.captions(draw), "vqa": [question for question, _ in questions]},
+            "sentf": {"mscoco": self.captions(draw, sentences // 2), "vqa": [question for question, _ in questions]},
             "labelf": {"vqa": [{answer: 1.0} for _, answer in questions]},
         }
 
@@ -131,8 +146,20 @@ def _paint(canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float
         canvas.rectangle((x - 0.2 * r, y - r, x + 0.2 * r, y + r), fill=color)
 
 
-def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: int, progress: bool = False) -> None:
-    """Write the whole data set below `data_root`: the same seed gives the same files."""
+def write_demo(
+    data_root: Path,
+    *,
+    train_scenes: int,
+    valid_scenes: int,
+    seed: int,
+    sentences_per_scene: int = 4,
+    progress: bool = False,
+) -> None:
+    """Write the whole data set below `data_root`: the same seed gives the same files.
+
+    Args:
+        sentences_per_scene: 4 or 8; half of them are captions, and half are questions.
+    """
     scenes = _scenes("train2014", train_scenes, seed), _scenes("val2014", valid_scenes, seed)
     sizes: dict[str, tuple[int, int]] = {}
     texts: list[str] = []
@@ -143,7 +170,7 @@ def write_demo(data_root: Path, *, train_scenes: int, valid_scenes: int, seed: i
             path.parent.mkdir(parents=True, exist_ok=True)
             scene.paint(draw).save(path, quality=92)
             sizes[f"data/{image_path(scene.img_id).as_posix()}"] = (scene.height, scene.width)
-            annotations.append(scene.annotation(draw))
+            annotations.append(scene.annotation(draw, sentences_per_scene))
             texts += [text for sentences in annotations[-1]["sentf"].values() for text in sentences]
         _write_json(data_root / "lxmert" / f"{name}.json", annotations)
         questions = _vqa_questions(annotations, FIRST_QUESTION[name])

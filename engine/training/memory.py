@@ -1,6 +1,7 @@
 """How much of a device's memory a training takes, and the largest micro-batch that fits."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -88,16 +89,24 @@ def device_memory(config: TrainingConfig, device: torch.device) -> float:
 
 
 def largest_micro_batch(
-    config: TrainingConfig, description: ModelDescription, settings: Mapping[str, Any], world_size: int, limit: float
+    config: TrainingConfig,
+    description: ModelDescription,
+    settings: Mapping[str, Any],
+    world_size: int,
+    limit: float,
+    sentences_per_pass: float = 1.0,
 ) -> int:
     """Samples of the largest micro-batch that fits into `limit` bytes, and that makes up the global batch exactly.
 
     Counted in a process of its own: a backward pass starts threads, and loading workers are still to be forked here.
 
+    Args:
+        sentences_per_pass: the mean number of sentences that share a pass of the backbone.
+
     Raises:
-        UserError: if not even one sample fits.
+        UserError: if not even the smallest one fits.
     """
-    share = (config.global_batch_size or 0) // world_size
+    share, shared = (config.global_batch_size or 0) // world_size, config.sentences_per_image
     question = {
         "description": {**description.to_dict(), "vocabulary": None},
         "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
@@ -105,7 +114,8 @@ def largest_micro_batch(
         "freeze_clip": config.freeze_clip,
         "use_adam_for_visual": config.use_adam_for_visual,
         "settings": settings,
-        "choices": [samples for samples in range(1, share + 1) if share % samples == 0],
+        "sentences_per_pass": sentences_per_pass,
+        "choices": [samples for samples in range(shared, share + 1, shared) if share % samples == 0],
         "limit": (1 - RESERVE) * limit,
     }
     counted = subprocess.run(
@@ -120,7 +130,7 @@ def largest_micro_batch(
     samples = int(counted.stdout)
     if not samples:
         raise UserError(
-            f"--micro_batch_size auto: not even 1 sample fits into {limit / GB:.1f} GB with "
+            f"--micro_batch_size auto: not even {shared} sample{'s' * (shared > 1)} fits into {limit / GB:.1f} GB with "
             f"--activation_checkpointing {config.activation_checkpointing}; choose `all`, or a smaller model"
         )
     return samples
@@ -142,7 +152,7 @@ def answer(question: Mapping[str, Any]) -> int:
 
     def peak(samples: int) -> int:
         settings = {**question["settings"], "gradient_accumulation_steps": whole // samples}
-        inputs = inputs_on_meta(description, samples)
+        inputs = inputs_on_meta(description, samples, question["sentences_per_pass"])
         return training_bytes(model, inputs, settings, use_adam_for_visual=question["use_adam_for_visual"])["peak"]
 
     if peak(whole) <= question["limit"]:
@@ -151,14 +161,17 @@ def answer(question: Mapping[str, Any]) -> int:
     return accumulated[fitting - 1] if fitting else 0
 
 
-def inputs_on_meta(description: ModelDescription, samples: int) -> dict[str, Any]:
+def inputs_on_meta(description: ModelDescription, samples: int, sentences_per_pass: float = 1.0) -> dict[str, Any]:
     """A model's inputs with labels of all kinds, without memory; see docs/architecture.md, hop 15."""
+    num_images = math.ceil(samples / sentences_per_pass)
     sizes, answers = description.preprocessing, len(description.answers or ())
     with torch.device("meta"):
         words = torch.zeros(samples, sizes.max_seq_length, dtype=torch.int64)
-        images = torch.zeros(samples, 3, sizes.image_size_min, sizes.image_size_max, dtype=torch.uint8)
+        images = torch.zeros(num_images, 3, sizes.image_size_min, sizes.image_size_max, dtype=torch.uint8)
         state = torch.zeros(3, dtype=torch.int64)
         inputs = {"input_ids": words, "token_type_ids": words, "attention_mask": words, "images": images}
+        if num_images < samples:
+            inputs["grid_of"] = words[:, 0]
         if description.architecture == "pretraining":
             labels: dict[str, Any] = {"matched_label": words[:, 0], "ans": words[:, 0]}
             masked, _ = pack_labels(np.full(words.shape, IGNORE), PretrainingOptions.word_mask_rate)  # by default

@@ -168,7 +168,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     task = task_class(config, tokenizer, ranks)
     description = describe_model(config, bert, task)
     if config.batch_size == AUTO:
-        settle_micro_batch(config, description, settings, ranks, device)
+        settle_micro_batch(config, description, settings, ranks, device, task.training.sentences_per_pass())
         settings = deepspeed_settings(config, ranks.world_size)
     batches, validation_batches = make_loaders(config, task, ranks)
 
@@ -188,6 +188,8 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     check_agreement(resumed, config.batch_size, folder.path)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
+        if config.sentences_per_image > 1:
+            samples += f", {task.training.sentences_per_pass():.1f} of them for each pass of an image"
         count = f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}"
         on = f"{count} on {device.type}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)

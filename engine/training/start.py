@@ -2,7 +2,7 @@
 
 import socket
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,12 @@ def find_start(
 
 
 def settle_micro_batch(
-    config: TrainingConfig, description: ModelDescription, settings: dict[str, Any], ranks: Ranks, device: torch.device
+    config: TrainingConfig,
+    description: ModelDescription,
+    settings: dict[str, Any],
+    ranks: Ranks,
+    device: torch.device,
+    sentences_per_pass: float = 1.0,
 ) -> None:
     """Put a number in place of --micro_batch_size auto: the resumed run's, or the largest that fits into the device.
 
@@ -75,7 +80,7 @@ def settle_micro_batch(
         if config.resume is not None and complete_checkpoints(folder) and (folder / "config.yaml").is_file():
             return int(yaml.safe_load((folder / "config.yaml").read_text())["batch_size"])
         limit = device_memory(config, device)
-        return largest_micro_batch(config, description, settings, ranks.world_size, limit)
+        return largest_micro_batch(config, description, settings, ranks.world_size, limit, sentences_per_pass)
 
     config.batch_size = share_on_node(ranks, "micro-batch", choose)
     config.check(ranks.world_size)
@@ -123,7 +128,9 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
         raise UserError(f"{checkpoint.folder} was converted, and is no place to go on from; start from it with --load")
     before: dict[str, Any] = checkpoint.content["config"]
     now = asdict(config)
-    changed = [name for name in now if name not in MAY_CHANGE and name in before and before[name] != now[name]]
+    defaults = {field.name: field.default for field in fields(config)}
+    before = {name: before.get(name, defaults[name]) for name in now}  # a flag that is newer than the run was off
+    changed = [name for name in now if name not in MAY_CHANGE and before[name] != now[name]]
     if changed:
         values = ", ".join(f"--{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
         raise UserError(

@@ -20,7 +20,7 @@ from engine.training.memory import answer, device_memory, inputs_on_meta, larges
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 CPU = torch.device("cpu")
-AS_USUAL = {"checkpointing": "none", "freeze_clip": False, "use_adam_for_visual": False}
+AS_USUAL = {"checkpointing": "none", "freeze_clip": False, "use_adam_for_visual": False, "sentences_per_pass": 1.0}
 
 
 def description(architecture: str = "pretraining") -> ModelDescription:
@@ -61,6 +61,7 @@ def test_the_largest_choice_within_the_limit_is_found(architecture: str) -> None
     assert answer({**question, "limit": exactly, "checkpointing": "all"}) > 96
     assert answer({**question, "limit": exactly, "dtype": "float16"}) > 96
     assert answer({**question, "limit": exactly, "freeze_clip": True}) > 96
+    assert answer({**question, "limit": exactly, "sentences_per_pass": 4.0}) > 96
     assert answer({**question, "limit": exactly, "use_adam_for_visual": True}) == 64
 
 
