@@ -79,10 +79,14 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, t
     assert read_curve(whole)[-1]["kind"] == "valid"
 
 
-def test_ranks_may_change_within_an_epoch(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", ["1", pytest.param("2", marks=pytest.mark.slow)], ids=["alone", "shared"])
+def test_ranks_may_change_within_an_epoch(
+    shared: str, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two ranks, one, two: each sentence once, the same state after each change, the same weights in the end."""
     monkeypatch.setenv("SEEN_DIRECTORY", str(tmp_path))
     common = ["--batchSize", "4", "--epochs", "1", "--global_batch_size", "16", "--freeze_batch_norm"]
+    common += ["--sentences_per_image", shared]
     common += ["--task_matched", "true", "--taskQA", "--sgd_momentum", "0.9", "--lr", "5e-4"]
     worker, output = "tests/workers/recording_pretrain.py", tmp_path / "changing"
     steps = {}

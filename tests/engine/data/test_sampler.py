@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 import engine.data.sampler
-from engine.data.sampler import EvaluationSampler, TrainingSampler, exhaustive_batches, grouped_batches
+from engine.data.sampler import (
+    EvaluationSampler,
+    TrainingSampler,
+    exhaustive_batches,
+    grouped_batches,
+    order_by_image,
+    passes_per_image,
+)
 
 GROUPS = np.random.default_rng(0).choice(4, size=103, p=[0.5, 0.3, 0.19, 0.01])
 
@@ -169,6 +176,93 @@ def test_first_batches_come_before_the_whole_order_is_walked(monkeypatch):
     assert looked_at == [6]
     assert len(list(batches)) == 14
     assert sum(looked_at) == 60
+
+
+# --- several sentences of an image for one pass of the backbone
+
+IMAGES = np.repeat(np.arange(12), 8)[np.random.default_rng(3).permutation(96)]  # 12 images of 8 sentences, in disorder
+
+
+def sharing(sentences_per_image, images=IMAGES, groups=None, batch_size=16, **options):
+    """Images of even and of odd numbers are two groups."""
+    groups = images % 2 if groups is None else groups
+    options = {"seed": 1, "images": images, "sentences_per_image": sentences_per_image, **options}
+    return TrainingSampler(groups, batch_size, **options)
+
+
+def runs_of(batch, images=IMAGES):
+    """Image and length of each stretch of sentences of one image."""
+    of_image = images[np.asarray(batch)]
+    begins = np.flatnonzero(np.diff(of_image, prepend=-1))
+    return list(zip(of_image[begins].tolist(), np.diff([*begins, len(batch)]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("sentences_per_image", [2, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_batch_has_so_many_sentences_of_each_of_its_images(sentences_per_image, world_size):
+    """And each sentence comes once in an epoch, whoever gets it."""
+    samplers = [sharing(sentences_per_image, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [batch for sampler in samplers for batch in indices(sampler)]
+    assert len(batches) == 6
+    assert sorted(index for batch in batches for index in batch) == list(range(96))
+    for batch in batches:
+        assert len({IMAGES[index] % 2 for index in batch}) == 1
+        lengths = [length for _, length in runs_of(batch)]
+        # Two runs of the same image may come to stand side by side by chance.
+        assert all(length % sentences_per_image == 0 for length in lengths)
+        assert sum(lengths) // sentences_per_image == 16 // sentences_per_image
+    dealt = [batch for turn in zip(*map(list, samplers), strict=True) for batch in turn]
+    assert dealt == list(sharing(sentences_per_image))
+
+
+def test_an_epoch_that_goes_on_has_the_batches_that_were_left():
+    whole, resumed = sharing(4, batch_size=8), sharing(4, batch_size=8, rank=1, world_size=2)
+    for sampler in (whole, resumed):
+        sampler.set_epoch(3, 5 if sampler is resumed else 0)
+    assert list(resumed) == list(whole)[6:11:2]
+    whole.set_epoch(4)
+    assert indices(whole) != indices(resumed)
+
+
+def test_an_image_s_sentences_meet_others_in_each_epoch():
+    sampler, partners = sharing(4), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        order = np.concatenate(indices(sampler)).reshape(-1, 4)
+        partners.append({frozenset(four) for four in order.tolist()})
+    assert len(partners[0] & partners[1]) < 12  # of 24 fours: as good as none by chance
+
+
+def test_one_sentence_per_image_is_the_plain_order():
+    assert list(sharing(1)) == list(TrainingSampler(IMAGES % 2, 16, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("sentences", "expected"),
+    [
+        ([1], [1]),
+        ([4], [4]),
+        ([8], [8]),
+        ([11], [11]),
+        ([12], [6, 6]),
+        ([19], [9, 10]),
+        ([51, 0, 3], [8, 8, 8, 9, 9, 9, 3]),
+    ],
+    ids=str,
+)
+def test_runs_are_as_near_to_eight_as_equal_parts_come(sentences, expected):
+    images = np.repeat(np.arange(len(sentences)), sentences)
+    found, passes = passes_per_image(images, 8)
+    assert found.tolist() == sentences
+    order = order_by_image(images, 8, np.random.default_rng(5))
+    assert order.dtype == np.int32
+    assert sorted(order.tolist()) == list(range(sum(sentences)))
+    assert passes.sum() == len(expected)
+    if len(sentences) == 1:
+        return
+    many = np.repeat(np.arange(300), 51)  # so that few runs of one image touch
+    lengths = Counter(length for _, length in runs_of(order_by_image(many, 8, np.random.default_rng(5)), many))
+    assert lengths[8] + lengths[9] > 0.98 * sum(lengths.values())
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (3, 4)], ids=["no_samples", "less_than_a_batch"])

@@ -75,6 +75,48 @@ def test_loss_is_the_plain_sum_of_mean_cross_entropies():
     torch.testing.assert_close(output.loss, sum(expected.values()), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("sentences_per_image", [4, 8])
+@pytest.mark.parametrize("mode", ["drawn", "all_cells", "frozen_norms"])
+def test_shared_images_give_the_gradients_of_repeated_ones(sentences_per_image, mode):
+    """Repeated as often, images have the same mean and variance in each batch norm, so everything has to agree.
+
+    In fp64. A gradient is a sum of products through about 2^6 operators, each with sums of at most 2^20 terms: in
+    another order it may be off by 2^26 roundings of 2^-53 of its size, in the norm.
+    """
+    visual = {"drawn": {}, "all_cells": {"sub_feat_num": None}, "frozen_norms": {"freeze_batch_norm": True}}[mode]
+    sentences, noise = 16, torch.Generator().manual_seed(1)
+    images = torch.rand(sentences // sentences_per_image, 3, 64, 96, generator=noise, dtype=torch.float64)
+    grid_of = torch.arange(sentences) // sentences_per_image
+    words = torch.randint(4, 30, (sentences, 5), generator=noise)
+    inputs = {
+        "input_ids": words,
+        "token_type_ids": torch.zeros_like(words),
+        "attention_mask": torch.ones_like(words),
+        "masked_lm_labels": torch.where(torch.arange(5) % 2 == 1, words, IGNORE),
+        "matched_label": torch.arange(sentences) % 2,
+        "ans": torch.arange(sentences) % 6,
+        "sampling_state": STATE,
+    }
+
+    def gradients(**of_images):
+        model = make(num_answers=6, **visual).double().train()
+        output = model(**inputs, **of_images)
+        output.loss.backward()
+        return output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    shared_output, shared = gradients(images=images, grid_of=grid_of)
+    output, repeated = gradients(images=images[grid_of])
+    assert shared_output.grid.shape[0] == sentences // sentences_per_image
+    assert output.grid.shape[0] == sentences
+    torch.testing.assert_close(shared_output.loss, output.loss, rtol=2.0**-27, atol=0)
+    assert shared.keys() == repeated.keys()
+    assert any(name.startswith("bert.encoder.visual_model") and grad.norm() > 0 for name, grad in shared.items())
+    for name, gradient in shared.items():
+        if name.endswith("key.bias"):
+            continue  # which softmax doesn't see: its gradient is zero but for roundings
+        assert (gradient - repeated[name]).norm() <= 2.0**-27 * repeated[name].norm(), name
+
+
 def test_metrics_are_sums_with_counts():
     output = make(num_answers=6)(**batch())
     counts = {"mask_lm": 2, "matched": 2, "qa": 1}

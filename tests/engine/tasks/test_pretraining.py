@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import random
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +281,50 @@ def test_batch_has_the_models_inputs(data_root):
     assert batch.inputs["sampling_state"].tolist() == [11, 4, 30]
     assert not batch.inputs["token_type_ids"].any()
     assert len(batch) == 3
+
+
+def sharing_batch(data_root, numbers, **options):
+    """A batch of these sentences of three images, of which each has seven, with several sentences to an image."""
+    dataset = make(data_root, sentences_per_image=2, **options)
+    loaded, images = [], dataset.images
+    dataset.images = SimpleNamespace(load=lambda img_id: loaded.append(img_id) or images.load(img_id))
+    batch = Collator(dataset)(dataset.__getitems__([Sample(number, 30 + n, 4) for n, number in enumerate(numbers)]))
+    return dataset, batch, loaded
+
+
+def test_sentences_that_follow_each_other_share_their_image(data_root):
+    numbers = [0, 3, 14, 15, 1, 20]
+    dataset, batch, loaded = sharing_batch(data_root, numbers)
+    own = make(data_root)
+    alone = Collator(own)(own.__getitems__([Sample(number, 30 + n, 4) for n, number in enumerate(numbers)]))
+    assert batch.inputs["grid_of"].tolist() == [0, 0, 1, 1, 2, 3]
+    assert batch.inputs["grid_of"].dtype == torch.int64
+    assert "grid_of" not in alone.inputs
+    assert torch.equal(batch.inputs["images"][batch.inputs["grid_of"]], alone.inputs["images"])
+    for name in alone.inputs.keys() - {"images"}:  # draws belong to the sentence, so they stay
+        assert torch.equal(batch.inputs[name], alone.inputs[name]), name
+    assert loaded == [dataset.sentences[number].img_id for number in (0, 14, 1, 20)]
+    assert len(batch) == 6
+
+
+def test_an_unreadable_image_counts_once_and_takes_the_labels_of_all_that_share_it(data_root):
+    (data_root / image_path("one")).write_bytes(b"no image")
+    _, batch, _ = sharing_batch(data_root, [0, 3, 7, 8])
+    assert len(batch.unreadable) == 1
+    assert batch.inputs["grid_of"].tolist() == [0, 0, 1, 1]
+    assert batch.inputs["matched_label"].tolist()[:2] == [IGNORE, IGNORE]
+    assert IGNORE not in batch.inputs["matched_label"].tolist()[2:]
+
+
+def test_a_validation_shares_images_as_they_come(data_root):
+    """The same sentences at the same places, so with the same draws, as where each has an image of its own."""
+    shared = list(evaluation(make(data_root, sentences_per_image=4)))
+    alone = list(evaluation(make(data_root)))
+    assert [batch.numbers for batch in shared] == [batch.numbers for batch in alone]
+    assert sum(len(batch.inputs["images"]) for batch in shared) < sum(len(batch.inputs["images"]) for batch in alone)
+    for one, other in zip(shared, alone, strict=True):
+        assert torch.equal(one.inputs["images"][one.inputs["grid_of"]], other.inputs["images"])
+        assert torch.equal(one.inputs["sampling_state"], other.inputs["sampling_state"])
 
 
 @pytest.fixture
