@@ -106,7 +106,7 @@ CASES = {
 }
 
 
-SLOW = {"largest_grid", "shared_by_more_than_a_tile"}
+SLOW = {"largest_grid", "shared_by_more_than_a_tile", "shared_all_cells_fp16", "shared_given_fp16", "shared_no_tables"}
 
 
 @pytest.fixture(

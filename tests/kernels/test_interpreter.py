@@ -23,9 +23,9 @@ GRID_SUBSAMPLE = Path(__file__).with_name("test_grid_subsample.py")
 OTHERS = [path for path in GRID_SUBSAMPLE.parent.glob("test_*.py") if path not in (GRID_SUBSAMPLE, Path(__file__))]
 # All of them, not merely those that were collected by chance: how many tests take `backend`.
 PARTS = [
-    pytest.param([GRID_SUBSAMPLE], "not slow", 97, id="grid_subsample"),
+    pytest.param([GRID_SUBSAMPLE], "not slow", 114, id="grid_subsample"),
     pytest.param(OTHERS, "not slow", 124, id="others"),
-    pytest.param([GRID_SUBSAMPLE, *OTHERS], "slow", 4, id="slow", marks=pytest.mark.slow),
+    pytest.param([GRID_SUBSAMPLE, *OTHERS], "slow", 18, id="slow", marks=pytest.mark.slow),
 ]
 
 
