@@ -49,9 +49,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=list(CHANNELS), default=list(CHANNELS))
     parser.add_argument("--layout", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="fp16 and bf16; on a CPU fp32")
-    parser.add_argument("--batch", nargs="+", type=int, help="images; 32, 128 and 256; on a CPU 32")
+    parser.add_argument("--batch", nargs="+", type=int, help="sequences; 32, 128 and 256; on a CPU 32")
     parser.add_argument("--grid", nargs=2, type=int, metavar=("ROWS", "COLUMNS"), default=[12, 20])
     parser.add_argument("--samples", nargs="+", type=int, default=[100], help="cells drawn; ROWS x COLUMNS keeps all")
+    shared = "sequences that share a grid; the baselines copy it"
+    parser.add_argument("--sentences_per_image", nargs="+", type=int, default=[1], metavar="K", help=shared)
     parser.add_argument("--rounds", type=int, help="times that each is timed; 50; on a CPU 15")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times; needs matplotlib")
@@ -64,6 +66,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: torch finds no GPU here; --device cpu times the CPU paths")
     if min(options.rounds, *options.batch, *options.grid) < 1:
         parser.error("--rounds, --batch and --grid have to be 1 or more")
+    if any(number < 1 or batch % number for number in options.sentences_per_image for batch in options.batch):
+        parser.error(f"--sentences_per_image {options.sentences_per_image}: each has to divide --batch {options.batch}")
     rows, columns = options.grid
     if max(rows, columns) > 25 or not all(1 <= samples <= rows * columns for samples in options.samples):
         parser.error(
@@ -136,7 +140,10 @@ def row_of(
 
 def show(rows: list[dict[str, Any]]) -> None:
     shape = ("model", "layout", "dtype")
-    print(f"\n{' '.join(rows[0][name] for name in shape)}, batch {rows[0]['batch']}, {rows[0]['samples']} cells")
+    print(
+        f"\n{' '.join(rows[0][name] for name in shape)}, batch {rows[0]['batch']}, {rows[0]['samples']} cells, "
+        f"{rows[0]['sentences_per_image']} to a grid"
+    )
     columns = {
         "us": ("microseconds", 9, 1),
         "q20": ("microseconds_q20", 9, 1),
@@ -168,7 +175,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["implementation"] for row in rows))
-    columns = ("model", "layout", "dtype", "batch", "samples")
+    columns = ("model", "layout", "dtype", "batch", "samples", "sentences_per_image")
     shapes = list(dict.fromkeys(tuple(row[name] for name in columns) for row in rows))
     figure, panels = pyplot.subplots(len(DIRECTIONS), 1, sharex=True, figsize=(max(8, 1.2 * len(shapes)), 10))
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
@@ -179,7 +186,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         panel.axhline(1, color="grey", linewidth=0.8)
         panel.set_yscale("log")
         panel.set_ylabel(f"{direction}: time / copy of fewest bytes")
-    labels = [f"{model} {layout}\n{dtype}, batch {b}\n{s} cells" for model, layout, dtype, b, s in shapes]
+    labels = [f"{model} {layout}\n{dtype}, batch {b}\n{s} cells, K = {k}" for model, layout, dtype, b, s, k in shapes]
     panels[-1].set_xticks(range(len(shapes)), labels)
     panels[0].set_title(f"{rows[0]['device']}, torch {rows[0]['torch']}, {rows[0]['date']}", loc="right", fontsize=9)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper left", ncols=len(names))
@@ -203,13 +210,14 @@ def main(arguments: list[str] | None = None) -> None:
         sep=", ",
     )
     rows: list[dict[str, Any]] = []
-    axes = (options.model, options.layout, options.dtype, options.batch, options.samples)
-    for model, layout, dtype, batch, samples in tqdm(list(itertools.product(*axes)), disable=None):
+    axes = (options.model, options.layout, options.dtype, options.batch, options.samples, options.sentences_per_image)
+    for model, layout, dtype, batch, samples, shared in tqdm(list(itertools.product(*axes)), disable=None):
         height, width = options.grid
-        shape = Shape(model, layout, dtype, batch, height, width, samples)
+        shape = Shape(model, layout, dtype, batch, height, width, samples, shared)
         subjects = measure(shape, options)
         found = [
             {"model": model, "layout": layout, "dtype": dtype, "batch": batch, "samples": samples}
+            | {"sentences_per_image": shared}
             | row_of(*key, subjects, grid_subsample.fewest_bytes(shape, key[1]), machine["copy_gb_per_s"])
             | machine
             for key in subjects

@@ -18,20 +18,23 @@ from kernels.grid_subsample import grid_subsample
 def fewest_bytes(shape: Shape, direction: str) -> int:
     """What has to be read and written at least, each byte once.
 
-    In NCHW the whole plane has to be read: each 32 bytes of it hold a sampled cell. The gradient of the features is
-    dense. The tables are counted whole; positions, and what a way of computing needs in between, are not.
+    In NCHW the whole plane has to be read: each 32 bytes of it hold a sampled cell. A cell that several sequences share
+    is read once. The gradient of the features is dense. The tables are counted whole; positions, and what a way of
+    computing needs in between, are not.
     """
     size = DTYPES[shape.dtype].itemsize
-    plane, tokens = (shape.batch * cells * shape.channels * size for cells in (shape.cells, shape.samples))
+    plane, tokens = (
+        cells * shape.channels * size for cells in (shape.grids * shape.cells, shape.batch * shape.samples)
+    )
     tables = 2 * TABLE_ENTRIES * shape.channels * size
-    forward = (tokens if shape.layout == "channels_last" else plane) + tables + tokens
+    forward = (min(tokens, plane) if shape.layout == "channels_last" else plane) + tables + tokens
     backward = tokens + plane + tables
     return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
 
 
 @dataclass
 class Inputs:
-    """Features (B, C, H, W), two tables and the tokens' gradient (B, S, C), filled with noise."""
+    """Features (G, C, H, W), two tables and the tokens' gradient (B, S, C), filled with noise."""
 
     shape: Shape
     device: str
@@ -39,16 +42,27 @@ class Inputs:
     leaves: tuple[Tensor, Tensor, Tensor] = field(init=False)
     d_tokens: Tensor = field(init=False)
     state: Tensor = field(init=False)
+    grid_of: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         shape, noise = self.shape, torch.Generator(self.device).manual_seed(self.seed)
         normal = partial(torch.randn, generator=noise, device=self.device, dtype=DTYPES[shape.dtype])
-        features = normal(shape.batch, shape.channels, shape.rows, shape.columns).relu()
+        features = normal(shape.grids, shape.channels, shape.rows, shape.columns).relu()
         features = features.contiguous(memory_format=LAYOUTS[shape.layout])
         tables = (normal(TABLE_ENTRIES, shape.channels) for _ in range(2))
         self.leaves = tuple(leaf.requires_grad_() for leaf in (features, *tables))  # type: ignore[assignment]
         self.d_tokens = normal(shape.batch, shape.samples, shape.channels)
         self.state = torch.tensor([self.seed, 0, 0], device=self.device)
+        if shape.sentences_per_image > 1:
+            self.grid_of = torch.arange(shape.batch, device=self.device) // shape.sentences_per_image
+
+    def for_each(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The leaves, with a grid of its own for each sequence: a copy, where they share one."""
+        features, *tables = self.leaves
+        if self.grid_of is not None:
+            features = features.index_select(0, self.grid_of).contiguous(memory_format=LAYOUTS[self.shape.layout])
+        row_table, column_table = tables
+        return features, row_table, column_table
 
     def finished(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients with that of the features in the features' layout, as the layer below wants it.
@@ -60,7 +74,7 @@ class Inputs:
 
 def ours(inputs: Inputs, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
     features, row_table, column_table = inputs.leaves
-    return grid_subsample(features, row_table, column_table, inputs.state, inputs.shape.samples)
+    return grid_subsample(features, row_table, column_table, inputs.state, inputs.shape.samples, grid_of=inputs.grid_of)
 
 
 _host = np.random.RandomState(0)
@@ -80,7 +94,7 @@ def original_draw(inputs: Inputs) -> Tensor:
 
 def original(inputs: Inputs, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """The tables are added to all cells, in place on a permuted copy; then a gather by the expanded index."""
-    features, row_table, column_table = inputs.leaves
+    features, row_table, column_table = inputs.for_each()
     rows, columns = inputs.shape.rows, inputs.shape.columns
     grid = features.permute(0, 2, 3, 1)
     embedding = row_table[:rows, None] + column_table[None, :columns]
@@ -117,7 +131,7 @@ def implementations(shape: Shape) -> dict[str, Implementation]:
     compiled = torch.compile(gather_first, fullgraph=True, dynamic=False)
 
     def on_the_device(function: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
-        return Implementation(lambda inputs, drawn: function(*inputs.leaves, inputs.shape.samples))
+        return Implementation(lambda inputs, drawn: function(*inputs.for_each(), inputs.shape.samples))
 
     return {
         "ours": Implementation(ours),
@@ -139,15 +153,18 @@ def check(implementation: Implementation, inputs: Inputs) -> None:
     assert (positions.sort(dim=1).values.diff(dim=1) > 0).all(), "a cell was drawn twice"
     gradients = torch.autograd.grad(tokens, inputs.leaves, inputs.d_tokens)
     features, row_table, column_table = wide = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
-    exact = gather_cells_twin(features, row_table, column_table, positions)
+    exact = gather_cells_twin(features, row_table, column_table, positions, None, inputs.grid_of)
     exact_gradients = torch.autograd.grad(exact, wide, inputs.d_tokens.double())
     # A token is two sums, so at most two roundings of up to |f| + |r| + |c|, and one more of the result.
     u = torch.finfo(tokens.dtype).eps / 2
-    size = gather_cells_twin(features.abs(), row_table.abs(), column_table.abs(), positions)
+    size = gather_cells_twin(features.abs(), row_table.abs(), column_table.abs(), positions, None, inputs.grid_of)
     assert ((tokens.double() - exact).abs() <= 3 * u * size).all(), "tokens differ from the twin's"
-    assert torch.equal(gradients[0].double(), exact_gradients[0]), "the features' gradient differs from the twin's"
-    # Baselines add up the tables' gradients in the dtype itself, over n terms: of n u at worst, sqrt(n) u is usual.
+    if inputs.grid_of is None:
+        assert torch.equal(gradients[0].double(), exact_gradients[0]), "the features' gradient differs from the twin's"
+    # Baselines add up other gradients in the dtype itself, over n terms: of n u at worst, sqrt(n) u is usual.
     terms = positions.numel() / min(inputs.shape.rows, inputs.shape.columns)
-    for gradient, truth in zip(gradients[1:], exact_gradients[1:], strict=True):
+    for n, gradient, truth in zip(
+        (inputs.shape.sentences_per_image, terms, terms), gradients, exact_gradients, strict=True
+    ):
         error = (gradient.double() - truth).norm() / truth.norm()
-        assert error <= 2 * u * terms**0.5, f"a table's gradient is off by {error:.1e} of its norm"
+        assert error <= 2 * u * n**0.5, f"a gradient is off by {error:.1e} of its norm"

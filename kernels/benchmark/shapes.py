@@ -24,6 +24,11 @@ class Shape:
     rows: int
     columns: int
     samples: int
+    sentences_per_image: int = 1  # sequences that share a grid
+
+    @property
+    def grids(self) -> int:
+        return self.batch // self.sentences_per_image
 
     @property
     def cells(self) -> int:

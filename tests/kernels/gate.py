@@ -30,6 +30,7 @@ VERSION = ".".join(triton.__version__.split(".")[:2])
 CAPABILITIES = (80, 90, 100)
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 THREADS = 128
+UNROLLED = 4  # times that the compiler writes out the loop over the sequences of a grid
 
 
 @dataclass
@@ -103,6 +104,7 @@ def forward_planes(dtype: str, constants: dict[str, Any]) -> Variant:
     constants = constants | dict(zip(("CELLS", "CHANNELS"), gather.TILE_OF_PLANES, strict=True))
     size = BYTES[dtype]
     maps = 8 if "next_slots" in constants else 24  # following the chain of a repeated cell takes more of them
+    maps *= 1 if "sequences" in constants else UNROLLED
     return Variant(gather.forward_planes_kernel, pointers(dtype), constants, DIVISIBLE, 3 * size, size, maps)
 
 
@@ -116,7 +118,7 @@ def backward(dtype: str, layout: str, constants: dict[str, Any]) -> Variant:
     wide = tile[0] * tile[1] / THREADS / 16  # 128-bit accesses for each byte of an element
     stores = wide * sum(size for name, size in (("d_features", BYTES[dtype]), ("d_cells", 4)) if name not in constants)
     divisible = DIVISIBLE | {other}
-    maps = 8 if "sequences" in constants else 12
+    maps = 8 * (1 if "sequences" in constants else UNROLLED)
     return Variant(gather.backward_kernel, pointers(dtype), constants, divisible, wide * BYTES[dtype], stores, maps)
 
 
