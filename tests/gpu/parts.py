@@ -75,6 +75,15 @@ def tell_step(found: dict[str, Any]) -> str:
     )
 
 
+def tell_sharing(found: dict[str, Any]) -> str:
+    speeds = (
+        f"K = {row['sentences_per_image']}: {row['sentences_per_second']:.1f} sentences/s, {row['speed_up']:.2f}x, "
+        f"{100 * row['share_of_bound']:.0f} % of the bound, memory {row['memory']:.2f}"
+        for row in found["rows"]
+    )
+    return f"the backbone has {100 * found['backbone_share']:.0f} % of a step; " + "; ".join(speeds)
+
+
 def module(name: str, flags: str = "", *more: str) -> list[str]:
     return [sys.executable, "-m", name, *flags.split(), *more]
 
@@ -116,6 +125,9 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
         )
         return Part(name, seconds, [command], tell_step)
 
+    grids = "--model RN50 --layout channels_last --dtype fp16 --batch 128 --sentences_per_image 8 --rounds 10"
+    shared_grids = f"{shapes} --sentences_per_image 2" if small else grids
+    shared_steps = "--batch 4 --sentences_per_image 2" if small else "--rounds 5 --steps 2"
     few, trace = "--batch 2 --minutes 0.5", ("--trace", str(out / "trace.json.gz"))
     return [
         Part("packages", 30, packages),
@@ -137,6 +149,19 @@ def make_parts(options: argparse.Namespace, out: Path, scratch: Path) -> list[Pa
             tell_batch_norm,
         ),
         step("step", 95, few if small else "--batch 32 --rounds 5 --steps 2 --minutes 1.3", "--ablate", *trace),
+        Part(
+            "sharing",
+            75,
+            [
+                module(
+                    "engine.benchmark.sharing",
+                    f"--device {device} {sizes if small else ''}{shared_steps}",
+                    *figures("sharing"),
+                ),
+                module("kernels.benchmark", f"--device {device} {shared_grids}"),
+            ],
+            tell_sharing,
+        ),
         step("step RN50x4", 40, "--batch 2" if small else "--model RN50x4 --batch 30 --rounds 5 --steps 2"),
         step("step largest", 60, "--batch largest " + ("--memory_gb 0.08" if small else "--rounds 3 --steps 1")),
     ]

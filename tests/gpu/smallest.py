@@ -26,7 +26,9 @@ def main() -> None:
         repeated = torch.tensor([[4, 4, 1, 0, 4], [2, 3, 3, 2, 14]], device=device)
         tokens, _ = subsample(*inputs.leaves, None, 5, positions=repeated)
         tokens.sum().backward()
-        count += 2
+        shared = grid_subsample.Inputs(Shape("RN50", layout, dtype, 6, 3, 5, samples, 3), device, seed=1)
+        grid_subsample.check(Implementation(grid_subsample.ours), shared)
+        count += 3
     # More pixels than a program's stretch, and channels that no tile divides.
     for dtype, shortcut in itertools.product((torch.float16, torch.bfloat16, torch.float32), (False, True)):
         norm = batch_norm.Inputs(batch_norm.Shape("smallest", 72, 14, 20, shortcut), 2, dtype, device, seed=1)
