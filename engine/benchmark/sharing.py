@@ -1,7 +1,7 @@
 """How much faster a step is where sentences share their image's pass through the backbone, beside the bound.
 
     python -m engine.benchmark.sharing --json sharing.json                    on a GPU: RN50, 128 sentences, fp16
-    python -m engine.benchmark.sharing --device cpu --json sharing.json       16 sentences, fp32: ten minutes
+    python -m engine.benchmark.sharing --device cpu --json sharing.json       16 sentences, fp32: fifteen minutes
 
 One engine takes steps of as many sentences with K = 1, 2, 4 and 8 sentences per image (--sentences_per_image), in
 turns. With K = 1, the backbone's forward and backward pass have the share b of a step. Nothing else can be saved, so
