@@ -130,7 +130,7 @@ def largest_micro_batch(
     samples = int(counted.stdout)
     if not samples:
         raise UserError(
-            f"--micro_batch_size auto: not even {shared} sample{'s' * (shared > 1)} fits into {limit / GB:.1f} GB with "
+            f"--micro_batch_size auto: not even {shared} sample{'s fit' if shared > 1 else ' fits'} into {limit / GB:.1f} GB with "
             f"--activation_checkpointing {config.activation_checkpointing}; choose `all`, or a smaller model"
         )
     return samples
