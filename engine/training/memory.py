@@ -129,8 +129,9 @@ def largest_micro_batch(
     )
     samples = int(counted.stdout)
     if not samples:
+        fewest = "1 sample fits" if shared == 1 else f"{shared} samples fit"
         raise UserError(
-            f"--micro_batch_size auto: not even {shared} sample{'s fit' if shared > 1 else ' fits'} into {limit / GB:.1f} GB with "
+            f"--micro_batch_size auto: not even {fewest} into {limit / GB:.1f} GB with "
             f"--activation_checkpointing {config.activation_checkpointing}; choose `all`, or a smaller model"
         )
     return samples
