@@ -3,8 +3,10 @@
 import os
 
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from engine.distributed.launchers import threads_are_given
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from kernels.backend import use_triton
@@ -26,7 +28,7 @@ def pick_device(ranks: Ranks, *, fp16: bool = False, deterministic: bool = False
     if fp16 and not fp16_is_supported():
         raise UserError("--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32 (with a recipe: --fp16 false)")
     if accelerator.device_name() == "cpu":
-        if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sets 1 unasked
+        if not threads_are_given():
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
         return torch.device("cpu")
     count = accelerator.device_count()
@@ -38,6 +40,22 @@ def pick_device(ranks: Ranks, *, fp16: bool = False, deterministic: bool = False
     if accelerator.device_name() == "cuda":
         accelerator.available_memory = _free_memory
     return torch.device(accelerator.device_name(ranks.local_rank))
+
+
+def agree_on_threads(device: torch.device) -> str:
+    """On a CPU, give every rank the smallest number of threads that one has: it decides how sums are rounded.
+
+    A machine with more cores for a rank would wait for the others in each step anyhow. All ranks call it.
+
+    Returns:
+        what the ranks compute on.
+    """
+    if device.type != "cpu":
+        return device.type
+    threads = torch.tensor(torch.get_num_threads())
+    dist.all_reduce(threads, op=dist.ReduceOp.MIN)
+    torch.set_num_threads(int(threads))
+    return f"cpu with {threads} thread{'s' * (int(threads) > 1)} a rank"
 
 
 def fp16_is_supported() -> bool:

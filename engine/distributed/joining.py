@@ -9,7 +9,8 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-from engine.distributed.meeting import Meeting, no_place, no_port
+from engine.distributed.meeting import Meeting, no_port
+from engine.distributed.ranks import no_place
 from engine.errors import UserError
 
 PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # what launchers set, and DeepSpeed reads
@@ -51,8 +52,6 @@ def join(meeting: Meeting | None = None) -> None:
                 "GLOO_SOCKET_IFNAME=eth0 and, for GPUs, NCCL_SOCKET_IFNAME=eth0 (`ip addr` lists them)"
             ) from None
         raise
-    if meeting is not None:
-        meeting.end()
 
 
 def is_about_addresses(error: RuntimeError) -> bool:

@@ -45,6 +45,14 @@ def launchers() -> Iterator[int]:
         pid = parent_of(pid)
 
 
+def threads_are_given() -> bool:
+    """Whether a person set OMP_NUM_THREADS. torchrun sets 1 for its ranks unasked, but was started without it then."""
+    launcher = next(launchers(), None)
+    if launcher is None or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "OMP_NUM_THREADS" in os.environ
+    return b"OMP_NUM_THREADS=" in Path(f"/proc/{launcher}/environ").read_bytes()
+
+
 def _some_went(family: list[int]) -> bool:
     """Whether deepspeed has started this rank and its launch module, or what started that, is gone already.
 

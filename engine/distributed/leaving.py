@@ -39,7 +39,7 @@ def telling_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not has_lost_a_rank(error):
             raise
-        say(f"rank {os.environ.get('RANK', '0')} ends, another one is gone")
+        say_last(f"rank {os.environ.get('RANK', '0')} ends, another one is gone")
         leave(code=1)
     except KeyboardInterrupt:
         sys.exit(130)

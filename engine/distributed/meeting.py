@@ -1,8 +1,9 @@
-"""The machines of one run, from their start until their ranks have joined: whether all of them are there still.
+"""The machines of one run: whether all of them are there still, from their start to their end.
 
 A launcher ends the ranks of its own machine when one of them fails, but not those of the others, which would wait for
-half an hour. Here the ranks meet at a store of torch's as soon as they start. From then on each says that it lives,
-until all have prepared their data, which may take minutes on one machine and seconds on another.
+half an hour. Here the ranks meet at a store of torch's as soon as they start. From then on a thread of each says that
+it lives, whatever the rank does meanwhile: data take minutes on one machine and seconds on another, and a checkpoint or
+a validation takes one rank longer than the others.
 """
 
 import os
@@ -14,8 +15,8 @@ from datetime import timedelta
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from engine.distributed.leaving import say
-from engine.distributed.ranks import Ranks
+from engine.distributed.leaving import say_last
+from engine.distributed.ranks import Ranks, no_place
 from engine.distributed.workers import kill_workers
 from engine.errors import UserError
 
@@ -24,7 +25,7 @@ SILENCE = 30.0  # seconds without one after which a rank is gone
 
 
 class Meeting:
-    """Of all ranks, where they are on several machines; on one, there is nothing to do."""
+    """Of all ranks, where they are on several machines; on one, its launcher ends the others."""
 
     def __init__(self, ranks: Ranks, patience: float) -> None:
         """Meet the others, and from then on end this process when one of them is gone.
@@ -36,11 +37,12 @@ class Meeting:
             UserError: if a rank doesn't come, naming it, or if there is no way to rank 0.
         """
         self.ranks, self.alone = ranks, ranks.world_size == ranks.local_world_size
-        self.joined = threading.Event()
+        self.ended = threading.Event()
         if self.alone:
             return
         deadline = time.monotonic() + patience
-        self.store = PrefixStore("clipvil", connect(ranks, patience))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it restarts ranks
+        self.store = PrefixStore(f"clipvil {attempt}", connect(ranks, patience))
         self.store.set(f"beat {ranks.rank}", "0")
         self.store.set(f"host {ranks.rank}", socket.gethostname())
         while not self._all_have("host"):
@@ -51,45 +53,65 @@ class Meeting:
                     "their machine says, or wait longer with --start_timeout"
                 )
             time.sleep(0.2)
-        threading.Thread(target=self._watch, daemon=True, name="meeting").start()
+        self.hosts = [host.decode() for host in self.store.multi_get(self._keys("host"))]
+        self.heard = [(b"", time.monotonic())] * ranks.world_size  # of each, its last beat and when that was new
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, daemon=True, name="meeting").start()
 
-    def wait_for_all(self) -> None:
-        """Return when every rank has prepared its data and come here."""
+    def wait_for_all(self, word: str = "ready") -> None:
+        """Return when every rank has come here."""
         if not self.alone:
-            self.store.set(f"ready {self.ranks.rank}", "")
-            while not self._all_have("ready"):
+            self.store.set(f"{word} {self.ranks.rank}", "")
+            while not self._all_have(word):
                 time.sleep(0.2)
 
     def end(self) -> None:
-        """Watch no longer: from here on a rank that is gone shows in the others' collectives."""
-        self.joined.set()
+        """Watch no longer, once every rank has done its work. Rank 0, which may hold the store, leaves last."""
+        if self.alone:
+            return
+        self.wait_for_all("done")
+        self.ended.set()
+        self.store.set(f"left {self.ranks.rank}", "")
+        deadline = time.monotonic() + SILENCE
+        while self.ranks.rank == 0 and not self._all_have("left") and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _keys(self, word: str) -> list[str]:
+        return [f"{word} {rank}" for rank in range(self.ranks.world_size)]
 
     def _all_have(self, word: str) -> bool:
         """Whether all ranks have said a word."""
-        return self.store.check([f"{word} {rank}" for rank in range(self.ranks.world_size)])
+        return self.store.check(self._keys(word))
+
+    def _beat(self) -> None:
+        """Say that this rank lives, and hear the others. Where the network is gone, a call may never return."""
+        try:
+            while not self.ended.wait(BEAT):
+                self.store.set(f"beat {self.ranks.rank}", str(time.monotonic()))
+                beats, now = self.store.multi_get(self._keys("beat")), time.monotonic()
+                self.heard = [
+                    old if old[0] == beat else (beat, now) for old, beat in zip(self.heard, beats, strict=True)
+                ]
+        except DistError:
+            if not self.ended.is_set():
+                self._end([0])
 
     def _watch(self) -> None:
-        """Say that this rank lives, and end it when another one says so no longer."""
-        keys = [f"beat {rank}" for rank in range(self.ranks.world_size)]
-        heard = [(b"", 0.0)] * self.ranks.world_size  # of each rank, its last sign of life and when that was new
-        try:
-            while not self.joined.wait(BEAT):
-                now = time.monotonic()
-                self.store.set(keys[self.ranks.rank], str(now))
-                beats = self.store.multi_get(keys)
-                heard = [old if old[0] == beat else (beat, now) for old, beat in zip(heard, beats, strict=True)]
-                if silent := [rank for rank, (_, last) in enumerate(heard) if now - last > SILENCE]:
-                    _end(f"{_names(silent)} on {self.store.get(f'host {silent[0]}').decode()}")
-        except DistError:
-            if not self.joined.is_set():
-                _end("rank 0")
+        """End this process when another rank, or the store, is silent."""
+        while not self.ended.wait(BEAT):
+            silent = [rank for rank, (_, last) in enumerate(self.heard) if time.monotonic() - last > SILENCE]
+            if silent:
+                self._end([0] if self.ranks.rank in silent else silent)  # who doesn't hear itself has lost the store
 
-
-def _end(who: str) -> None:
-    """End this process from a thread; the main one may wait in a collective, for half an hour."""
-    say(f"error: {who} ended while the ranks started; its own message says why")
-    kill_workers()
-    os._exit(1)
+    def _end(self, gone: list[int]) -> None:
+        """End this process from a thread; the main one may wait in a collective, for half an hour."""
+        where = ", ".join(sorted({self.hosts[rank] for rank in gone}))
+        say_last(
+            f"error: {_names(gone)} on {where} can't be heard any more: it ended, as its own message should say, or "
+            "its machine can't be reached"
+        )
+        kill_workers()
+        os._exit(1)
 
 
 def connect(ranks: Ranks, patience: float) -> Store:
@@ -121,14 +143,6 @@ def connect(ranks: Ranks, patience: float) -> Store:
             f"rank {ranks.rank} on {socket.gethostname()} found no rank 0 at {address}:{port} within {patience:.0f} s; "
             "see what its machine says, or give the launcher an address that reaches it (--master_addr)"
         ) from None
-
-
-def no_place() -> UserError:
-    """What to say where the environment lacks what tells a rank from the others, or where they meet."""
-    return UserError(
-        f"the environment says that there are {os.environ['WORLD_SIZE']} ranks, but lacks some of RANK, LOCAL_RANK, "
-        "MASTER_ADDR and MASTER_PORT; start them with `deepspeed` or `torchrun`, or set all of these"
-    )
 
 
 def no_port(port: int | str) -> UserError:

@@ -3,12 +3,13 @@
 import os
 from dataclasses import dataclass
 
+from engine.distributed.schedulers import of_scheduler
 from engine.errors import UserError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them, as `deepspeed` or `torchrun` says; alone without a launcher."""
+    """This process among all of them, as `deepspeed`, `torchrun`, `srun` or `mpirun` says; alone without these."""
 
     rank: int
     world_size: int
@@ -17,15 +18,29 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """Raises UserError if the environment speaks of several ranks, and not of this one."""
+        """Also completes the environment, where `srun` or `mpirun` started the ranks, for who reads it later.
+
+        Raises:
+            UserError: if the environment speaks of several ranks, and not of this one.
+        """
+        os.environ.update(of_scheduler(os.environ))
         if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, but RANK isn't set, so this program "
                 "would wait for other ranks; start with `deepspeed` or `torchrun`, or unset WORLD_SIZE"
             )
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
-        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size  # torchrun, deepspeed
-        return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
+        world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+        local_size_name = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if os.environ.get(name)), "")
+        if world_size > 1 and not ("LOCAL_RANK" in os.environ and local_size_name):  # torchrun's name, or deepspeed's
+            raise no_place()
+        local_rank, local_world_size = _number("LOCAL_RANK", 0), _number(local_size_name, 1) if world_size > 1 else 1
+        if not 0 <= rank < world_size or not 0 <= local_rank < local_world_size <= world_size:
+            raise UserError(
+                f"the environment says that this is rank {rank} of {world_size}, and on this machine {local_rank} of "
+                f"{local_world_size}, counted from 0, which can't be; start with `deepspeed` or `torchrun`, or unset "
+                "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+            )
+        return cls(rank, world_size, local_rank, local_world_size)
 
     @staticmethod
     def check_nodes(nodes: int | None) -> None:
@@ -36,3 +51,18 @@ class Ranks:
                 f"--nodes {nodes}, but the launcher has started {started}; name the machines to it, in DeepSpeed's "
                 "--hostfile or by torchrun's --nnodes, and leave the flag out"
             )
+
+
+def no_place() -> UserError:
+    """What to say where the environment lacks what tells a rank from the others, or where they meet."""
+    return UserError(
+        f"the environment says that there are {os.environ['WORLD_SIZE']} ranks, but lacks some of RANK, LOCAL_RANK, "
+        "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; start them with `deepspeed` or `torchrun`, or set all of these"
+    )
+
+
+def _number(name: str, default: int) -> int:
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        raise UserError(f"{name} is {os.environ[name]!r} in the environment, which is no number; unset it") from None

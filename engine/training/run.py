@@ -29,7 +29,7 @@ from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
-from engine.distributed.device import pick_device, pick_kernels
+from engine.distributed.device import agree_on_threads, pick_device, pick_kernels
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
 from engine.distributed.meeting import Meeting
@@ -186,12 +186,13 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
 
     join(meeting)
     check_agreement(resumed, config.batch_size, folder.path)
+    computed_on = agree_on_threads(device)
     if ranks.rank == 0:
         samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
         if config.sentences_per_image > 1:
             samples += f", {task.training.sentences_per_pass():.1f} of them for each pass of an image"
         count = f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}"
-        on = f"{count} on {device.type}, {config.precision}, kernels of {kernels}"
+        on = f"{count} on {computed_on}, {config.precision}, kernels of {kernels}"
         print(f"{on}, {samples}", flush=True)
     engine = build_engine(model, config, settings, len(batches))
     if config.compile:
@@ -228,5 +229,6 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
     train(engine, batches, state, config, metrics, observers)
+    meeting.end()
     dist.destroy_process_group()
     folder.leave()

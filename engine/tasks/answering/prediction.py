@@ -162,6 +162,7 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
     if first:
         print(f"{len(dataset):,} questions in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second", flush=True)
         write_results(results, questions, predictions, saved.answers or [], top_k=config.top_k is not None)
+    meeting.end()
     dist.destroy_process_group()
 
 

@@ -106,6 +106,12 @@ class Saver(Observer):
                     name: torch.stack([p["report"]["sums"].get(name, zero) for p in positions]).sum(0) for name in names
                 }
         self.reporter.load_state_dict(report, state.step)
+        before, now = positions[0].get("threads"), cpu_threads(self.engine.device)
+        if before is not None and now is not None and before != now:
+            self.reporter.say(
+                f"warning: a rank had {before} threads and now has {now}, which round sums otherwise, so losses won't "
+                f"repeat those of an undisturbed run digit for digit; with OMP_NUM_THREADS={before} they do"
+            )
         self.saved = checkpoint.folder.name
         weights = [Path(f"{checkpoint.folder}{SUFFIX}").exists()]
         dist.broadcast_object_list(weights, src=0)
@@ -152,9 +158,15 @@ class Saver(Observer):
         return {
             "progress": asdict(state),
             "generators": generator_states(),
+            "threads": cpu_threads(self.engine.device),
             "buffers": {name: buffer.detach().cpu().clone() for name, buffer in buffers.items()},
             "report": self.reporter.state_dict(),
         }
+
+
+def cpu_threads(device: torch.device) -> int | None:
+    """Of a rank, where they decide how sums are rounded."""
+    return torch.get_num_threads() if device.type == "cpu" else None
 
 
 def generator_states() -> dict[str, Tensor]:
