@@ -47,7 +47,7 @@ def test_ranks_without_a_place_to_meet_are_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for meet in (lambda: Meeting(of_two(0), patience=1), join):
-        with pytest.raises(UserError, match="that there are 2 ranks, but lacks some of RANK, .* MASTER_ADDR"):
+        with pytest.raises(UserError, match=r"that there are 2 ranks, but lacks some of RANK, .* MASTER_ADDR"):
             meet()
 
 
