@@ -157,6 +157,21 @@ def assert_counted(folder: Path, files: Files) -> None:
     assert 0 < Path(f"{folder}_LXRT.pth").stat().st_size - files.weights < 150_000
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core runs one thread")
+def test_another_number_of_threads_is_told(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, as the tests' environment says, and then those of all cores."""
+    common, cores = flags("--batchSize", "8", *RESUME), len(os.sched_getaffinity(0))
+    run = launch("launch/pretrain.py", [*common, "--max_steps", "1"], ranks=1, launcher="warm")
+    assert "1 rank on cpu with 1 thread a rank, fp32" in run.stdout, run.stderr[-3000:]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    run = launch("launch/pretrain.py", [*common, "--max_steps", "2"], ranks=1, launcher="warm")
+    assert f"1 rank on cpu with {cores} threads a rank, fp32" in run.stdout, run.stderr[-3000:]
+    [warning] = [line for line in run.stdout.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith(f"warning: a rank had 1 thread and now has {cores}, which round sums otherwise")
+    assert warning.endswith("with OMP_NUM_THREADS=1 they do")
+
+
 def wait_for_step(output: Path, process: Any) -> None:
     deadline = time.monotonic() + 90
     while not (output / "metrics.jsonl").exists() or not read_metrics(output):

@@ -15,7 +15,7 @@ from deepspeed.comm.torch import build_shm_op
 
 import engine.distributed.device
 import engine.distributed.launchers
-from engine.distributed.device import pick_device
+from engine.distributed.device import agree_on_threads, pick_device
 from engine.distributed.joining import join
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
@@ -268,6 +268,45 @@ def test_the_end_with_the_launcher_is_a_sigterm(tmp_path):
     assert int(top.stdout.readline()) == -signal.SIGTERM
     top.wait()
     top.stdout.close()
+
+
+THREADS = "from engine.distributed.launchers import threads_are_given; print(threads_are_given())"
+# Gives its rank one thread, as torchrun does where nobody has said how many.
+TORCHRUN = """
+import os, subprocess, sys
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TORCHELASTIC_RUN_ID"] = "1"
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("given", [None, "1", "4"])
+@pytest.mark.parametrize("name", ["torchrun", "none"])
+def test_threads_that_torchrun_gave_unasked_are_not_a_persons(tmp_path, name, given):
+    (tmp_path / name).write_text(TORCHRUN)
+    others = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(tmp_path / name), THREADS] if name == "torchrun" else [sys.executable, "-c", THREADS]
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**others, **({"OMP_NUM_THREADS": given} if given else {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == f"{given is not None}\n"
+
+
+def test_a_cpus_ranks_have_the_threads_of_the_one_with_fewest(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda threads, op: threads.clamp_(max=3))
+    try:
+        torch.set_num_threads(8)
+        assert agree_on_threads(torch.device("cpu")) == "cpu with 3 threads a rank"
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert agree_on_threads(torch.device("cuda:1")) == "cuda"
 
 
 FAILING_RANK = """

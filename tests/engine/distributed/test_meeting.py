@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from torch.distributed import PrefixStore, TCPStore
 
 from engine.distributed import joining
 from engine.distributed.joining import join
@@ -35,6 +36,16 @@ def port(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_rank_that_does_not_come_is_named(port: str) -> None:
     with pytest.raises(UserError, match=r"^rank 1 of 2 ranks had not started after 1 s; .* --start_timeout"):
+        Meeting(of_two(0), patience=1)
+
+
+def test_ranks_that_torchrun_restarts_meet_anew(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store lives on, and what the ranks before said there is of the past."""
+    store = TCPStore("127.0.0.1", int(port), is_master=True, wait_for_workers=False)
+    PrefixStore("clipvil 0", store).set("host 1", "node2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(UserError, match=r"^rank 1 of 2 ranks had not started after 1 s"):
         Meeting(of_two(0), patience=1)
 
 
