@@ -109,9 +109,8 @@ class Saver(Observer):
         before, now = positions[0].get("threads"), cpu_threads(self.engine.device)
         if before is not None and now is not None and before != now:
             self.reporter.say(
-                f"warning: a rank had {before} thread{'s' * (before > 1)} and now has {now}, which round sums otherwise, "
-                "so losses won't repeat those of an undisturbed run digit for digit; with "
-                f"OMP_NUM_THREADS={before} they do"
+                f"warning: a rank had {before} thread{'s' * (before > 1)} and now has {now}, which round sums "
+                f"otherwise; with OMP_NUM_THREADS={before} losses repeat those of an undisturbed run digit for digit"
             )
         self.saved = checkpoint.folder.name
         weights = [Path(f"{checkpoint.folder}{SUFFIX}").exists()]
