@@ -141,8 +141,8 @@ def predict(config: PretrainConfig, gpus: int, sentences_per_image: int, assumed
 
 def line(gpus: int, sentences_per_image: int, found: dict[str, float]) -> str:
     return (
-        f"{gpus:5}{sentences_per_image:4}{found['batch']:6.0f} x {found['accumulation']:<4.0f}{found['norm_images']:6.1f}"
-        f"{found['memory_gb']:9.2f}{found['sent_mb']:9.0f}{found['compute_ms']:10.1f}{found['step_ms']:10.1f}"
+        f"{gpus:5}{sentences_per_image:4}{found['batch']:6.0f} x {found['accumulation']:<4.0f}"
+        f"{found['norm_images']:6.1f}{found['memory_gb']:9.2f}{found['sent_mb']:9.0f}{found['compute_ms']:10.1f}{found['step_ms']:10.1f}"
         f"{found['sentences_per_second']:11.0f}{100 * found['efficiency']:10.0f} %"
         f"{found['images_per_second_and_gpu']:9.0f}{found['gpu_hours']:11.0f}"
     )
