@@ -246,3 +246,33 @@ class Memory:
         for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
             self.kept += event.nbytes()  # type: ignore[union-attr]
             self.peak = max(self.peak, self.kept)
+
+
+COLLECTIVES = {
+    "allreduce_": "all_reduce",
+    "reduce_": "reduce",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "reduce_scatter_": "reduce_scatter",
+    "_allgather_base_": "all_gather",
+    "allgather_": "all_gather",
+    "broadcast_": "broadcast",
+}
+
+
+class Collectives(TorchDispatchMode):
+    """Notes the bytes of each message that a rank takes part in, by collective, where PyTorch hands it to the backend.
+
+    So it sees those of torch.distributed as well as DeepSpeed's, in any process group. A message is what is reduced or
+    sent as a whole, such as all that has been gathered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d":
+            name = function._schema.name.split("::")[-1]
+            sizes = [sum(leaf.nbytes for leaf in tree_leaves(each) if isinstance(leaf, Tensor)) for each in args]
+            self.messages.setdefault(COLLECTIVES.get(name, name), []).append(max(sizes))
+        return function(*args, **(kwargs or {}))
