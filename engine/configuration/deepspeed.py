@@ -1,6 +1,7 @@
 """DeepSpeed's own configuration, with what the flags decide filled in."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,32 @@ from engine.configuration.flags import AUTO, OptimizationConfig
 from engine.errors import UserError
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+STAGE_3_ONLY = "only stage 3 heeds this, and it isn't supported; remove it"
+# Of the section zero_optimization: the values that may be there, and why no other may.
+SUPPORTED: dict[str, tuple[list[Any], str]] = {
+    "stage": (
+        [1, 2],
+        "1 and 2 are supported; 0 has no fp32 weights for a checkpoint to keep, and 3 takes apart the weights that "
+        "kernels and batch norm read whole, and has checkpoints of another form",
+    ),
+    "offload_optimizer.device": (
+        ["none", "cpu"],
+        'write "cpu" for the memory of the host; only stage 3 can use a disk, and it isn\'t supported',
+    ),
+    "offload_optimizer.ratio": ([1], STAGE_3_ONLY),
+    "offload_optimizer.super_offload": ([False], STAGE_3_ONLY),
+    "offload_param.device": (["none"], STAGE_3_ONLY),
+    "zero_hpz_partition_size": ([1], STAGE_3_ONLY),
+    "zero_quantized_weights": ([False], STAGE_3_ONLY),
+    "zero_quantized_nontrainable_weights": ([False], STAGE_3_ONLY),
+    "zero_quantized_gradients": ([False], STAGE_3_ONLY),
+    "cpu_offload": ([False], 'it has another name now; write "offload_optimizer": {"device": "cpu"}'),
+    "cpu_offload_param": ([False], STAGE_3_ONLY),
+    "cpu_offload_use_pin_memory": ([False], 'it has moved; write "pin_memory" into "offload_optimizer"'),
+    "elastic_checkpoint": ([False], "it gives checkpoints another form, and ours fit any number of ranks; remove it"),
+    "legacy_stage1": ([False], "DeepSpeed has dropped it; remove it"),
+    "zenflow": ([], "it brings an optimiser of its own in place of the recipe's two; remove it"),
+}
 
 
 def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str, Any]:
@@ -48,8 +75,7 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     for precision in ("fp16", "bf16"):
         if bool(settings.get(precision, {}).get("enabled", False)) != (config.precision == precision):
             raise UserError(f"{path} and the flags disagree on {precision}; add or drop --{precision}")
-    if settings.get("zero_optimization", {}).get("stage") != 2:
-        raise UserError(f"{path}: zero_optimization.stage has to be 2")
+    check_zero(path, settings.get("zero_optimization", {}), config)
     for key in ("overlap_comm", "contiguous_gradients"):  # a rank alone has nothing to send
         if settings["zero_optimization"].get(key) == "auto":
             settings["zero_optimization"][key] = world_size > 1
@@ -62,3 +88,35 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
                 f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it"
             )
     return settings
+
+
+def check_zero(path: Path, zero: Mapping[str, Any], config: OptimizationConfig) -> None:
+    """Refuse what DeepSpeed may do, but not with these two optimisers, their checkpoints and these kernels.
+
+    Args:
+        zero: the section zero_optimization of the file at `path`.
+
+    Raises:
+        UserError: for the first such setting, with the reason.
+    """
+    if "stage" not in zero:
+        raise UserError(f"{path} has no zero_optimization.stage; write 1 or 2")
+    for key in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero.get(key) or {}, dict):
+            raise UserError(f'{path}: zero_optimization.{key} has to be an object, such as {{"device": "cpu"}}')
+    for key, (values, reason) in SUPPORTED.items():
+        found: Any = zero
+        for name in key.split("."):
+            found = (found or {}).get(name)
+        if found is not None and found not in values:
+            raise UserError(f"{path} has zero_optimization.{key} {json.dumps(found)}: {reason}")
+    if zero.get("compute_grad_norm") is False and (config.max_grad_norm or is_offloaded(zero)):
+        raise UserError(
+            f"{path} has zero_optimization.compute_grad_norm false, but clipping and offload need the norm; remove it, "
+            "or give --max_grad_norm 0 and drop offload_optimizer"
+        )
+
+
+def is_offloaded(zero: Mapping[str, Any]) -> bool:
+    """Whether the optimisers' state lies in the memory of the host, and they compute there."""
+    return (zero.get("offload_optimizer") or {}).get("device") == "cpu"

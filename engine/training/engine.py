@@ -1,4 +1,4 @@
-"""DeepSpeed's engine around a model: both optimisers and schedules under ZeRO-2."""
+"""DeepSpeed's engine around a model: both optimisers and schedules under ZeRO-1 or ZeRO-2."""
 
 import os
 from typing import Any
@@ -33,7 +33,7 @@ def groups_of(model: nn.Module, config: OptimizationConfig) -> list[dict[str, An
 def build_engine(
     model: nn.Module, config: OptimizationConfig, settings: dict[str, Any], batches_per_epoch: int
 ) -> DeepSpeedEngine:
-    """Both optimisers and schedules under ZeRO-2. The model holds its starting weights already.
+    """Both optimisers and schedules under ZeRO. The model holds its starting weights already.
 
     The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
     accumulation, and for the milestones those of one epoch.
@@ -59,7 +59,7 @@ def build_engine(
     with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
     engine.frozen_weights = frozen  # in fp32: ZeRO keeps no such digits of what isn't trained
-    if config.precision == "fp32":
+    if config.precision == "fp32" and not engine.optimizer.cpu_offload:
         share_masters(engine)
     restore_masters(engine, copies)
     measure_gradients_once(engine.optimizer)

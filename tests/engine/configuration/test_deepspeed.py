@@ -1,0 +1,154 @@
+"""DeepSpeed's JSON: what the flags fill in, what may be there, and what is refused with which reason."""
+
+import json
+
+import pytest
+
+from engine.configuration.deepspeed import deepspeed_settings, is_offloaded
+from engine.errors import UserError
+from engine.tasks.pretraining import PretrainConfig
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_autos_are_filled_in_from_the_recipe(precision):
+    config = PretrainConfig(batch_size=4, gradient_accumulation_steps=3, max_grad_norm=0.5)
+    if precision != "fp32":
+        setattr(config, precision, True)
+    settings = deepspeed_settings(config, world_size=2)
+    assert "auto" not in settings.values()
+    assert settings["train_micro_batch_size_per_gpu"] == 4
+    assert settings["gradient_accumulation_steps"] == 3
+    assert settings["train_batch_size"] == 24
+    assert settings["gradient_clipping"] == 0.5
+    assert "auto" not in settings["zero_optimization"].values()
+    assert settings["zero_optimization"]["stage"] == 2
+    assert settings["zero_optimization"]["contiguous_gradients"] is True
+    alone = deepspeed_settings(config, world_size=1)["zero_optimization"]
+    assert alone["overlap_comm"] is alone["contiguous_gradients"] is False
+    assert settings["zero_allow_untested_optimizer"] is True
+    for other in ("fp16", "bf16"):
+        assert settings.get(other, {}).get("enabled", False) == (other == precision)
+
+
+def own_json(folder, **change):
+    """A valid JSON with `change` made, where None removes a key."""
+    settings = {"gradient_clipping": "auto", "zero_optimization": {"stage": 2}, **change}
+    path = folder / "own.json"
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize("own", [{}, {"timers": {"throughput": {"enabled": True}}}], ids=["no timers", "timers"])
+def test_own_json_is_kept_where_it_agrees(tmp_path, own):
+    path = own_json(tmp_path, train_batch_size=64, gradient_clipping=1.0, steps_per_print=7, **own)
+    settings = deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
+    assert settings["train_batch_size"] == 64
+    assert settings["steps_per_print"] == 7
+    assert settings["timers"]["throughput"]["enabled"] == bool(own)
+
+
+CONTRADICTIONS = {
+    "batch": (
+        {"train_micro_batch_size_per_gpu": 16},
+        'has train_micro_batch_size_per_gpu 16, but --batchSize is 32; write "auto" there or change the flag',
+    ),
+    "accumulation": (
+        {"gradient_accumulation_steps": 2},
+        'has gradient_accumulation_steps 2, but --gradient_accumulation_steps is 1; write "auto" there or change',
+    ),
+    "whole_batch": (
+        {"train_batch_size": 32},
+        'has train_batch_size 32, but batch size x accumulation x GPUs is 64; write "auto" there or change the flag',
+    ),
+    "clipping": (
+        {"gradient_clipping": 0.1},
+        'has gradient_clipping 0.1, but --max_grad_norm is 1.0; write "auto" there or change the flag',
+    ),
+    "fp16": ({"fp16": {"enabled": True}}, "and the flags disagree on fp16; add or drop --fp16"),
+    "bf16": ({"bf16": {"enabled": True}}, "and the flags disagree on bf16; add or drop --bf16"),
+    "no_stage": ({"zero_optimization": None}, "has no zero_optimization.stage; write 1 or 2"),
+    "optimizer": (
+        {"optimizer": {"type": "Adam"}},
+        "section 'optimizer'; both optimisers and schedules come from the recipe",
+    ),
+    "scheduler": ({"scheduler": {}}, "section 'scheduler'; both optimisers and schedules come from the recipe"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_json_that_contradicts_the_recipe_is_refused(tmp_path, change, message):
+    path = own_json(tmp_path, **change)
+    with pytest.raises(UserError) as error:
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+
+
+def test_json_without_the_precision_of_the_flags_is_refused(tmp_path):
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path)), bf16=True)
+    with pytest.raises(UserError, match="and the flags disagree on bf16; add or drop --bf16"):
+        deepspeed_settings(config, world_size=1)
+
+
+def test_missing_json_is_named(tmp_path):
+    config = PretrainConfig(deepspeed_config=str(tmp_path / "gone.json"))
+    with pytest.raises(UserError, match=r"--deepspeed_config .*gone\.json can't be read: No such file or directory"):
+        deepspeed_settings(config, world_size=1)
+
+
+def test_broken_json_is_named_with_its_line(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{\n"fp16": {},\n"bf16" {}\n}')
+    with pytest.raises(UserError, match=r"broken\.json, line 3: not valid JSON \(Expecting ':' delimiter\)"):
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=1)
+
+
+OFFLOAD = {"device": "cpu"}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("offload", [None, {"device": "none"}, OFFLOAD, {**OFFLOAD, "pin_memory": True}])
+def test_stages_and_offload_are_taken(tmp_path, stage, offload):
+    path = own_json(tmp_path, zero_optimization={"stage": stage, "offload_optimizer": offload, "zenflow": None})
+    settings = deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
+    assert settings["zero_optimization"]["stage"] == stage
+    assert is_offloaded(settings["zero_optimization"]) == (offload not in (None, {"device": "none"}))
+    assert settings["zero_force_ds_cpu_optimizer"] is False
+
+
+REFUSED = {
+    "stage 0": ({"stage": 0}, "stage 0: 1 and 2 are supported; 0 has no fp32 weights"),
+    "stage 3": ({"stage": 3}, "3 takes apart the weights that kernels and batch norm read whole"),
+    "weights": ({"offload_param": OFFLOAD}, 'offload_param.device "cpu": only stage 3 heeds this'),
+    "disk": ({"offload_optimizer": {"device": "nvme"}}, 'device "nvme": write "cpu" for the memory of the host'),
+    "a part": ({"offload_optimizer": {**OFFLOAD, "ratio": 0.5}}, "offload_optimizer.ratio 0.5: only stage 3 heeds"),
+    "superchip": ({"offload_optimizer": {**OFFLOAD, "super_offload": True}}, "super_offload true: only stage 3 heeds"),
+    "word": ({"offload_optimizer": "cpu"}, 'offload_optimizer has to be an object, such as {"device": "cpu"}'),
+    "groups": ({"zero_hpz_partition_size": 2}, "zero_hpz_partition_size 2: only stage 3 heeds this"),
+    "quantized weights": ({"zero_quantized_weights": True}, "zero_quantized_weights true: only stage 3 heeds this"),
+    "quantized gradients": ({"zero_quantized_gradients": True}, "zero_quantized_gradients true: only stage 3 heeds"),
+    "old name": ({"cpu_offload": True}, 'cpu_offload true: it has another name now; write "offload_optimizer"'),
+    "elastic": ({"elastic_checkpoint": True}, "it gives checkpoints another form"),
+    "old stage 1": ({"legacy_stage1": True}, "DeepSpeed has dropped it; remove it"),
+    "zenflow": ({"zenflow": {"topk_ratio": 0.1}}, "it brings an optimiser of its own in place of the recipe's two"),
+    "no norm to clip by": ({"compute_grad_norm": False}, "clipping and offload need the norm"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_zero_may_not_do_here_is_refused_with_the_reason(tmp_path, change, message):
+    path = own_json(tmp_path, zero_optimization={"stage": 2, **change})
+    with pytest.raises(UserError) as error:
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
+    assert str(error.value).startswith(f"{path}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_clipping_the_norm_may_be_left_out_but_not_with_offload(tmp_path):
+    zero = {"stage": 1, "compute_grad_norm": False}
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path, zero_optimization=zero)), max_grad_norm=0.0)
+    assert deepspeed_settings(config, world_size=2)["zero_optimization"]["compute_grad_norm"] is False
+    own_json(tmp_path, zero_optimization={**zero, "offload_optimizer": OFFLOAD})
+    with pytest.raises(UserError, match="clipping and offload need the norm"):
+        deepspeed_settings(config, world_size=2)
