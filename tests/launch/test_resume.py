@@ -18,7 +18,7 @@ from engine.checkpoint.shards import Shards
 from engine.checkpoint.space import Files
 from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import BACKBONE
-from tests.conftest import fp16_flags, launch, read_metrics, session_members, start
+from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
 from tests.kill import read_curve
 
 Flags = Callable[..., list[str]]
@@ -113,6 +113,41 @@ def test_ranks_may_change_within_an_epoch(
     errors = {name: float((one[name].double() - two[name].double()).abs().max()) for name in two}
     assert set(one) == set(two)
     assert max(errors.values()) <= PARAMETERS, max(errors, key=lambda name: errors[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [{"stage": 1}, {"offload_optimizer": {"device": "cpu"}}], ids=["stage 1", "offload"])
+def test_a_stage_or_offload_goes_on_bit_for_bit_and_elsewhere(
+    zero: dict[str, Any], flags: Flags, tmp_path: Path
+) -> None:
+    """Two ranks as configured: the same again from the middle, and as by default from there on one rank."""
+    settings = json.loads((ROOT / "ds_configs" / "zero2_fp32.json").read_text())
+    settings["zero_optimization"] |= zero
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(settings))
+    common = ["--batchSize", "4", "--global_batch_size", "16", "--freeze_batch_norm", "--sgd_momentum", "0.9"]
+    common += ["--lr", "5e-4", "--report_step", "1", "--save_step", "2", "--max_steps", "4"]
+    configured = ["--deepspeed_config", str(own)]
+    runs = {"whole": (2, configured), "default": (2, []), "again": (2, configured), "alone": (1, [])}
+    final = {}
+    for name, (ranks, more) in runs.items():
+        output = tmp_path / name
+        if name in ("again", "alone"):
+            more = [*more, *RESUME]
+            shutil.copytree(tmp_path / "whole" / "Step000002", output / "Step000002")
+            shutil.copy(tmp_path / "whole" / "metrics.jsonl", output)
+        more = flags(*common, *more, "--output", str(output))
+        run = launch("launch/pretrain.py", more, ranks=ranks, launcher="warm")
+        assert run.code == 0, run.stderr[-3000:]
+        final[name] = weights(output / "Step000004_LXRT.pth")
+    assert read_curve(tmp_path / "again") == read_curve(tmp_path / "whole")
+    assert_equal(final["again"], final["whole"])
+    assert assert_same_training_state(
+        Shards(tmp_path / "again" / "Step000004"), Shards(tmp_path / "whole" / "Step000004")
+    )
+    for name in ("default", "alone"):  # which add up micro-batches and ranks in another order
+        for key, value in final["whole"].items():
+            assert (value.double() - final[name][key].double()).abs().max() <= PARAMETERS, (name, key)
 
 
 @pytest.mark.slow
