@@ -31,6 +31,10 @@ SUPPORTED: dict[str, tuple[list[Any], str]] = {
     "cpu_offload": ([False], 'it has another name now; write "offload_optimizer": {"device": "cpu"}'),
     "cpu_offload_param": ([False], STAGE_3_ONLY),
     "cpu_offload_use_pin_memory": ([False], 'it has moved; write "pin_memory" into "offload_optimizer"'),
+    "round_robin_gradients": (
+        [False],
+        "DeepSpeed then finds fp32 weights by other places than it has put them, which changes weights; remove it",
+    ),
     "elastic_checkpoint": ([False], "it gives checkpoints another form, and ours fit any number of ranks; remove it"),
     "legacy_stage1": ([False], "DeepSpeed has dropped it; remove it"),
     "zenflow": ([], "it brings an optimiser of its own in place of the recipe's two; remove it"),

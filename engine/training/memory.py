@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from engine.checkpoint.description import ModelDescription
+from engine.configuration.deepspeed import is_offloaded
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
 from engine.model.memory import cast_parameters, pass_bytes
-from engine.optim.hybrid import trained_values
+from engine.optim.hybrid import parameter_groups
 from engine.tasks.masking import IGNORE, pack_labels
 from engine.tasks.pretraining import PretrainingOptions
 
@@ -33,46 +34,87 @@ def training_bytes(
     inputs: Mapping[str, Any],
     settings: Mapping[str, Any],
     *,
+    world_size: int = 1,
     on_gpu: bool = True,
     use_adam_for_visual: bool = False,
+    sgd_momentum: bool = False,
 ) -> dict[str, int]:
-    """What a training on one device takes at its peak, and the parts of it, in bytes.
+    """What a training takes on a rank's device at its peak, and the parts of it, in bytes.
 
     Args:
         model: a model for pre-training or fine-tuning on the meta device, its parameters in the training's dtype.
-        settings: DeepSpeed's, ZeRO-2, with fused optimisers.
+        settings: DeepSpeed's, ZeRO stage 1 or 2, with fused optimisers.
         use_adam_for_visual: whether AdamW keeps moments of the backbone, too.
+        sgd_momentum: whether SGD keeps its momentum.
 
     Returns:
-        state: weights, fp32 weights (in fp32 these are the same), AdamW's moments, buffers. buckets: ZeRO's, and
-        the gradients that have been through them, with accumulation once more. passes: pass_bytes; without
-        contiguous_gradients, gradients stay where a pass left them, so they count there.
+        state: weights and buffers; of the rank's share, unless the host has them, fp32 weights (in fp32 these are the
+        model's) and the optimisers' moments. buckets: ZeRO's, and the gradients that lie beside a pass. passes:
+        pass_bytes, with the gradients that stay where a pass left them.
         peak: the state, the buckets, and the passes or, where these are small, the gradients and the copies of one
         optimiser's behind them: as one tensor, and in half precision that in fp32.
 
-    Not counted: the inputs, cuDNN's work space, fragments, and the device's own context.
+    Not counted: the inputs, cuDNN's work space, fragments, padding, and the device's own context.
     """
-    weights = sum(p.nbytes for p in model.parameters())
-    others, backbone = trained_values(model)
-    itemsize = next(model.parameters()).itemsize
-    gradients = itemsize * (others + backbone)
-    in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
-    moments = 8 * (others + backbone * use_adam_for_visual)
-    state = weights + in_fp32 * (backbone + others) + moments + sum(buffer.nbytes for buffer in model.buffers())
     zero = settings["zero_optimization"]
-    contiguous = zero.get("contiguous_gradients", True)  # by default
-    number = 2 if zero.get("overlap_comm") else 1
-    elements = int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
-    buckets = number * itemsize * (elements if contiguous else min(elements, backbone + others))
-    buckets += gradients * (contiguous + (settings.get("gradient_accumulation_steps", 1) > 1))
-    passes = pass_bytes(model, inputs, on_gpu=on_gpu, with_gradients=not contiguous)
-    copies = (itemsize + in_fp32) * max(backbone, others) + gradients * (not contiguous)
+    itemsize = next(model.parameters()).itemsize
+    in_fp32 = 0 if itemsize == 4 else 4  # bytes of an element's copy
+    offloaded, whole_until_step = is_offloaded(zero), zero["stage"] == 1
+    accumulated = settings.get("gradient_accumulation_steps", 1) > 1
+    contiguous = offloaded or zero.get("contiguous_gradients", True)  # by default
+    overlapped = bool(zero.get("overlap_comm"))
+    groups = optimizer_groups(model, use_adam_for_visual=use_adam_for_visual)
+
+    state = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    shares = {name: -(-sum(sizes) // world_size) for name, sizes in groups.items()}
+    if not offloaded:
+        moments = {name: 8 if name.startswith("adamw") else 4 * sgd_momentum for name in groups}
+        state += sum(share * (in_fp32 + moments[name]) for name, share in shares.items())
+
+    gradients = itemsize * sum(map(sum, groups.values()))
+    reduced = 0 if offloaded else itemsize * reduced_values(list(groups.values()), world_size)
+    elements = itemsize * int(zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE))
+    buckets = (1 + overlapped) * (elements if contiguous else min(elements, gradients))
+    if offloaded:  # on its way to the host, a gradient is copied, and its norm is taken in fp64
+        buckets += (itemsize + 8) * max(map(max, groups.values()))
+    if whole_until_step:
+        in_place = not accumulated and not (contiguous and overlapped)
+        buckets += gradients * accumulated + reduced * (contiguous and overlapped)
+        behind = gradients * in_place + reduced * (contiguous and not overlapped)
+    else:
+        in_place = not contiguous
+        buckets += reduced * (contiguous + accumulated)
+        behind = gradients * in_place
+    passes = pass_bytes(model, inputs, on_gpu=on_gpu, with_gradients=in_place)
+    copies = 0 if offloaded else (itemsize + in_fp32) * max(shares.values())
     return {
         "state": state,
         "buckets": buckets,
         "passes": passes,
-        "peak": state + buckets + max(passes, copies),
+        "peak": state + buckets + max(passes, behind + copies),
     }
+
+
+def optimizer_groups(model: nn.Module, *, use_adam_for_visual: bool) -> dict[str, list[int]]:
+    """Values of each parameter that is trained, in the order and by the names of the optimisers' groups."""
+    rates = dict.fromkeys(("lr", "weight_decay", "adam_epsilon", "sgd_lr", "sgd_momentum", "sgd_weight_decay"), 0.0)
+    groups = parameter_groups(model, **rates, use_adam_for_visual=use_adam_for_visual)
+    return {group["name"]: [parameter.numel() for parameter in group["params"]] for group in groups}
+
+
+def reduced_values(groups: list[list[int]], world_size: int) -> int:
+    """Values of the gradients that a rank keeps once they are reduced, of the rank that has most.
+
+    Ranks have equal shares of each group. A parameter that crosses from one share to the next is kept whole by both.
+    """
+    kept = [0] * world_size
+    for sizes in groups:
+        share, end = -(-sum(sizes) // world_size), 0
+        for size in sizes:
+            begin, end = end, end + size
+            for rank in range(begin // share, (end - 1) // share + 1):
+                kept[rank] += size
+    return max(kept)
 
 
 def device_memory(config: TrainingConfig, device: torch.device) -> float:
@@ -113,6 +155,8 @@ def largest_micro_batch(
         "checkpointing": config.activation_checkpointing,
         "freeze_clip": config.freeze_clip,
         "use_adam_for_visual": config.use_adam_for_visual,
+        "sgd_momentum": config.sgd_momentum > 0,
+        "world_size": world_size,
         "settings": settings,
         "sentences_per_pass": sentences_per_pass,
         "choices": [samples for samples in range(shared, share + 1, shared) if share % samples == 0],
@@ -154,7 +198,8 @@ def answer(question: Mapping[str, Any]) -> int:
     def peak(samples: int) -> int:
         settings = {**question["settings"], "gradient_accumulation_steps": whole // samples}
         inputs = inputs_on_meta(description, samples, question["sentences_per_pass"])
-        return training_bytes(model, inputs, settings, use_adam_for_visual=question["use_adam_for_visual"])["peak"]
+        named = {name: question[name] for name in ("world_size", "use_adam_for_visual", "sgd_momentum")}
+        return training_bytes(model, inputs, settings, **named)["peak"]
 
     if peak(whole) <= question["limit"]:
         return whole

@@ -179,7 +179,7 @@ def test_pass_bytes_count_what_lives_at_once() -> None:
 
 def test_the_predicted_peak_has_its_parts() -> None:
     work = workload()
-    settings = {"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True}}
+    settings = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "overlap_comm": True}}
     one, four = (training_bytes(*work.on_meta(images), settings, on_gpu=False) for images in (16, 64))
     model = work.model()
     backbone = sum(p.numel() for name, p in model.named_parameters() if "visual_model" in name)
@@ -198,7 +198,7 @@ def test_the_predicted_peak_has_its_parts() -> None:
 def test_the_predicted_peak_where_gradients_stay_in_place() -> None:
     """In the passes; behind these, one optimiser's are copied."""
     work = workload()
-    settings = {"zero_optimization": {"reduce_bucket_size": 1000, "contiguous_gradients": False}}
+    settings = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000, "contiguous_gradients": False}}
     gradients = sum(p.nbytes for p in work.model().parameters())
     backbone = sum(p.nbytes for name, p in work.model().named_parameters() if "visual_model" in name)
     one = training_bytes(*work.on_meta(16), settings, on_gpu=False)

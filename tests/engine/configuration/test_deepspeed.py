@@ -126,8 +126,12 @@ REFUSED = {
     "word": ({"offload_optimizer": "cpu"}, 'offload_optimizer has to be an object, such as {"device": "cpu"}'),
     "groups": ({"zero_hpz_partition_size": 2}, "zero_hpz_partition_size 2: only stage 3 heeds this"),
     "quantized weights": ({"zero_quantized_weights": True}, "zero_quantized_weights true: only stage 3 heeds this"),
-    "quantized gradients": ({"zero_quantized_gradients": True}, "zero_quantized_gradients true: only stage 3 heeds"),
+    "quantized gradients": ({"zero_quantized_gradients": True}, "zero_quantized_gradients true: only stage 3"),
     "old name": ({"cpu_offload": True}, 'cpu_offload true: it has another name now; write "offload_optimizer"'),
+    "round robin": (
+        {"round_robin_gradients": True},
+        "round_robin_gradients true: DeepSpeed then finds",
+    ),
     "elastic": ({"elastic_checkpoint": True}, "it gives checkpoints another form"),
     "old stage 1": ({"legacy_stage1": True}, "DeepSpeed has dropped it; remove it"),
     "zenflow": ({"zenflow": {"topk_ratio": 0.1}}, "it brings an optimiser of its own in place of the recipe's two"),
