@@ -1,4 +1,4 @@
-"""How much GPU memory a training takes with each choice of --activation_checkpointing, and what fits: counted.
+"""How much GPU memory a training takes, and what fits, by --activation_checkpointing and by ZeRO's stage: counted.
 
     python -m engine.benchmark.memory
 
@@ -33,6 +33,17 @@ state      weights and buckets, fp32 weights and moments, GB; the same for any n
 N GB       the largest micro-batch on a GPU of N GB, {RESERVE:.0%} of which are left to what isn't counted:
            the GPU's context, cuDNN's work space, and fragments between allocations"""
 
+STAGES: dict[str, dict[str, Any]] = {  # what is changed in the section zero_optimization
+    "stage 1": {"stage": 1},
+    "stage 2": {},
+    "stage 2, offload": {"offload_optimizer": {"device": "cpu"}},
+}
+ACCUMULATION = 2
+STAGE_NOTES = f"""
+ZeRO's stages: as above, with 100 cells, no checkpointing and {ACCUMULATION} micro-batches to a step, on so many GPUs.
+state      weights and, of a GPU's share, fp32 weights and moments, GB; with offload, the host has the latter
+gradients  buckets, and gradients that are kept beside a pass or are on their way to the host, GB"""
+
 
 def main() -> None:
     print(NOTES)
@@ -42,23 +53,51 @@ def main() -> None:
         for cells in (100, CELLS):
             for part in CHECKPOINTED_STAGES:
                 print(f"{backbone:10}{cells:5}  {part:14}{row(backbone, cells, part)}")
+    print(STAGE_NOTES)
+    print(f"\n{'backbone':10}{'GPUs':>5}  {'ZeRO':18}{'passes':>8}{'state':>7}{'gradients':>11}{fits}")
+    for backbone in ("RN50", "RN50x4", "RN50x16"):
+        for gpus in (1, 8):
+            for name, zero in STAGES.items():
+                print(f"{backbone:10}{gpus:5}  {name:18}{stage_row(backbone, gpus, zero)}", flush=True)
 
 
 def row(backbone: str, cells: int, part: str) -> str:
     work = Workload(backbone, 12, 768, cells, HEIGHT, WIDTH, "fp16")
-    kept, found = [], []
+    kept = []
     for images in (FEW, MANY):
-        model, inputs = on_meta(work, images, part)
         with gpu_operators():
-            kept.append(activation_bytes(model, inputs) / GB)
-        settings = deepspeed_settings(work.config(images), world_size=1)
-        found.append({name: size / GB for name, size in training_bytes(model, inputs, settings).items()})
-    a_sample = (found[1]["passes"] - found[0]["passes"]) / (MANY - FEW)
-    state = found[0]["state"] + found[0]["buckets"]
-    begin = found[0]["passes"] - FEW * a_sample
-    largest = [int(((1 - RESERVE) * device - state - begin) / a_sample) for device in DEVICES]
+            kept.append(activation_bytes(*on_meta(work, images, part)) / GB)
+    found = count(work, part)
     kept_a_sample = (kept[1] - kept[0]) / (MANY - FEW)
-    return f"{kept_a_sample:7.3f}{a_sample:8.3f}{state:7.2f}" + "".join(f"{images:8}" for images in largest)
+    state = found["state"] + found["buckets"]
+    return f"{kept_a_sample:7.3f}{found['a_sample']:8.3f}{state:7.2f}" + largest(found)
+
+
+def stage_row(backbone: str, gpus: int, zero: Mapping[str, Any]) -> str:
+    work = Workload(backbone, 12, 768, 100, HEIGHT, WIDTH, "fp16")
+    found = count(work, "none", gpus=gpus, accumulation=ACCUMULATION, zero=zero)
+    return f"{found['a_sample']:8.3f}{found['state']:7.2f}{found['buckets']:11.2f}" + largest(found)
+
+
+def count(
+    work: Workload, part: str, *, gpus: int = 1, accumulation: int = 1, zero: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """GB of state, of buckets, and of the passes: what each sample adds, and what is left of it without one."""
+    found = []
+    for images in (FEW, MANY):
+        settings = deepspeed_settings(work.config(images), gpus) | {"gradient_accumulation_steps": accumulation}
+        settings["zero_optimization"] |= zero or {}
+        counted = training_bytes(*on_meta(work, images, part), settings, world_size=gpus)
+        found.append({name: size / GB for name, size in counted.items()})
+    a_sample = (found[1]["passes"] - found[0]["passes"]) / (MANY - FEW)
+    return {**found[0], "a_sample": a_sample, "begin": found[0]["passes"] - FEW * a_sample}
+
+
+def largest(found: Mapping[str, float]) -> str:
+    """The largest micro-batches for all devices."""
+    rest = found["state"] + found["buckets"] + found["begin"]
+    fitting = (int(((1 - RESERVE) * device - rest) / found["a_sample"]) for device in DEVICES)
+    return "".join(f"{images:8}" for images in fitting)
 
 
 def on_meta(work: Workload, images: int, part: str) -> tuple[nn.Module, Mapping[str, Any]]:

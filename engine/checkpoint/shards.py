@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-2 shards, read one parameter at a time, whatever number of ranks wrote them.
+"""DeepSpeed's shards of ZeRO stage 1 or 2, read one parameter at a time, whatever number of ranks wrote them.
 
     EpochNN/mp_rank_00_model_states.pt                             weights in the training's dtype, buffers, schedule
     EpochNN/[bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt       rank R's part of the fp32 weights and moments
@@ -56,7 +56,7 @@ class Shards:
             )
         self.parts = [load_shard(ranks[rank])["optimizer_state_dict"] for rank in sorted(ranks)]
         if any("param_slice_mappings" not in part for part in self.parts):
-            raise UserError(f"{folder} is not of ZeRO stage 2")
+            raise UserError(f"{folder} is not of ZeRO stage 1 or 2")
         self.shapes = {name: shape for group in self.model["param_shapes"] for name, shape in group.items()}
         self.group_of = {
             name: group

@@ -79,7 +79,7 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     for precision in ("fp16", "bf16"):
         if bool(settings.get(precision, {}).get("enabled", False)) != (config.precision == precision):
             raise UserError(f"{path} and the flags disagree on {precision}; add or drop --{precision}")
-    check_zero(path, settings.get("zero_optimization", {}), config)
+    check_zero(path, settings, config)
     for key in ("overlap_comm", "contiguous_gradients"):  # a rank alone has nothing to send
         if settings["zero_optimization"].get(key) == "auto":
             settings["zero_optimization"][key] = world_size > 1
@@ -94,15 +94,16 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     return settings
 
 
-def check_zero(path: Path, zero: Mapping[str, Any], config: OptimizationConfig) -> None:
+def check_zero(path: Path, settings: Mapping[str, Any], config: OptimizationConfig) -> None:
     """Refuse what DeepSpeed may do, but not with these two optimisers, their checkpoints and these kernels.
 
     Args:
-        zero: the section zero_optimization of the file at `path`.
+        path: of the file that holds the settings.
 
     Raises:
         UserError: for the first such setting, with the reason.
     """
+    zero = settings.get("zero_optimization", {})
     if "stage" not in zero:
         raise UserError(f"{path} has no zero_optimization.stage; write 1 or 2")
     for key in ("offload_optimizer", "offload_param"):
@@ -118,6 +119,12 @@ def check_zero(path: Path, zero: Mapping[str, Any], config: OptimizationConfig) 
         raise UserError(
             f"{path} has zero_optimization.compute_grad_norm false, but clipping and offload need the norm; remove it, "
             "or give --max_grad_norm 0 and drop offload_optimizer"
+        )
+    accumulated_in = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    if config.bf16 and zero["stage"] == 1 and accumulated_in not in (None, "bf16") and not is_offloaded(zero):
+        raise UserError(
+            f"{path} has data_types.grad_accum_dtype {accumulated_in}, for which stage 1 in bf16 takes an optimiser "
+            "that isn't ZeRO's and has checkpoints of another form; remove it, or take stage 2"
         )
 
 

@@ -1,6 +1,7 @@
 """DeepSpeed's JSON: what the flags fill in, what may be there, and what is refused with which reason."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -155,4 +156,13 @@ def test_without_clipping_the_norm_may_be_left_out_but_not_with_offload(tmp_path
     assert deepspeed_settings(config, world_size=2)["zero_optimization"]["compute_grad_norm"] is False
     own_json(tmp_path, zero_optimization={**zero, "offload_optimizer": OFFLOAD})
     with pytest.raises(UserError, match="clipping and offload need the norm"):
+        deepspeed_settings(config, world_size=2)
+
+
+@pytest.mark.parametrize(("zero", "works"), [({"stage": 2}, True), ({"stage": 1}, False)], ids=["stage 2", "stage 1"])
+def test_bf16_accumulates_in_fp32_in_stage_2_only(tmp_path, zero, works):
+    own = {"zero_optimization": zero, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path, **own)), bf16=True)
+    expected = nullcontext() if works else pytest.raises(UserError, match="stage 1 in bf16 takes an optimiser that")
+    with expected:
         deepspeed_settings(config, world_size=2)
