@@ -5,7 +5,7 @@
 
 Counted on torch's meta device: operations of a step, values that are trained, and memory. What follows from them is no
 better than the assumptions, which are flags: how much a GPU computes in a second over a whole step, and how fast GPUs
-send to each other. The global batch is the recipe's on any number of GPUs.
+send to each other. The global batch is the recipe's on any number of GPUs, unless --grow has it grow with them.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from engine.training.program import RECIPES
 GB = 1e9
 SENTENCES = 9_180_000  # of LXMERT's data
 ITEMSIZE = 2  # bytes of a value in half precision
+GPUS = 8  # that the recipes are for
 COUNTED = 8  # sentences; operations grow with them in proportion
 RECIPE_NAMES = ("rn50_stage_one", "rn50_stage_two", "rn50x4_stage_one", "rn50x4_stage_two")
 
@@ -95,13 +96,19 @@ def count(work: Workload, sentences_per_image: int) -> Counts:
     return Counts(flops(model, inputs) / COUNTED, sum(trained_values(model)))
 
 
-def predict(config: PretrainConfig, gpus: int, sentences_per_image: int, assumed: Assumptions) -> dict[str, float]:
+def predict(
+    config: PretrainConfig, gpus: int, sentences_per_image: int, assumed: Assumptions, grow: bool = False
+) -> dict[str, float]:
     """A recipe on so many GPUs.
 
+    Args:
+        grow: keep each GPU's samples of a step instead of the global batch.
+
     Raises:
-        UserError: if the recipe's global batch can't be divided so.
+        UserError: if the samples of a step can't be divided so.
     """
-    global_batch = config.batch_size * config.gradient_accumulation_steps * 8  # the recipes are for 8 GPUs
+    share = config.batch_size * config.gradient_accumulation_steps  # of each of the GPUs that the recipe is for
+    global_batch = share * (gpus if grow else GPUS)
     share = global_batch // gpus
     batch = min(config.batch_size, share)
     if share * gpus != global_batch or share % batch or batch % sentences_per_image:
@@ -157,6 +164,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", nargs="+", choices=RECIPE_NAMES, default=RECIPE_NAMES)
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 8, 64, 512], metavar="N")
     parser.add_argument("--sentences_per_image", nargs="+", type=int, default=[1, 8], metavar="K")
+    grown = "let the global batch grow with the GPUs, from the recipe's on 8"
+    parser.add_argument("--grow", action="store_true", help=grown)
     parser.add_argument("--tflops", type=float, default=100.0, help="that a GPU computes over a step; 100")
     parser.add_argument("--gpus_per_machine", type=int, default=8)
     parser.add_argument("--machine_gb_per_s", type=float, default=200.0, help="a GPU sends within its machine; 200")
@@ -183,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
             for gpus in options.gpus:
                 for number in options.sentences_per_image:
                     try:
-                        print(line(gpus, number, predict(config, gpus, number, assumed)), flush=True)
+                        print(line(gpus, number, predict(config, gpus, number, assumed, options.grow)), flush=True)
                     except UserError as error:
                         print(f"{gpus:5}{number:4}  {error}")
         print(NOTES)

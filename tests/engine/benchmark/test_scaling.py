@@ -35,6 +35,14 @@ def test_the_global_batch_is_the_recipe_s_on_any_number_of_gpus(config: Pretrain
         predict(config, 128, 8, ASSUMED)
 
 
+def test_a_batch_that_grows_leaves_each_gpu_what_it_has_on_eight(config: PretrainConfig) -> None:
+    kept, grown = (predict(config, 512, 1, ASSUMED, grow=grow) for grow in (False, True))
+    assert (kept["batch"], kept["accumulation"]) == (1, 1)
+    assert (grown["batch"], grown["accumulation"]) == (32, 2)
+    assert predict(config, 8, 1, ASSUMED, grow=True) == predict(config, 8, 1, ASSUMED)
+    assert grown["efficiency"] > kept["efficiency"]
+
+
 def test_one_gpu_sends_nothing_and_computes_all(config: PretrainConfig) -> None:
     found, counts = predict(config, 1, 1, ASSUMED), count(workload(config), 1)
     assert found["sent_mb"] == 0
