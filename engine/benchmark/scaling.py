@@ -31,6 +31,7 @@ GB = 1e9
 SENTENCES = 9_180_000  # of LXMERT's data
 ITEMSIZE = 2  # bytes of a value in half precision
 GPUS = 8  # that the recipes are for
+GROUPS = 3  # of parameters: AdamW's with decay and without, and SGD's
 COUNTED = 8  # sentences; operations grow with them in proportion
 RECIPE_NAMES = ("rn50_stage_one", "rn50_stage_two", "rn50x4_stage_one", "rn50x4_stage_two")
 
@@ -126,8 +127,10 @@ def predict(
     sending = 0.0
     buckets = -(-counts.values // settings["zero_optimization"]["reduce_bucket_size"])
     if gpus > 1:
-        # Each bucket is reduced part by part, to the ranks whose share it holds: hidden behind two thirds of compute.
-        reducing = assumed.seconds_to_send(gradients, accumulation * (gpus + buckets), gpus)
+        # Each bucket is reduced part by part to the ranks that own it, hidden behind two thirds of compute. A rank has
+        # a share of each group of the optimisers.
+        calls = accumulation * max(buckets, GROUPS * gpus)
+        reducing = assumed.seconds_to_send(gradients, calls, gpus)
         sending = max(0.0, reducing - compute * 2 / 3) + assumed.seconds_to_send(weights, 1, gpus)
     step = compute + sending
     rate = global_batch / step

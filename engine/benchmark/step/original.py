@@ -46,8 +46,10 @@ def sample_on_the_host(model: ClipVilForPretraining) -> None:
     """NumPy draws image by image, an int64 index of the tokens' size goes to the device, tables go to all cells."""
 
     def visual_tokens(
-        encoder: Encoder, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None
+        encoder: Encoder, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None, grid_of: Tensor | None
     ) -> Tensor:
+        if grid_of is not None:
+            grid = grid[grid_of]
         batch, channels, rows, columns = grid.shape
         cells = grid.permute(0, 2, 3, 1)
         if encoder.visual.use_positional_embedding:
