@@ -22,8 +22,17 @@ from engine.errors import UserError
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 OPTIM_STATES = "*zero_pp_rank_*_mp_rank_00_optim_states.pt"
+
+
+def stage_by_name(owner: Any, name: str) -> ZeroStageEnum:
+    """What Python 3.11.2 writes for a member of an enumeration: getattr(class, name). Nothing else is got."""
+    if owner is not ZeroStageEnum:
+        raise TypeError(f"getattr of {owner!r}")
+    return ZeroStageEnum[name]
+
+
 # Of DeepSpeed's own classes a shard holds these; no other is ever built.
-CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, (stage_by_name, "builtins.getattr")]
 
 
 def load_shard(path: Path) -> dict[str, Any]:

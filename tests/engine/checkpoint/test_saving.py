@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import nn
 
 import engine.checkpoint.saving
@@ -209,6 +211,25 @@ def test_code_in_a_shard_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{MODEL_STATES} is no readable file of tensors .*never run"):
         load_shard(tmp_path / MODEL_STATES)
     assert not (tmp_path / "harm").exists()
+
+
+class ByName:
+    """A pickle of getattr(owner, name), as Python 3.11.2 writes the members of enumerations."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.of = owner, name
+
+    def __reduce__(self):
+        return getattr, self.of
+
+
+def test_a_stage_that_was_written_by_name_is_read_and_nothing_else_is_got(tmp_path: Path) -> None:
+    torch.save({"zero_stage": ByName(ZeroStageEnum, "gradients")}, tmp_path / MODEL_STATES)
+    assert load_shard(tmp_path / MODEL_STATES) == {"zero_stage": ZeroStageEnum.gradients}
+    for owner, name in ((ZeroStageEnum, "__init__"), (LossScaler, "backward")):
+        torch.save({"module": ByName(owner, name)}, tmp_path / MODEL_STATES)
+        with pytest.raises(UserError, match=f"{MODEL_STATES} is no readable file of tensors"):
+            load_shard(tmp_path / MODEL_STATES)
 
 
 def test_a_manifest_is_plain_json(tmp_path: Path) -> None:
