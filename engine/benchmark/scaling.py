@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-
 from engine.benchmark.counting import flops
 from engine.benchmark.step.workload import Workload
 from engine.configuration.deepspeed import deepspeed_settings
@@ -84,11 +82,7 @@ def workload(config: PretrainConfig) -> Workload:
 @cache
 def on_meta(work: Workload, sentences: int, sentences_per_image: int) -> tuple[Any, dict[str, Any]]:
     """Model and inputs of so many sentences, without memory."""
-    model, inputs = work.on_meta(sentences)
-    if sentences_per_image > 1:
-        inputs["images"] = inputs["images"][::sentences_per_image]
-        inputs["grid_of"] = torch.empty(sentences, dtype=torch.int64, device="meta")
-    return model, inputs
+    return work.on_meta(sentences, sentences_per_image=sentences_per_image)
 
 
 @cache

@@ -12,10 +12,8 @@ share m is what autograd keeps of the backbone, as counted: at best 1 - m + m / 
 import argparse
 import datetime
 import json
-import os
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,17 +26,14 @@ from engine.benchmark.step.measuring import WARM_UP, Samples, built, measure, wa
 from engine.benchmark.step.original import as_loaded
 from engine.benchmark.step.ours import Ours
 from engine.benchmark.step.parts import Recorder
-from engine.benchmark.step.workload import HEAD_SIZE, Workload
+from engine.benchmark.step.workload import Workload, add_flags, check_files, check_sizes, settle_flags
 from engine.data.loading import Batch
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.model.clip_resnet import SHAPES, STRIDE
-from engine.model.encoder import VisualShape, check_grid
 from engine.model.memory import activation_bytes
-from kernels.benchmark.shapes import DTYPES
 
 GB = 1e9
 NOTES = """
@@ -47,14 +42,10 @@ memory     the peak over that with K = 1, and 1 - m + m / K, at which it would b
 
 
 class Shared:
-    """The engine's step on a batch in which so many sentences share an image."""
+    """The engine's step on another batch."""
 
-    def __init__(self, ours: Ours, batch: Batch, sentences_per_image: int) -> None:
-        inputs = dict(batch.inputs)
-        if sentences_per_image > 1:
-            inputs["images"] = inputs["images"][::sentences_per_image].contiguous()
-            inputs["grid_of"] = torch.arange(len(batch)) // sentences_per_image
-        self.ours, self.batch = ours, as_loaded(Batch(inputs, batch.numbers, []), ours.device)
+    def __init__(self, ours: Ours, batch: Batch) -> None:
+        self.ours, self.batch = ours, as_loaded(batch, ours.device)
         self.recorder: Recorder = ours.recorder
 
     def step(self) -> None:
@@ -76,7 +67,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
     def alone() -> Shared:
         made.append(Ours(work.model(), batch, work.config(options.batch), device))
-        return Shared(made[-1], batch, 1)
+        return Shared(made[-1], batch)
 
     subject, peak = built(alone, device.type)
     with Memory(device.type) as step:
@@ -84,7 +75,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     kept, peaks = peak - step.peak, {1: peak}
     subjects = {1: subject}
     for number in options.sentences_per_image[1:]:
-        subjects[number] = Shared(made[0], batch, number)
+        subjects[number] = Shared(made[0], work.batch(options.batch, number))
         warm_up(subjects[number], WARM_UP - 1)
         with Memory(device.type) as step:
             warm_up(subjects[number], 1)
@@ -166,38 +157,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     here = get_accelerator().device_name()
-    parser.add_argument("--device", choices=["cuda", "cpu"], default=here)
-    parser.add_argument("--model", choices=list(SHAPES), default="RN50")
+    add_flags(parser, here)
     parser.add_argument("--batch", type=int, help="sentences of a step; 128, on a CPU 16")
     parser.add_argument("--sentences_per_image", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="fp16; on a CPU fp32")
-    parser.add_argument("--layers", type=int, default=12, help="of BERT")
-    parser.add_argument("--hidden_size", type=int, default=768, help="of BERT, a multiple of 64")
-    parser.add_argument("--sub_feat_num", type=int, default=100, help="cells drawn for each sentence")
-    parser.add_argument(
-        "--image_size", type=int, nargs=2, default=[384, 640], metavar=("HEIGHT", "WIDTH"), help="384 640"
-    )
-    parser.add_argument("--rounds", type=int, help="times that each is measured; 10, on a CPU 5")
-    parser.add_argument("--steps", type=int, help="steps on end each time; 4, on a CPU 1")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options = parser.parse_args(arguments)
-    if options.device != here:
-        if options.device == "cuda":
-            parser.error("--device cuda: DeepSpeed finds no GPU here; --device cpu measures the CPU")
-        # DeepSpeed chooses its accelerator once, when it is imported.
-        command = [
-            sys.executable,
-            "-m",
-            "engine.benchmark.sharing",
-            *(sys.argv[1:] if arguments is None else arguments),
-        ]
-        os.execve(sys.executable, command, {**os.environ, "DS_ACCELERATOR": "cpu"})
-    usual = {"dtype": "fp16", "batch": 128, "rounds": 10, "steps": 4}
-    if options.device == "cpu":
-        usual = {"dtype": "fp32", "batch": 16, "rounds": 5, "steps": 1}
-    for name, value in usual.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    settle_flags(
+        parser, options, here, ["engine.benchmark.sharing", *(sys.argv[1:] if arguments is None else arguments)]
+    )
+    if options.batch is None:
+        options.batch = 128 if options.device == "cuda" else 16
     return options
 
 
@@ -209,19 +177,8 @@ def check_options(options: argparse.Namespace) -> None:
     numbers = options.sentences_per_image = sorted({1, *options.sentences_per_image})
     if numbers[0] < 1 or any(options.batch % number for number in numbers):
         raise UserError(f"--sentences_per_image {numbers}: each has to divide the --batch of {options.batch} sentences")
-    if options.dtype == "fp16" and options.device == "cpu":
-        raise UserError("--dtype fp16 needs a GPU; on a CPU use bf16 or fp32")
-    if options.hidden_size < HEAD_SIZE or options.hidden_size % HEAD_SIZE:
-        raise UserError(f"--hidden_size {options.hidden_size}: a multiple of {HEAD_SIZE} is needed")
-    if any(side < STRIDE or side % STRIDE for side in options.image_size):
-        raise UserError(f"--image_size {options.image_size}: multiples of {STRIDE} are needed")
-    height, width = options.image_size
-    check_grid(VisualShape(SHAPES[options.model], options.sub_feat_num), height, width, STRIDE)
-    if options.json is not None:
-        try:
-            options.json.touch()
-        except OSError as error:
-            raise UserError(f"{options.json} can't be written: {error.strerror}") from None
+    check_sizes(options)
+    check_files(options.json)
 
 
 def main(arguments: list[str] | None = None) -> None:

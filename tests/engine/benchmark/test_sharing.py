@@ -16,7 +16,7 @@ def shared(sentences_per_image: int) -> dict[str, torch.Tensor]:
     ours = object.__new__(Ours)
     ours.device = torch.device("cpu")
     ours.recorder = Recorder(ours.device)
-    return Shared(ours, workload().batch(8), sentences_per_image).batch.inputs
+    return Shared(ours, workload().batch(8, sentences_per_image)).batch.inputs
 
 
 def test_a_batch_has_as_many_sentences_of_fewer_images() -> None:
