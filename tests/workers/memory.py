@@ -46,7 +46,7 @@ def compare(stage: int) -> dict[str, tuple[int, int]]:
     kept = [*engine.module.parameters(), *engine.module.buffers(), *zero.single_partition_of_fp32_groups, *moments]
     state = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     between = []
-    for _ in range(4):
+    for _ in range(8):
         with Memory("cpu") as memory:
             micro_step(engine, batch, at_boundary=False)
         between.append(memory.kept)

@@ -36,11 +36,14 @@ def test_a_batch_has_as_many_sentences_of_fewer_images() -> None:
 
 def test_speed_and_memory_are_compared_with_what_the_backbone_allows() -> None:
     samples = {1: Samples(seconds=[4.0, 8.0, 4.4]), 4: Samples(seconds=[2.0, 4.0, 2.0])}
+    for number, forward, backward in ((1, 1.0, 3.0), (4, 0.2, 0.7)):
+        samples[number].parts = {"backbone": [forward], "backbone backward": [backward]}
     row = row_of(4, samples, {1: 1000, 4: 700}, share=0.8, memory_share=0.4, sentences=16)
     assert row["speed_up"] == 2.0  # of the rounds' 2, 2 and 2.2
     assert row["sentences_per_second"] == 8.0
     assert row["bound"] == pytest.approx(1 / (0.2 + 0.2))
     assert row["share_of_bound"] == pytest.approx(0.8)
+    assert row["backbone_per_image"] == pytest.approx(0.9)
     assert row["memory"] == 0.7
     assert row["memory_bound"] == pytest.approx(0.6 + 0.1)
 
