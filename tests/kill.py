@@ -2,11 +2,12 @@
 
     python -m tests.kill --times 30
 
-Two trainings take turns: one of many short epochs that leave micro-batches over, one whose annotations take a while to
-prepare and, half of the times, have to be prepared again. Each start goes on with --resume auto, and one rank, all
-ranks, a rank while it saves, a loading worker, the launcher or everything is ended by SIGKILL. Afterwards all its
-processes have to end by themselves, and /dev/shm has to be as before. When a training has got to its end, its metrics
-and weights have to be those, bit for bit, of one that nobody disturbed, and its folder has to hold the same files.
+Two trainings take turns: one of many short epochs that leave micro-batches over, with two sentences to an image; and
+one whose annotations take a while to prepare and, half of the times, have to be prepared again. Each start goes on with
+--resume auto, and one rank, all ranks, a rank while it saves, a loading worker, the launcher or everything is ended by
+SIGKILL. Afterwards all its processes have to end by themselves, and /dev/shm has to be as before. When a training has
+got to its end, its metrics and weights have to be those, bit for bit, of one that nobody disturbed, and its folder has
+to hold the same files.
 """
 
 import argparse
@@ -199,7 +200,8 @@ def kills(times: int, seed: int) -> Iterator[str]:
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="clipvil-kill-") as folder:
         # Ten micro-batches an epoch, of which one is left over; and one part of a long epoch.
-        short = Training(Path(folder, "short"), 1, ["--epochs", "3", "--gradient_accumulation_steps", "3"])
+        flags = ["--epochs", "3", "--gradient_accumulation_steps", "3", "--sentences_per_image", "2"]
+        short = Training(Path(folder, "short"), 1, flags)
         long = Training(Path(folder, "long"), REPEATS, ["--max_steps", "12"])
         yield f"undisturbed, the trainings take {short.whole:.1f} and {long.whole:.1f} s"
         hits, misses, ends = 0, 0, 0

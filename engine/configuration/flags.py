@@ -162,6 +162,11 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
         Raises:
             UserError: naming the flag to change.
         """
+        self._check_numbers()
+        self._check_combinations()
+        self._derive_accumulation(world_size)
+
+    def _check_numbers(self) -> None:
         for name in (
             "batch_size",
             "gradient_accumulation_steps",
@@ -205,6 +210,10 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             raise UserError(f"--schedule {self.schedule!r}: epochs of 1 or more, in ascending order, are needed")
         if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
             raise UserError(f"--dropout {self.dropout}: a share from 0 to below 1 is needed")
+        if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
+            raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
+
+    def _check_combinations(self) -> None:
         if self.freeze_clip and self.use_adam_for_visual:
             raise UserError("--freeze_clip leaves --use_adam_for_visual nothing to train; drop one")
         if self.fp16 and self.bf16:
@@ -215,8 +224,8 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             )
         if self.load is not None and self.from_scratch:
             raise UserError("--load and --fromScratch exclude each other; drop one")
-        if self.memory_limit is not None and not 0 < self.memory_limit < float("inf"):
-            raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
+
+    def _derive_accumulation(self, world_size: int) -> None:
         if self.batch_size != AUTO and self.batch_size % self.sentences_per_image:
             raise UserError(
                 f"--batchSize {self.batch_size} counts sentences, and is no multiple of --sentences_per_image "

@@ -151,6 +151,16 @@ def check_disk(config: TrainingConfig, folder: Path, model: Any, task: Task[Any]
     return check_space(folder, files, saves=saves, keep=config.keep, weights_files=weights_files)
 
 
+def summary(config: TrainingConfig, task: Task[Any], computed_on: str, kernels: str) -> str:
+    """One line: where a training runs, how it computes, and what makes up a step."""
+    count = task.ranks.world_size
+    line = f"{count} rank{'s' * (count > 1)} on {computed_on}, {config.precision}, kernels of {kernels}, "
+    line += f"{config.batch_size} x {config.gradient_accumulation_steps} x {count} samples per step"
+    if config.sentences_per_image > 1:
+        line += f", {task.training.sentences_per_pass():.1f} of them for each pass of an image"
+    return line
+
+
 def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
     """Train to the end.
 
@@ -188,12 +198,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     check_agreement(resumed, config.batch_size, folder.path)
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
-        samples = f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks.world_size} samples per step"
-        if config.sentences_per_image > 1:
-            samples += f", {task.training.sentences_per_pass():.1f} of them for each pass of an image"
-        count = f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}"
-        on = f"{count} on {computed_on}, {config.precision}, kernels of {kernels}"
-        print(f"{on}, {samples}", flush=True)
+        print(summary(config, task, computed_on, kernels), flush=True)
     engine = build_engine(model, config, settings, len(batches))
     if config.compile:
         told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
@@ -202,15 +207,9 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
     reporter = Reporter(engine, config, batches, metrics)
+    checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
-        engine,
-        config,
-        batches,
-        description,
-        reporter,
-        Checkpoints(engine, folder.path, keep=config.keep),
-        Preemption(),
-        trained_on,
+        *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
         weights_files=task.epoch_weights,
     )
     keeper = ModelKeeper(saver, folder.path, description, trained_on) if task.best_and_last else None
