@@ -32,11 +32,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from engine.benchmark.counting import Collectives
 from engine.benchmark.step.workload import Workload
-from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.deepspeed import check_zero, deepspeed_settings
 from engine.data.loading import Batch
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
+from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.optim.hybrid import trained_values
 from engine.training.engine import build_engine
 from engine.training.loop import micro_step
 from kernels.benchmark.shapes import DTYPES
@@ -117,7 +120,7 @@ def build(setup: Setup) -> tuple[DeepSpeedEngine, Batch]:
     model = setup.work.model()
     settings = deepspeed_settings(config, setup.world_size)
     zero = settings["zero_optimization"]
-    zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], sum(p.numel() for p in model.parameters()) // BUCKETS)
+    zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], sum(trained_values(model)) // BUCKETS)
     zero |= setup.zero
     if "fp16" in settings:
         settings["fp16"]["initial_scale_power"] = 0  # no step is skipped, even if other ranks are made up
@@ -146,8 +149,7 @@ def count(setup: Setup) -> Sent:
         step(engine, batch)
     sockets = bytes_through_sockets() - before
     logged = sum(calls for sizes in comms_logger.comms_dict.values() for calls, *_ in sizes.values())
-    values = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
-    return Sent(values, collectives.messages, logged, sockets)
+    return Sent(sum(trained_values(engine.module)), collectives.messages, logged, sockets)
 
 
 def trace(setup: Setup, path: Path) -> tuple[float, float]:
@@ -200,10 +202,7 @@ def on_ranks(world_size: int, task: Callable[..., Any], *arguments: Any) -> list
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    results = mp.get_context("fork").SimpleQueue()
-    shared = (world_size, port, results, task, *arguments)
-    mp.start_processes(on_rank, shared, nprocs=world_size, start_method="fork")
-    return [results.get() for _ in range(world_size)]
+    return fork(world_size, world_size, port, task, *arguments)
 
 
 def on_one_of(world_size: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -213,10 +212,14 @@ def on_one_of(world_size: int, task: Callable[..., Any], *arguments: Any) -> lis
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
         return task(*given)
 
+    return fork(1, world_size, 0, alone, *arguments)
+
+
+def fork(processes: int, world_size: int, port: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
     results = mp.get_context("fork").SimpleQueue()
-    shared = (world_size, 0, results, alone, *arguments)
-    mp.start_processes(on_rank, shared, nprocs=1, start_method="fork")
-    return [results.get()]
+    shared = (world_size, port, results, task, *arguments)
+    mp.start_processes(on_rank, shared, nprocs=processes, start_method="fork")
+    return [results.get() for _ in range(processes)]
 
 
 def row(setup: Setup, found: list[Sent]) -> str:
@@ -234,6 +237,23 @@ def row(setup: Setup, found: list[Sent]) -> str:
     )
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raises UserError, naming the flag to change."""
+    for name, least in (("ranks", 2), ("accumulation", 1)):
+        if min(getattr(options, name)) < least:
+            raise UserError(f"--{name} {min(getattr(options, name))}: {least} or more is needed")
+    if not isinstance(options.zero, dict):
+        raise UserError(f'--zero {json.dumps(options.zero)}: an object is needed, such as {{"stage": 1}}')
+    config = SMALL.config(images=2)
+    settings = deepspeed_settings(config, min(options.ranks))
+    check_zero(Path("--zero"), {**settings, "zero_optimization": settings["zero_optimization"] | options.zero}, config)
+    if options.trace:
+        try:
+            options.trace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--trace {options.trace} can't be made: {error.strerror}") from None
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m engine.benchmark.communication",
@@ -249,8 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if get_accelerator().device_name() != "cpu":
         parser.error("this counts on a CPU's ranks; set DS_ACCELERATOR=cpu in the environment")
+    with telling_errors():
+        check_options(options)
     if options.trace:
-        options.trace.mkdir(parents=True, exist_ok=True)
         for overlap in (False, True):
             path = options.trace / f"overlap_comm_{str(overlap).lower()}.json"
             setup = Setup(WHOLE, 2, 1, {**options.zero, "overlap_comm": overlap})

@@ -12,7 +12,6 @@ best 1 - m + m / K of it is left.
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 from typing import Any
@@ -27,7 +26,7 @@ from engine.benchmark.step.measuring import WARM_UP, Samples, built, measure, wa
 from engine.benchmark.step.original import as_loaded
 from engine.benchmark.step.ours import Ours
 from engine.benchmark.step.parts import Recorder
-from engine.benchmark.step.workload import Workload, add_flags, check_files, check_sizes, settle_flags
+from engine.benchmark.step.workload import Workload, add_flags, check_files, check_sizes, settle_flags, write_figures
 from engine.data.loading import Batch
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
@@ -66,11 +65,9 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         *(options.model, options.layers, options.hidden_size, options.sub_feat_num, height, width, options.dtype)
     )
     batch = work.batch(options.batch)
-    made: list[Ours] = []
 
     def alone() -> Shared:
-        made.append(Ours(work.model(), batch, work.config(options.batch), device))
-        return Shared(made[-1], batch)
+        return Shared(Ours(work.model(), batch, work.config(options.batch), device), batch)
 
     subject, peak = built(alone, device.type)
     with Memory(device.type) as step:
@@ -78,7 +75,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     kept, peaks = peak - step.peak, {1: peak}
     subjects = {1: subject}
     for number in options.sentences_per_image[1:]:
-        subjects[number] = Shared(made[0], work.batch(options.batch, number))
+        subjects[number] = Shared(subject.ours, work.batch(options.batch, number))
         warm_up(subjects[number], WARM_UP - 1)
         with Memory(device.type) as step:
             warm_up(subjects[number], 1)
@@ -201,11 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         join()
         report = run(options, device)
         show(report)
-        if options.json is not None:
-            try:
-                options.json.write_text(json.dumps(report, indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"{options.json} can't be written: {error.strerror}") from None
+        write_figures(options.json, report)
         dist.destroy_process_group()
 
 

@@ -13,6 +13,7 @@ import engine.training.run
 from engine.benchmark.counting import Collectives
 from engine.data.loading import Batch
 from engine.distributed.ranks import Ranks
+from engine.optim.hybrid import trained_values
 from engine.tasks.pretraining import Pretraining
 from engine.training.loop import Observer, TrainState, train
 from engine.training.program import main
@@ -38,7 +39,7 @@ def counted(deepspeed_engine: Any, *arguments: Any) -> None:
         counting = Counting(collectives)
         train(deepspeed_engine, *arguments[:-1], [*arguments[-1], counting])
     if Ranks.from_environment().rank == 0:
-        values = sum(p.numel() for p in deepspeed_engine.module.parameters() if p.requires_grad)
+        values = sum(trained_values(deepspeed_engine.module))
         report.write_text(json.dumps({"values": values, "records": counting.records}))
 
 

@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import gc
-import json
 import statistics
 import sys
 import time
@@ -21,9 +20,8 @@ from engine.benchmark.step.ours import Ours, turn_over
 from engine.benchmark.step.parts import PASSES
 from engine.benchmark.step.report import show, show_ablation
 from engine.benchmark.step.switches import SWITCHES, named, useful
-from engine.benchmark.step.workload import Workload, plain_pass
+from engine.benchmark.step.workload import Workload, plain_pass, write_figures
 from engine.configuration.deepspeed import deepspeed_settings
-from engine.errors import UserError
 from engine.training.memory import training_bytes
 
 GB = 1e9
@@ -87,11 +85,7 @@ class Benchmark:
 
     def add(self, figures: dict[str, Any]) -> None:
         self.report |= figures
-        if self.options.json:
-            try:
-                self.options.json.write_text(json.dumps(self.report, indent=1) + "\n")
-            except OSError as error:
-                raise UserError(f"{self.options.json} can't be written: {error.strerror}") from None
+        write_figures(self.options.json, self.report)
 
     def check(self) -> int:
         """Both models, all recorded passes; gives the number of quantities."""

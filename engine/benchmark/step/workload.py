@@ -1,9 +1,11 @@
 """What a step works on: a model of stage one, and a batch of noise of a real one's sizes."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,9 +126,9 @@ def settle_flags(parser: argparse.ArgumentParser, options: argparse.Namespace, h
         # DeepSpeed chooses its accelerator once, when it is imported.
         os.execve(sys.executable, [sys.executable, "-m", *command], {**os.environ, "DS_ACCELERATOR": "cpu"})
     on_gpu = options.device == "cuda"
-    options.dtype = options.dtype or ("fp16" if on_gpu else "fp32")
-    options.rounds = 10 if options.rounds is None and on_gpu else 5 if options.rounds is None else options.rounds
-    options.steps = 4 if options.steps is None and on_gpu else 1 if options.steps is None else options.steps
+    for name, usual in (("dtype", ("fp32", "fp16")), ("rounds", (5, 10)), ("steps", (1, 4))):
+        if getattr(options, name) is None:
+            setattr(options, name, usual[on_gpu])
 
 
 def check_sizes(options: argparse.Namespace) -> None:
@@ -145,10 +147,24 @@ def check_files(*paths: Path | None) -> None:
     """Raises UserError if one of them can't be written."""
     for path in paths:
         if path is not None:
-            try:
+            with writing(path):
                 path.touch()
-            except OSError as error:
-                raise UserError(f"{path} can't be written: {error.strerror}") from None
+
+
+def write_figures(path: Path | None, figures: dict[str, Any]) -> None:
+    """Raises UserError if the file can't be written; with None there is none."""
+    if path is not None:
+        with writing(path):
+            path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """In place, not as engine.files does it: figures may go to /dev/stdout."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
 
 
 def plain_pass(baseline: Baseline) -> Callable[[], None]:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from engine.benchmark import communication
 from engine.benchmark.communication import ring, shares
+from engine.errors import UserError
 from tests.conftest import fp16_flags, launch
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -53,3 +55,26 @@ def test_where_reductions_lie() -> None:
         *(event("gloo:reduce", 10, 10), event("gloo:all_reduce", 50, 10), {"ph": "i", "name": "gloo:reduce"}),
     ]
     assert shares(events) == (15 / 20, 9 / 20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ranks", "4", "1"], "--ranks 1: 2 or more is needed"),
+        (["--accumulation", "0"], "--accumulation 0: 1 or more is needed"),
+        (["--zero", "[1]"], '--zero [1]: an object is needed, such as {"stage": 1}'),
+        (["--zero", '{"stage": 3}'], "--zero has zero_optimization.stage 3: 1 and 2 are supported"),
+        (["--trace", "/proc/traces"], "--trace /proc/traces can't be made: No such file or directory"),
+    ],
+)
+def test_bad_flags_are_one_line(flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def note(error: UserError) -> NoReturn:
+        told.append(str(error))
+        raise SystemExit(2)
+
+    monkeypatch.setattr("engine.distributed.leaving.exit_with", note)
+    with pytest.raises(SystemExit):
+        communication.main(flags)
+    assert told[0].startswith(message)
