@@ -5,6 +5,7 @@
 Nothing is run: engine.model.memory and engine.training.memory count on torch's meta device.
 """
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,11 @@ gradients  buckets, and gradients that are kept beside a pass or are on their wa
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m engine.benchmark.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()  # it has no flags, and says so
     print(NOTES)
     fits = "".join(f"{device:>5} GB" for device in DEVICES)
     print(f"\n{'backbone':10}{'cells':>5}  {'checkpointing':14}{'kept':>7}{'passes':>8}{'state':>7}{fits}")
