@@ -146,6 +146,12 @@ class RunConfig:
     seed: int = HfArg(default=9595, help="seed of every random draw")
     deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
+    monitor: str | None = HfArg(
+        default=None, help="also show every report in these, with commas: tensorboard,csv,wandb,comet"
+    )
+    stop_on: Literal["nonfinite"] | None = HfArg(
+        default=None, help="nonfinite: end with an error at the first step whose gradients aren't finite"
+    )
     start_timeout: int = HfArg(default=60, help="seconds that the ranks of several machines may start apart")
 
 

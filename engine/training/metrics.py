@@ -87,6 +87,12 @@ class MetricsFile:
                     f"{self.path} can't be written ({error.strerror}); free space or change --output"
                 ) from None
 
+    def read(self) -> list[dict[str, Any]]:
+        """All records so far; none on other ranks than 0."""
+        if self.path is None or not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
     def size(self) -> int:
         """Bytes so far; 0 on other ranks than 0."""
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0

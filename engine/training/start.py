@@ -25,7 +25,7 @@ MAY_CHANGE = frozenset(
     {"data_root", "bert", "clip_weights", "image_store", "cache_dir", "num_workers", "worker_start_method"}
     | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
-    | {"output", "report_step", "save_step", "keep", "resume", "start_timeout"}
+    | {"output", "report_step", "monitor", "stop_on", "save_step", "keep", "resume", "start_timeout"}
     | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,27 @@ class Progress:
     micro_batches: int = 0
 
 
+class Listener:
+    """Who hears, on every rank, each record that goes into metrics.jsonl."""
+
+    def hear(self, record: Mapping[str, Any]) -> None: ...
+
+    def restart(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """A resumed run goes on after these records (none on other ranks than 0); later ones are heard once more."""
+
+
 class Reporter(Observer):
     """Progress and metrics of the training. Every rank has one; rank 0's also shows and writes."""
 
     def __init__(
-        self, engine: DeepSpeedEngine, config: TrainingConfig, batches: DataLoader[Batch], metrics: Metrics
+        self,
+        engine: DeepSpeedEngine,
+        config: TrainingConfig,
+        batches: DataLoader[Batch],
+        metrics: Metrics,
+        listeners: Sequence[Listener] = (),
     ) -> None:
-        self.engine, self.config, self.metrics = engine, config, metrics
+        self.engine, self.config, self.metrics, self.listeners = engine, config, metrics, listeners
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
@@ -92,6 +106,8 @@ class Reporter(Observer):
         self.unreadable = state["unreadable"]
         self.engine._global_grad_norm = state["grad_norm"]
         self.file.truncate(state["metrics_bytes"])
+        for listener in self.listeners:
+            listener.restart(self.file.read())
         self.bar.update(step)
 
     def _report(self, state: TrainState) -> None:
@@ -118,9 +134,15 @@ class Reporter(Observer):
             "images_per_second": round(self.window.images / seconds, 2),
             "seconds_left": round(steps_left * seconds_per_step),
         }
-        self.file.write(record)
-        self.say(as_line(record))
+        self.tell(record)
         self.window = Progress(time.monotonic())
+
+    def tell(self, record: Mapping[str, Any], text: str = "") -> None:
+        """Write a record and show it, with a text for the eye below it."""
+        self.file.write(record)
+        self.say(as_line(record) + (f"\n{text}" if text else ""))
+        for listener in self.listeners:
+            listener.hear(record)
 
     def count_unreadable(self, batch: Batch) -> None:
         for problem in batch.unreadable:

@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.progress import Bar
 from engine.tasks.task import Judge
 from engine.training.loop import Observer, TrainState, evaluate
-from engine.training.observers.reporter import Progress, Reporter, as_line, with_total_loss
+from engine.training.observers.reporter import Progress, Reporter, with_total_loss
 from engine.training.observers.saver import Saver
 
 BEST, LAST = "BEST", "LAST"
@@ -88,8 +88,7 @@ class Validator(Observer):
             return
         more, text = self.judge.report()
         record = {"kind": "valid", "epoch": state.epoch + 1, "step": state.step, **with_total_loss(means), **more}
-        self.reporter.file.write(record)
-        self.reporter.say(as_line(record) + (f"\n{text}" if text else ""))
+        self.reporter.tell(record, text)
         if self.keeper is not None and self.judge.metric is not None:
             self.keeper.after_validation(state, self.judge.metric, record[self.judge.metric])
         self.reporter.window = Progress(time.monotonic())

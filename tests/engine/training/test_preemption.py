@@ -85,8 +85,7 @@ def test_a_signal_cuts_a_validation_short(signal_at: int | None) -> None:
     records: list[dict] = []
     reporter = SimpleNamespace(
         engine=SimpleNamespace(module=Model(), global_rank=1),
-        file=SimpleNamespace(write=records.append),
-        say=lambda text: None,
+        tell=lambda record, text: records.append(record),
         count_unreadable=lambda batch: None,
     )
 
