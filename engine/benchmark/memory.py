@@ -2,7 +2,7 @@
 
     python -m engine.benchmark.memory
 
-Nothing is run: engine.model.memory and engine.training.memory count on torch's meta device.
+Nothing is run: engine.model.memory and engine.training.preflight.memory count on torch's meta device.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from engine.configuration.deepspeed import deepspeed_settings
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import CHECKPOINTED_STAGES
 from engine.model.memory import activation_bytes, gpu_operators
-from engine.training.memory import RESERVE, training_bytes
+from engine.training.preflight.memory import RESERVE, training_bytes
 
 GB = 1e9
 HEIGHT, WIDTH, CELLS = 384, 640, 240

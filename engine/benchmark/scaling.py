@@ -22,7 +22,7 @@ from engine.distributed.leaving import telling_errors
 from engine.errors import UserError
 from engine.optim.hybrid import trained_values
 from engine.tasks.pretraining import PretrainConfig
-from engine.training.memory import training_bytes
+from engine.training.preflight.memory import training_bytes
 from engine.training.program import RECIPES
 
 GB = 1e9

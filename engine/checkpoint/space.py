@@ -38,6 +38,13 @@ class Files:
         return cls(state, weights)
 
 
+def free_bytes(folder: Path) -> int:
+    """Of the disk on which a folder is, or will be."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    disk = os.statvfs(there)
+    return disk.f_bavail * disk.f_frsize
+
+
 def check_space(folder: Path, files: Files, *, saves: int, keep: int | None, weights_files: int) -> str:
     """Compare what a run will write with what its disk has free; what is there already counts as written.
 
@@ -53,8 +60,7 @@ def check_space(folder: Path, files: Files, *, saves: int, keep: int | None, wei
         UserError: if `keep` of them and the one that is being written don't fit, or without `keep` not even two.
     """
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(folder)
     kept = saves if keep is None else min(keep, saves)
     written = min(kept + 1, saves)  # an older one goes when a newer one is complete
     needed = written * files.state + weights_files * files.weights - there

@@ -62,13 +62,14 @@ class Checkpoint(Shards):
         return {**super().weights(), **self.content.get("frozen_weights", {})}
 
 
-def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = False) -> SavedState:
-    """`snap/pretrain/NAME/Epoch09`, with or without `_LXRT.pth`: ours is verified, the original's read.
+def open_checkpoint(path: str, *, optimizers: bool = True, verified: bool = True, progress: bool = False) -> SavedState:
+    """`snap/pretrain/NAME/Epoch09`, with or without `_LXRT.pth`: ours, verified, or the original's.
 
     A folder with a model will do, too, and the `BEST.pth` of the original's VQA.
 
     Args:
         optimizers: whether the original's optimiser files are read, where there are any.
+        verified: whether ours is compared with its hashes, which takes as long as reading all of it.
 
     Raises:
         UserError: if there is none, or it is damaged.
@@ -77,7 +78,8 @@ def open_checkpoint(path: str, *, optimizers: bool = True, progress: bool = Fals
     if (folder / CONFIG).exists():
         return ModelFolder(folder, progress=progress)
     if (folder / MANIFEST).exists():
-        verify(folder, progress=progress)
+        if verified:
+            verify(folder, progress=progress)
         return Checkpoint(folder)
     files = [Path(f"{folder}{SUFFIX}"), Path(f"{folder}.pth")]
     if (file := next((file for file in files if file.is_file()), None)) is None:

@@ -53,6 +53,12 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     parser = Parser(config_class, allow_abbrev=False)
     parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
     parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="look for problems, measure some steps, and tell what a run would take"
+    )
+    parser.add_argument(
+        "--find_batch_size", action="store_true", help="a dry run that also measures the largest micro-batch that fits"
+    )
     parser.add_argument(*LOCAL_RANK, dest="local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=int, help="machines that the launcher was to start; checked")
     originals = add_flags(parser)

@@ -100,9 +100,13 @@ class ImageTextDataset:
         except UnreadableImage as error:
             return {"image": self._black(number), "unreadable": str(error)}
 
+    def is_landscape(self, number: int) -> bool:
+        """Whether a sentence's image is broader than high."""
+        image = self.sentences.image(number)
+        return bool(self.split.sizes["width"][image] > self.split.sizes["height"][image])
+
     def _black(self, number: int) -> np.ndarray:
         """An empty canvas of the size that the sentence's image would have."""
-        image = self.sentences.image(number)
-        landscape = bool(self.split.sizes["width"][image] > self.split.sizes["height"][image])
-        width, height = canvas_size(landscape, self.options.image_size_min, self.options.image_size_max)
+        options = self.options
+        width, height = canvas_size(self.is_landscape(number), options.image_size_min, options.image_size_max)
         return np.zeros((3, height, width), dtype=np.uint8)

@@ -60,10 +60,16 @@ class Meeting:
 
     def wait_for_all(self, word: str = "ready") -> None:
         """Return when every rank has come here."""
-        if not self.alone:
-            self.store.set(f"{word} {self.ranks.rank}", "")
-            while not self._all_have(word):
-                time.sleep(0.2)
+        self.exchange(word, "")
+
+    def exchange(self, word: str, value: str) -> list[str]:
+        """What each rank says, by rank; on one machine this rank's own value alone."""
+        if self.alone:
+            return [value]
+        self.store.set(f"{word} {self.ranks.rank}", value)
+        while not self._all_have(word):
+            time.sleep(0.2)
+        return [said.decode() for said in self.store.multi_get(self._keys(word))]
 
     def end(self) -> None:
         """Watch no longer, once every rank has done its work. Rank 0, which may hold the store, leaves last."""

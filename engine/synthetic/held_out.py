@@ -23,7 +23,7 @@ from engine.tasks.answering.prediction import open_model, read_dataset
 from engine.tasks.answering.scoring import AnswerCollector, score_answers
 from engine.tasks.pretraining import PretrainConfig, Pretraining, PretrainingDataset
 from engine.training.loop import evaluate
-from engine.training.run import build_model, describe_model
+from engine.training.model import build_model, describe_model
 
 GREY = 128
 
@@ -54,6 +54,7 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     bert, tokenizer = read_bert(config.bert)
     task = Pretraining(config, tokenizer, alone)
+    task.read()
     held_out = task.validation
     assert held_out is not None
     assert config.load is not None

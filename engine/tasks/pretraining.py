@@ -140,19 +140,24 @@ class Pretraining(Task[PretrainConfig]):
     training: PretrainingDataset
     validation: PretrainingDataset | None
 
-    def read(self) -> None:
+    def read_answers(self) -> None:
         config = self.config
         self.table = AnswerTable.read(
             self.data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None
         )
         self.answers = self.table.answers if config.task_qa else None
-        self.training = self._read(config.train)
-        self.validation = self._read(config.valid) if config.valid else None
+
+    def source(self, names: str) -> AnnotationSource:
+        return AnnotationSource(annotation_files(self.data_root / "lxmert", names), self.encoder, self.table)
+
+    def read_training(self) -> None:
+        self.training = self._read(self.config.train)
+
+    def read_validation(self) -> None:
+        self.validation = self._read(self.config.valid) if self.config.valid else None
 
     def _read(self, names: str) -> PretrainingDataset:
         config, images = self.config, self.images()
-        files = annotation_files(self.data_root / "lxmert", names)
-        source = AnnotationSource(files, self.encoder, self.table)
         categories = config.limit_source.split(",") if config.limit_source else None
-        split = self.open_split(source, images, config.allow_missing_images, categories)
+        split = self.open_split(self.source(names), images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))

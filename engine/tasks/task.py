@@ -15,6 +15,7 @@ from engine.data.images.folder import ImageShape, ImageSource
 from engine.data.splits import Split, open_images, read_split
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
+from engine.errors import UserError
 
 if TYPE_CHECKING:  # flags are checked, and --help answers, before anything heavy is imported
     from engine.checkpoint.state import SavedState
@@ -49,23 +50,65 @@ class Task(ABC, Generic[Config]):
     answers: list[str] | None  # of the answer head's rows; None for a model without one
 
     def __init__(self, config: Config, tokenizer: Tokenizer, ranks: Ranks) -> None:
-        """Read everything that the flags name, so that what is missing or wrong is told before work starts."""
+        """Read the answers; `read` is for the data, which may take minutes."""
         self.config, self.ranks, self.opened = config, ranks, 0
         self.encoder = TextEncoder(tokenizer)
         self.data_root = Path(config.data_root)
         self.cache = Path(config.cache_dir or self.data_root / "cache")
-        self.read()
+        self.read_answers()
 
     @abstractmethod
-    def read(self) -> None:
-        """Set `training`, `validation` and `answers`."""
+    def read_answers(self) -> None:
+        """Set `answers`."""
 
-    def pretrained(self) -> "SavedState | None":
-        """Weights to begin with instead of CLIP's and BERT's, where neither --load nor --resume gives any."""
+    @abstractmethod
+    def source(self, names: str) -> AnnotationSource:
+        """The annotation files of a split, as --train and --valid name them.
+
+        Raises:
+            UserError: if one is missing.
+        """
+
+    @abstractmethod
+    def read_training(self) -> None:
+        """Set `training`, whose sentences and image sizes are read."""
+
+    @abstractmethod
+    def read_validation(self) -> None:
+        """Set `validation`."""
+
+    def read(self) -> None:
+        """Both; says what was found."""
+        self.read_training()
+        self.read_validation()
+        if self.ranks.rank == 0:
+            for dataset in filter(None, (self.training, self.validation)):
+                print(dataset.split.summary, flush=True)
+
+    def pretrained(self, *, verified: bool = True) -> "SavedState | None":
+        """Weights to begin with instead of CLIP's and BERT's, where neither --load nor --resume gives any.
+
+        Args:
+            verified: whether every byte is compared with the checkpoint's hashes.
+        """
         return None
 
-    def check_start(self, saved: "SavedState | None", trained_on: "TrainedOn") -> None:
-        """Refuse weights that don't fit the task, once they are open.
+    def check_answers(self, saved: "SavedState") -> None:
+        """Refuse weights whose answer head is for other answers.
+
+        Raises:
+            UserError: with what doesn't fit.
+        """
+        theirs, ours = saved.answers, self.answers
+        if theirs and ours and not set(theirs) & set(ours):
+            raise UserError(
+                f"{saved.source} has learnt {len(theirs):,} answers, such as {theirs[0]!r}, and none of them is among "
+                f"the {len(ours):,} of this training's answer table, such as {ours[0]!r}; restore the table that it "
+                "was trained with"
+            )
+
+    def check_start(self, trained_on: "TrainedOn") -> None:
+        """Refuse to begin, once the data are read, from weights that have seen them.
 
         Raises:
             UserError: with what doesn't fit.
@@ -88,14 +131,14 @@ class Task(ABC, Generic[Config]):
         allow_missing_images: bool,
         categories: Sequence[str] | None = None,
     ) -> Split:
-        """Read once for all ranks of a machine; says what was found.
+        """Read once for all ranks of a machine.
 
         Args:
             categories: those to keep; None for all.
         """
         first = self.ranks.rank == 0
         self.opened += 1  # the same files may be trained on and validated on
-        split = share_on_node(
+        return share_on_node(
             self.ranks,
             f"{self.opened} {source.name}",
             lambda: read_split(
@@ -108,9 +151,6 @@ class Task(ABC, Generic[Config]):
                 progress=first,
             ),
         )
-        if first:
-            print(split.summary, flush=True)
-        return split
 
     def images(self) -> ImageSource:
         config = self.config

@@ -84,11 +84,19 @@ class Vqa(Task[VqaConfig]):
     training: QuestionDataset
     validation: QuestionDataset | None
 
-    def read(self) -> None:
-        config = self.config
+    def read_answers(self) -> None:
         self.table = ExactAnswers.of_task(self.data_root / "vqa")
         self.answers = self.table.answers
-        self.training = self._read(config.train, allow_missing_images=config.allow_missing_images)
+
+    def source(self, names: str) -> AnnotationSource:
+        files = annotation_files(self.data_root / "vqa", names)
+        return AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
+
+    def read_training(self) -> None:
+        self.training = self._read(self.config.train, allow_missing_images=self.config.allow_missing_images)
+
+    def read_validation(self) -> None:
+        config = self.config
         self.validation = None
         if config.valid:
             self.validation = self._read(config.valid, allow_missing_images=False)
@@ -101,14 +109,12 @@ class Vqa(Task[VqaConfig]):
 
     def _read(self, names: str, *, allow_missing_images: bool) -> QuestionDataset:
         config, images = self.config, self.images()
-        files = annotation_files(self.data_root / "vqa", names)
-        source = AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
-        split = self.open_split(source, images, allow_missing_images)
+        split = self.open_split(self.source(names), images, allow_missing_images)
         check_unique(split.sentences.question_ids, names)
         options = of_flags(QuestionOptions, config, num_answers=len(self.table))
         return QuestionDataset(split, images, self.encoder.vocabulary, options)
 
-    def pretrained(self) -> "SavedState | None":
+    def pretrained(self, *, verified: bool = True) -> "SavedState | None":
         from engine.checkpoint.formats.original import OriginalState
         from engine.checkpoint.state import open_checkpoint
         from engine.checkpoint.weights import HEAD
@@ -117,7 +123,7 @@ class Vqa(Task[VqaConfig]):
         path = config.load_lxmert_qa or config.load_lxmert
         if path is None:
             return None
-        saved = open_checkpoint(path, optimizers=False, progress=first)
+        saved = open_checkpoint(path, optimizers=False, verified=verified, progress=first)
         if config.load_lxmert_qa is None:
             return saved
         rows = saved.state.get(f"{HEAD}logit_fc.3.bias") if isinstance(saved, OriginalState) else None
@@ -133,16 +139,20 @@ class Vqa(Task[VqaConfig]):
             raise UserError(f"{saved.source} has no answer head; take a stage-two checkpoint, or use --load_lxmert")
         return saved
 
-    def check_start(self, saved: "SavedState | None", trained_on: "TrainedOn") -> None:
+    def check_answers(self, saved: "SavedState") -> None:
         config = self.config
-        if saved is not None and config.load is not None and saved.answers not in (None, self.answers):
+        if config.load is not None and saved.answers not in (None, self.answers):
             found = len(saved.answers or ())
             raise UserError(
                 f"{saved.source} answers with {found:,} answers that are not the {len(self.table):,} of "
                 f"{self.table.name}; restore the list that it was trained with, or use --load_lxmert_qa {config.load}, "
                 "which goes by the answers' names"
             )
-        if self.validation is not None and not config.allow_trained_on:
+        if config.load_lxmert is None:  # which doesn't take the head
+            super().check_answers(saved)
+
+    def check_start(self, trained_on: "TrainedOn") -> None:
+        if self.validation is not None and not self.config.allow_trained_on:
             trained_on.check_unseen(self.validation.split)
 
     def unused(self) -> tuple[str, ...]:

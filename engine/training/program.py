@@ -32,6 +32,7 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
             Ranks.check_nodes(arguments.nodes)
             from engine.training.run import run  # brings torch and DeepSpeed, which takes seconds
 
-            run(config, task_class, ranks, settings)
+            dry_run = arguments.dry_run or arguments.find_batch_size
+            run(config, task_class, ranks, settings, dry_run=dry_run, find_batch_size=arguments.find_batch_size)
         elif ranks.rank == 0:
             print(to_yaml(config), end="")

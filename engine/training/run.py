@@ -8,51 +8,47 @@
 5. training         epochs of micro-batches; a checkpoint and a validation after each
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers import BertConfig, set_seed
+from transformers import set_seed
 
-from engine.checkpoint.description import ModelDescription, Preprocessing
-from engine.checkpoint.formats.published import pretrained_parts
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
-from engine.checkpoint.space import Files, check_space
-from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
-from engine.configuration.flags import AUTO, TrainingConfig, of_flags
+from engine.configuration.flags import AUTO, TrainingConfig
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
+from engine.data.waiting import Timed
 from engine.distributed.device import agree_on_threads, pick_device, pick_kernels
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
 from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
-from engine.errors import UserError
-from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.compilation import compile_layers
-from engine.model.encoder import VisualShape, check_grid
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
 from engine.training.loop import Observer, TrainState, train
 from engine.training.metrics import Metrics
+from engine.training.model import build_model, describe_model, tokens_of
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
 from engine.training.preemption import Preemption
+from engine.training.preflight.machines import check
+from engine.training.preflight.memory import device_memory
+from engine.training.preflight.plan import Plan, check_disk, files_of
+from engine.training.preflight.report import rehearse
 from engine.training.run_folder import RunFolder
 from engine.training.start import check_agreement, find_start, settle_micro_batch
 
 
-def make_loaders(
-    config: TrainingConfig, task: Task[Any], ranks: Ranks
-) -> tuple[DataLoader[Batch], DataLoader[Batch] | None]:
+def make_loaders(config: TrainingConfig, task: Task[Any], ranks: Ranks) -> tuple[Timed, DataLoader[Batch] | None]:
     """This rank's micro-batches; the workers of both loaders run from here on.
 
     The training's come last: on a GPU a thread pins their batches as soon as they run, and nobody may be forked then.
@@ -77,78 +73,7 @@ def make_loaders(
         same_order=config.same_order_each_epoch,
         **shares,
     )
-    return batches, validation
-
-
-def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) -> ModelDescription:
-    """The model's shape.
-
-    Raises:
-        UserError: if the images' grid or the sentences don't fit it.
-    """
-    if config.dropout is not None:
-        bert.hidden_dropout_prob = bert.attention_probs_dropout_prob = config.dropout
-    visual = VisualShape(
-        backbone=SHAPES[config.clip_model_name],
-        sub_feat_num=config.sub_feat_num if config.sub_sampling else None,
-        use_positional_embedding=config.use_positional_embedding,
-        pos_num=config.pos_num,
-        freeze_batch_norm=config.freeze_batch_norm,
-    )
-    for height, width in (
-        (config.image_size_min, config.image_size_max),
-        (config.image_size_max, config.image_size_min),
-    ):
-        check_grid(visual, height, width, STRIDE)
-    if config.max_seq_length > bert.max_position_embeddings:
-        raise UserError(
-            f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
-            f"{config.bert}; lower it"
-        )
-    tokenizer, preprocessing = task.encoder.tokenizer, of_flags(Preprocessing, config)
-    return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
-
-
-def tokens_of(config: TrainingConfig) -> int:
-    """Words and cells of a training's sequence."""
-    cells = (config.image_size_min // STRIDE) * (config.image_size_max // STRIDE)
-    return config.max_seq_length + (config.sub_feat_num if config.sub_sampling else cells)
-
-
-def build_model(
-    config: TrainingConfig, description: ModelDescription, saved: SavedState | None, task: Task[Any]
-) -> Any:
-    """The model with its starting weights, the same on every rank."""
-    set_seed(config.seed)
-    model = description.build()
-    if saved is not None:
-        reports = [load_weights(model, saved, description.answers, without=task.unused())]
-    elif config.from_scratch:
-        reports = []
-    else:
-        reports = pretrained_parts(
-            model, bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name
-        )
-    if task.ranks.rank == 0:
-        print("\n".join(str(report) for report in reports) or "random weights", flush=True)
-    model.bert.encoder.visual_model.requires_grad_(not config.freeze_clip)
-    model.bert.encoder.activation_checkpointing = config.activation_checkpointing
-    model.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
-    task.set_up(model)
-    return model
-
-
-def check_disk(config: TrainingConfig, folder: Path, model: Any, task: Task[Any], batches_per_epoch: int) -> str:
-    """What to say of a disk that is too small for all checkpoints, or ""; UserError if it is for those that stay."""
-    itemsize = 4 if config.precision == "fp32" else 2
-    backbone_moments = 2 if config.use_adam_for_visual else int(config.sgd_momentum > 0)
-    files = Files.of(model, itemsize=itemsize, backbone_moments=backbone_moments)
-    steps_per_epoch = max(1, batches_per_epoch // config.gradient_accumulation_steps)
-    steps = min(config.max_steps or sys.maxsize, steps_per_epoch * config.last_epoch)
-    epochs = -(-steps // steps_per_epoch)
-    saves = epochs + (steps // config.save_step if config.save_step else 0)
-    weights_files = epochs * task.epoch_weights + 3 * task.best_and_last  # BEST, LAST, and one that replaces it
-    return check_space(folder, files, saves=saves, keep=config.keep, weights_files=weights_files)
+    return Timed(batches), validation
 
 
 def summary(config: TrainingConfig, task: Task[Any], computed_on: str, kernels: str) -> str:
@@ -161,41 +86,56 @@ def summary(config: TrainingConfig, task: Task[Any], computed_on: str, kernels: 
     return line
 
 
-def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
-    """Train to the end.
+def run(
+    config: TrainingConfig,
+    task_class: Callable[..., Task[Any]],
+    ranks: Ranks,
+    settings: dict[str, Any],
+    *,
+    dry_run: bool = False,
+    find_batch_size: bool = False,
+) -> None:
+    """Train to the end, or see what that would take.
 
     Args:
         config: checked.
         settings: DeepSpeed's, from engine.configuration.deepspeed.
+        dry_run: look closely for problems, try out some steps, and leave nothing behind.
+        find_batch_size: in a dry run, also measure the largest micro-batch.
     """
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
     kernels = pick_kernels(device)
     meeting = Meeting(ranks, config.start_timeout)
+    if find_batch_size:
+        device_memory(config, device)
+    check(config, task_class, ranks, settings, device, meeting, thorough=dry_run)
     folder = RunFolder(Path(config.output))
-    folder.check(resume=config.resume is not None)
     bert, tokenizer = read_bert(config.bert)
     task = task_class(config, tokenizer, ranks)
+    task.read()
     description = describe_model(config, bert, task)
     if config.batch_size == AUTO:
         settle_micro_batch(config, description, settings, ranks, device, task.training.sentences_per_pass())
         settings = deepspeed_settings(config, ranks.world_size)
     batches, validation_batches = make_loaders(config, task, ranks)
 
-    resumed, loaded = find_start(config, folder, ranks, len(task.training))
+    resumed, loaded = find_start(config, folder, ranks, len(task.training), claim=not dry_run)
     start = loaded if loaded is not None else task.pretrained()
     trained_on = TrainedOn.of(task.training.split)
     if start is not None:
         trained_on |= start.trained_on
-    task.check_start(start, trained_on)
-    if ranks.rank == 0:
+        task.check_answers(start)
+    task.check_start(trained_on)
+    if ranks.rank == 0 and not dry_run:
         folder.write_config(config)
     model = build_model(config, description, start, task)
-    if ranks.rank == 0 and (told := check_disk(config, folder.path, model, task, len(batches))):
+    plan, files = Plan.of(config, task, len(batches)), files_of(config, model)
+    if ranks.rank == 0 and not dry_run and (told := check_disk(config, folder.path, files, plan)):
         print(f"warning: {told}", flush=True)
 
     join(meeting)
-    check_agreement(resumed, config.batch_size, folder.path)
+    check_agreement(resumed, config.batch_size)
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
         print(summary(config, task, computed_on, kernels), flush=True)
@@ -205,6 +145,14 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         if ranks.rank == 0:
             print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
+    if dry_run:
+        content = {"description": description.to_dict(), "trained_on": trained_on.to_tensors()}
+        rehearse(
+            *(engine, batches, validation_batches, config, settings, content, plan, files),
+            weights_file=task.epoch_weights,
+            find_batch_size=find_batch_size,
+        )
+        return leave_together(meeting)
     metrics = Metrics(device)
     reporter = Reporter(engine, config, batches, metrics)
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
@@ -228,6 +176,10 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
     train(engine, batches, state, config, metrics, observers)
+    leave_together(meeting)
+    folder.leave()
+
+
+def leave_together(meeting: Meeting) -> None:
     meeting.end()
     dist.destroy_process_group()
-    folder.leave()

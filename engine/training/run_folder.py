@@ -13,6 +13,8 @@ from engine.errors import UserError
 from engine.files import only_here
 from engine.training.preemption import GRACE
 
+LOCK = ".lock"
+
 
 class RunFolder:
     """`--output`: config.yaml, metrics.jsonl, checkpoints."""
@@ -30,6 +32,12 @@ class RunFolder:
                 "choose another folder, or remove it"
             )
 
+    def check_unused(self) -> None:
+        """Raises UserError if another process runs in this folder."""
+        if (lock := self.path / LOCK).exists():
+            with lock.open("ab") as file:
+                only_here(file, self.path)
+
     def claim(self, config: TrainingConfig) -> None:
         """Keep other runs out until this process ends, and remove what an earlier one left unfinished.
 
@@ -38,7 +46,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self.lock = (self.path / ".lock").open("ab")
+            lock = self.lock = (self.path / LOCK).open("ab")
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
             if config.resume is None or not complete_checkpoints(self.path):

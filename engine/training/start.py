@@ -1,7 +1,5 @@
 """Where a run starts: its own newest checkpoint, another's, or none; and whether it may."""
 
-import socket
-import uuid
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,13 @@ import torch.distributed as dist
 import yaml
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import UNFINISHED, complete_checkpoints, newest_checkpoint
+from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
-from engine.training.memory import device_memory, largest_micro_batch
+from engine.training.preflight.memory import device_memory, largest_micro_batch
 from engine.training.run_folder import RunFolder
 
 # What a resumed run may say otherwise: paths, how it is spread, when it reports, saves and stops.
@@ -32,7 +30,7 @@ MAY_CHANGE = frozenset(
 
 
 def find_start(
-    config: TrainingConfig, folder: RunFolder, ranks: Ranks, sentences: int
+    config: TrainingConfig, folder: RunFolder, ranks: Ranks, sentences: int, *, claim: bool = True
 ) -> tuple[Checkpoint | None, SavedState | None]:
     """What the weights come from, and whether the run goes on from there.
 
@@ -40,12 +38,15 @@ def find_start(
     2. else --load
     3. else nothing: --fromScratch, or CLIP and BERT
 
+    Args:
+        claim: whether the folder is taken for this run, and what an earlier one left unfinished in it removed.
+
     Returns:
         the checkpoint to go on from, and that or what --load names.
     """
 
     def newest() -> Path | None:
-        if ranks.rank == 0:
+        if claim and ranks.rank == 0:
             folder.claim(config)
         if config.resume is None:
             return None
@@ -86,29 +87,14 @@ def settle_micro_batch(
     config.check(ranks.world_size)
 
 
-def check_agreement(resumed: Checkpoint | None, batch_size: int, output: Path) -> None:
+def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
     """Compare what machines see and chose. All ranks call it.
 
     Raises:
-        UserError: if --output isn't one folder for all, if they go on from different checkpoints, or if they chose
-            other micro-batches.
+        UserError: if they go on from different checkpoints, or chose other micro-batches.
     """
-    probe = [f".seen-{uuid.uuid4().hex}{UNFINISHED}"]  # which the next start sweeps, should this one be killed
-    dist.broadcast_object_list(probe, src=0)
-    if dist.get_rank() == 0:
-        (output / probe[0]).touch()
-    dist.barrier()
     found: list[Any] = [None] * dist.get_world_size()
-    name = resumed.folder.name if resumed is not None else "none"
-    dist.all_gather_object(found, (name, batch_size, (output / probe[0]).exists(), socket.gethostname()))
-    if dist.get_rank() == 0:
-        (output / probe[0]).unlink()
-    blind = [f"rank {rank} on {host}" for rank, (_, _, sees, host) in enumerate(found) if not sees]
-    if blind:
-        raise UserError(
-            f"{blind[0]} doesn't see what rank 0 on {found[0][3]} writes to --output {output}, where every rank saves "
-            f"its part ({len(blind)} of {len(found)} ranks don't); choose a folder on a disk that all machines share"
-        )
+    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size))
     names, sizes = ({each[place] for each in found} for place in (0, 1))
     if len(sizes) > 1:
         raise UserError(

@@ -30,8 +30,8 @@ from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector
 from engine.tasks.vqa import Vqa, VqaConfig
 from engine.training.loop import evaluate
+from engine.training.model import build_model, describe_model
 from engine.training.program import RECIPES
-from engine.training.run import build_model, describe_model
 from launch.prepare import main as prepare
 from tests.conftest import launch, read_metrics
 
@@ -65,7 +65,9 @@ def vqa_flags(scenes: Path, pretrained: Path, tmp_path: Path) -> Callable[..., l
 def make_task(flags: list[str]) -> Vqa:
     config, _ = parse(VqaConfig, flags, RECIPES)
     config.check(1)
-    return Vqa(config, read_bert(config.bert)[1], ALONE)
+    task = Vqa(config, read_bert(config.bert)[1], ALONE)
+    task.read()
+    return task
 
 
 # --- the stores
@@ -380,9 +382,9 @@ def test_validation_on_what_was_trained_on_needs_a_flag(
     task = make_task(vqa_flags("--valid", "train"))
     seen = TrainedOn.of(task.training.split)
     with pytest.raises(UserError, match="80 of 80 questions and 40 of 40 images of train were trained on"):
-        task.check_start(None, seen)
-    make_task(vqa_flags("--valid", "train", "--allow_trained_on")).check_start(None, seen)
-    make_task(vqa_flags()).check_start(None, seen)
+        task.check_start(seen)
+    make_task(vqa_flags("--valid", "train", "--allow_trained_on")).check_start(seen)
+    make_task(vqa_flags()).check_start(seen)
 
 
 def test_a_fine_tuned_model_with_other_answers_is_refused(
@@ -392,7 +394,7 @@ def test_a_fine_tuned_model_with_other_answers_is_refused(
     edit(damaged / "vqa" / "trainval_label2ans.json", lambda items: items.reverse())
     task = make_task(vqa_flags("--data_root", str(damaged), "--load_lxmert_qa", "", "--load", str(model)))
     with pytest.raises(UserError, match="answers with 15 answers that are not the 15 of"):
-        task.check_start(open_checkpoint(str(model)), TrainedOn.of(task.training.split))
+        task.check_answers(open_checkpoint(str(model)))
 
 
 def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: Path) -> None:

@@ -17,7 +17,7 @@ from engine.distributed.ranks import Ranks
 from engine.optim.hybrid import trained_values
 from engine.training.engine import build_engine
 from engine.training.loop import micro_step
-from engine.training.memory import optimizer_groups, reduced_values, training_bytes
+from engine.training.preflight.memory import optimizer_groups, reduced_values, training_bytes
 
 IMAGES, BUCKET = 2, 3_000_000  # which any parameter fits into
 ITEMSIZE = 2

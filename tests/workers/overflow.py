@@ -21,8 +21,8 @@ from engine.distributed.joining import join
 from engine.distributed.ranks import Ranks
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.training.engine import build_engine
+from engine.training.model import build_model, describe_model
 from engine.training.program import RECIPES
-from engine.training.run import build_model, describe_model
 from tests.workers import fp16_pretrain  # noqa: F401  fp16 passes on this CPU
 
 BAD_STEP = 3
@@ -34,6 +34,7 @@ device = pick_device(ranks)
 config.check(ranks.world_size)
 bert, tokenizer = read_bert(config.bert)
 task = Pretraining(config, tokenizer, ranks)
+task.read()
 batches = training_loader(
     task.training,
     config.batch_size,

@@ -22,7 +22,7 @@ from engine.benchmark.step.report import show, show_ablation
 from engine.benchmark.step.switches import SWITCHES, named, useful
 from engine.benchmark.step.workload import Workload, plain_pass, write_figures
 from engine.configuration.deepspeed import deepspeed_settings
-from engine.training.memory import training_bytes
+from engine.training.preflight.memory import training_bytes
 
 GB = 1e9
 SMALLER = 0.95  # of the images, where so many didn't fit

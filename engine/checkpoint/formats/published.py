@@ -65,5 +65,21 @@ def pretrained_parts(
     model: nn.Module, *, bert: str, clip_weights: str | None, clip_model_name: str
 ) -> list[LoadReport]:
     """Fill a freshly built model with CLIP and BERT."""
-    clip_path = Path(clip_weights or f"~/.cache/clip/{clip_model_name}.pt").expanduser()
-    return [load_clip(model, clip_path), load_bert(model, bert)]
+    return [load_clip(model, clip_file(clip_weights, clip_model_name)), load_bert(model, bert)]
+
+
+def check_parts(*, bert: str, clip_weights: str | None, clip_model_name: str) -> None:
+    """Raises UserError if one of their files isn't there; nothing is read, and no hub is asked."""
+    clip_file(clip_weights, clip_model_name)
+    if Path(bert).is_dir() and not any(Path(bert).glob(kind) for kind in ("*.safetensors", "*.bin")):
+        raise no_bert(bert, FileNotFoundError("the folder has no file with weights"))
+
+
+def clip_file(clip_weights: str | None, clip_model_name: str) -> Path:
+    """Raises UserError if it isn't there."""
+    path = Path(clip_weights or f"~/.cache/clip/{clip_model_name}.pt").expanduser()
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing; download OpenAI's weights and name the file with --clip_weights, or use --fromScratch"
+        )
+    return path

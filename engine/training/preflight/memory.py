@@ -7,6 +7,7 @@ import subprocess
 import sys
 from bisect import bisect_right
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from engine.tasks.masking import IGNORE, pack_labels
 from engine.tasks.pretraining import PretrainingOptions
 
 GB = 1e9
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_BUCKET_SIZE = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
 RESERVE = 0.1  # of a device: for its context, cuDNN's work space, and fragments between allocations
 
@@ -126,7 +127,7 @@ def device_memory(config: TrainingConfig, device: torch.device) -> float:
     if config.memory_limit is not None:
         return config.memory_limit * GB
     if device.type != "cuda":
-        raise UserError("--micro_batch_size auto looks at a GPU's memory, and there is none; add --memory_limit GB")
+        raise UserError("there is no GPU whose memory could be filled; say with --memory_limit GB how much there is")
     return torch.cuda.get_device_properties(device).total_memory
 
 
@@ -140,8 +141,6 @@ def largest_micro_batch(
 ) -> int:
     """Samples of the largest micro-batch that fits into `limit` bytes, and that makes up the global batch exactly.
 
-    Counted in a process of its own: a backward pass starts threads, and loading workers are still to be forked here.
-
     Args:
         sentences_per_pass: the mean number of sentences that share a pass of the backbone.
 
@@ -149,29 +148,9 @@ def largest_micro_batch(
         UserError: if not even the smallest one fits.
     """
     share, shared = (config.global_batch_size or 0) // world_size, config.sentences_per_image
-    question = {
-        "description": {**description.to_dict(), "vocabulary": None},
-        "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
-        "checkpointing": config.activation_checkpointing,
-        "freeze_clip": config.freeze_clip,
-        "use_adam_for_visual": config.use_adam_for_visual,
-        "sgd_momentum": config.sgd_momentum > 0,
-        "world_size": world_size,
-        "settings": settings,
-        "sentences_per_pass": sentences_per_pass,
-        "choices": [samples for samples in range(shared, share + 1, shared) if share % samples == 0],
-        "limit": (1 - RESERVE) * limit,
-    }
-    counted = subprocess.run(
-        [sys.executable, "-m", "engine.training.memory"],
-        input=json.dumps(question),
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    samples = int(counted.stdout)
+    choices = [samples for samples in range(shared, share + 1, shared) if share % samples == 0]
+    fits = {"choices": choices, "limit": (1 - RESERVE) * limit}
+    samples = _count(fits, config, description, settings, world_size, sentences_per_pass)
     if not samples:
         fewest = "1 sample fits" if shared == 1 else f"{shared} samples fit"
         raise UserError(
@@ -181,13 +160,70 @@ def largest_micro_batch(
     return samples
 
 
-def answer(question: Mapping[str, Any]) -> int:
-    """The largest of the choices whose peak is within the limit, or 0.
+def check_micro_batch(
+    config: TrainingConfig,
+    description: ModelDescription,
+    settings: Mapping[str, Any],
+    world_size: int,
+    limit: float,
+    sentences_per_pass: float = 1.0,
+) -> None:
+    """Raises UserError if --batch_size takes more than `limit` bytes, by count, with the number that would fit."""
+    count = partial(_count, config=config, description=description, settings=settings, world_size=world_size)
+    peak = count({"samples": config.batch_size}, sentences_per_pass=sentences_per_pass)
+    if peak <= (1 - RESERVE) * limit:
+        return
+    fewer = list(range(config.sentences_per_image, config.batch_size, config.sentences_per_image))
+    fitting = count({"fewer": fewer, "limit": (1 - RESERVE) * limit}, sentences_per_pass=sentences_per_pass)
+    remedy = "not even one sample fits: choose a smaller model"
+    if fitting:
+        remedy = f"lower it to {fitting} or fewer (--global_batch_size keeps the samples of a step)"
+    raise UserError(
+        f"--batch_size {config.batch_size} takes {peak / GB:.3g} GB at its peak, by count, and the device has "
+        f"{limit / GB:.3g} GB, {RESERVE:.0%} of which are kept free; {remedy}, or compute activations twice with "
+        "--activation_checkpointing all"
+    )
 
-    The last of them is a rank's whole share of a step. It needs no accumulated gradients, so it may take less than a
-    smaller one; among the others, the larger one takes more.
+
+def _count(
+    question: Mapping[str, Any],
+    config: TrainingConfig,
+    description: ModelDescription,
+    settings: Mapping[str, Any],
+    world_size: int,
+    sentences_per_pass: float,
+) -> int:
+    """`answer` in a process of its own: a backward pass starts threads, and loading workers are still to be forked."""
+    question = {
+        **question,
+        "description": {**description.to_dict(), "vocabulary": None},
+        "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
+        "checkpointing": config.activation_checkpointing,
+        "freeze_clip": config.freeze_clip,
+        "use_adam_for_visual": config.use_adam_for_visual,
+        "sgd_momentum": config.sgd_momentum > 0,
+        "world_size": world_size,
+        "settings": settings,
+        "sentences_per_pass": sentences_per_pass,
+    }
+    counted = subprocess.run(
+        [sys.executable, "-m", "engine.training.preflight.memory"],
+        input=json.dumps(question),
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(counted.stdout)
+
+
+def answer(question: Mapping[str, Any]) -> int:
+    """The peak of so many `samples`; or of `fewer`, or of `choices`, the largest number that is within `limit`, or 0.
+
+    The last of the choices is a rank's whole share of a step. It needs no accumulated gradients, so it may take less
+    than a smaller one; among the others, the larger one takes more.
     """
-    *accumulated, whole = question["choices"]
     description = ModelDescription.from_dict(question["description"], "the question")
     with torch.device("meta"):
         model = description.build()
@@ -195,16 +231,26 @@ def answer(question: Mapping[str, Any]) -> int:
     model.bert.encoder.activation_checkpointing = question["checkpointing"]
     model.bert.encoder.visual_model.requires_grad_(not question["freeze_clip"])
 
-    def peak(samples: int) -> int:
-        settings = {**question["settings"], "gradient_accumulation_steps": whole // samples}
+    def peak(samples: int, share: int | None = None) -> int:
+        settings = question["settings"]
+        if share is not None:
+            settings = {**settings, "gradient_accumulation_steps": share // samples}
         inputs = inputs_on_meta(description, samples, question["sentences_per_pass"])
         named = {name: question[name] for name in ("world_size", "use_adam_for_visual", "sgd_momentum")}
         return training_bytes(model, inputs, settings, **named)["peak"]
 
-    if peak(whole) <= question["limit"]:
+    def largest(samples: list[int], share: int | None = None) -> int:
+        fitting = bisect_right(samples, question["limit"], key=lambda number: peak(number, share))
+        return samples[fitting - 1] if fitting else 0
+
+    if "samples" in question:
+        return peak(question["samples"])
+    if "fewer" in question:
+        return largest(question["fewer"])
+    *accumulated, whole = question["choices"]
+    if peak(whole, whole) <= question["limit"]:
         return whole
-    fitting = bisect_right(accumulated, question["limit"], key=peak)
-    return accumulated[fitting - 1] if fitting else 0
+    return largest(accumulated, whole)
 
 
 def inputs_on_meta(description: ModelDescription, samples: int, sentences_per_pass: float = 1.0) -> dict[str, Any]:

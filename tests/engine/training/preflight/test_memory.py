@@ -18,8 +18,9 @@ from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.model.memory import cast_parameters
 from engine.tasks.pretraining import PretrainConfig
-from engine.training import memory, start
-from engine.training.memory import (
+from engine.training import start
+from engine.training.preflight import memory
+from engine.training.preflight.memory import (
     answer,
     device_memory,
     inputs_on_meta,

@@ -1,0 +1,228 @@
+"""What keeps a training from running, all of it in one list.
+
+Every start takes the quick checks, in a second or two. --dry_run adds those that read all annotations, look at images,
+and count memory. One rank of each machine makes them; machines.py puts their lists together.
+"""
+
+import itertools
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.formats.published import check_parts
+from engine.checkpoint.manifest import complete_checkpoints
+from engine.checkpoint.state import load_weights, open_checkpoint
+from engine.configuration.bert import read_bert
+from engine.configuration.flags import AUTO, TrainingConfig, of_flags
+from engine.data.annotations.source import AnnotationSource
+from engine.data.dataset import ExampleOptions, ImageTextDataset
+from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.shared_memory import check_shared_memory
+from engine.distributed.meeting import no_port
+from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.tasks.task import Task
+from engine.training.model import describe_model
+from engine.training.preflight.memory import check_micro_batch, device_memory, largest_micro_batch
+from engine.training.preflight.plan import Plan, check_disk, files_of
+from engine.training.run_folder import RunFolder
+
+FIRST_SENTENCES = 64  # of each annotation file, whose fields and images a quick check looks at
+SAMPLED_IMAGES = 64  # of the training that --dry_run decodes
+
+
+class Problems(list[str]):
+    """One line each."""
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Take what a check raises."""
+        try:
+            yield
+        except UserError as error:
+            if str(error) not in self:
+                self.append(str(error))
+
+
+def find_problems(
+    config: TrainingConfig,
+    task_class: Callable[..., Task[Any]],
+    ranks: Ranks,
+    settings: dict[str, Any],
+    device: torch.device,
+    *,
+    thorough: bool,
+) -> Problems:
+    """Those of this machine; nothing is written but the annotation store, if `thorough`."""
+    problems, output = Problems(), Path(config.output)
+    if ranks.rank == 0:
+        with problems.noting():
+            check_output(config, unused=thorough)
+        with problems.noting():
+            check_port(ranks)
+    with problems.noting():
+        check_workers(config, ranks)
+    alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part
+    bert = None
+    with problems.noting():
+        bert, tokenizer = read_bert(config.bert)
+    task = None
+    with problems.noting():
+        task = task_class(config, tokenizer if bert is not None else words_of_none(), alone)
+    if task is None:
+        return problems
+    for names in filter(None, (config.train, config.valid)):
+        with problems.noting():
+            check_first_sentences(task.source(names), task.images(), missing=config.allow_missing_images)
+    description = None
+    if bert is not None:
+        with problems.noting():
+            description = describe_model(config, bert, task)
+    if description is not None:
+        with problems.noting():
+            check_weights(config, task, description, output)
+    if thorough and description is not None:
+        look_closely(problems, config, task, description, ranks, settings, device)
+    return problems
+
+
+def look_closely(
+    problems: Problems,
+    config: TrainingConfig,
+    task: Task[Any],
+    description: ModelDescription,
+    ranks: Ranks,
+    settings: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """All annotations, a sample of the images, and what is counted: memory and disk."""
+    sentences = 0
+    with problems.noting():
+        sentences = len(task.source(config.train).open(task.cache, progress=ranks.rank == 0))
+    with problems.noting():
+        task.read_training()
+        sentences = len(task.training)
+        check_sampled_images(task.training, config.max_unreadable_images)
+    with problems.noting():
+        task.read_validation()
+    if config.memory_limit is not None or device.type == "cuda":
+        limit = device_memory(config, device)
+        with problems.noting():
+            if config.batch_size == AUTO:
+                config = replace(
+                    config, batch_size=largest_micro_batch(config, description, settings, ranks.world_size, limit)
+                )
+                config.check(ranks.world_size)
+            else:
+                check_micro_batch(config, description, settings, ranks.world_size, limit)
+    if ranks.rank == 0 and sentences and config.batch_size != AUTO:
+        with torch.device("meta"):
+            model = description.build()
+        model.bert.encoder.visual_model.requires_grad_(not config.freeze_clip)
+        plan = Plan.of(config, task, sentences // config.batch_size // ranks.world_size)
+        with problems.noting():
+            if told := check_disk(config, Path(config.output), files_of(config, model), plan):
+                problems.append(told)
+
+
+def words_of_none() -> Tokenizer:
+    """In place of a vocabulary that can't be read, so that the rest can be looked at."""
+    return Tokenizer(WordLevel({word: n for n, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))}))
+
+
+def check_output(config: TrainingConfig, *, unused: bool) -> None:
+    """Raises UserError if --output holds another run, or can't be written.
+
+    Args:
+        unused: whether a run that is still using it is a reason, too; a start waits for one to leave.
+    """
+    output = Path(config.output)
+    folder = RunFolder(output)
+    folder.check(resume=config.resume is not None)
+    if unused:
+        folder.check_unused()
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--output {output} can't be written: {there} allows no files in it; choose another folder")
+
+
+def check_port(ranks: Ranks) -> None:
+    """Raises UserError if the port where the ranks of one machine will meet is taken; those of several have met."""
+    opened_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "MASTER_PORT" not in os.environ or opened_by_torchrun or ranks.world_size != ranks.local_world_size:
+        return
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            free.bind(("", int(os.environ["MASTER_PORT"])))
+        except OSError:
+            raise no_port(os.environ["MASTER_PORT"]) from None
+
+
+def check_workers(config: TrainingConfig, ranks: Ranks) -> None:
+    """Raises UserError if the batches of loading workers don't fit into /dev/shm."""
+    if config.batch_size != AUTO:
+        check_shared_memory(
+            of_flags(ExampleOptions, config),
+            config.batch_size,
+            num_workers=config.num_workers,
+            local_world_size=ranks.local_world_size,
+        )
+
+
+def check_first_sentences(source: AnnotationSource, images: ImageSource, *, missing: bool) -> None:
+    """Raises UserError if an annotation file doesn't begin as it should, or none of its first images is there.
+
+    Args:
+        missing: whether images may be.
+    """
+    for path in source.files:
+        img_ids = [texts.img_id for texts in itertools.islice(source.reader(path).texts(), FIRST_SENTENCES)]
+        if img_ids and not missing and len(images.missing(img_ids)) == len(img_ids):
+            raise UserError(
+                f"none of the first images of {path} is in {images}, the first is {img_ids[0]}; add the images, or "
+                "point --data_root at the folder that holds mscoco/"
+            )
+
+
+def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDescription, output: Path) -> None:
+    """Raises UserError if what the training starts from isn't there, or doesn't fit its model or its answers."""
+    if config.resume is not None and complete_checkpoints(output):
+        return  # the run's own, compared once it is opened
+    given = open_checkpoint(config.load, optimizers=False, verified=False) if config.load is not None else None
+    if (saved := given or task.pretrained(verified=False)) is None:
+        if not config.from_scratch:
+            check_parts(bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name)
+        return
+    task.check_answers(saved)
+    with torch.device("meta"):
+        model = description.build()
+    load_weights(model, saved, description.answers, without=task.unused())
+
+
+def check_sampled_images(dataset: ImageTextDataset, tolerated: int) -> None:
+    """Raises UserError if so many of some images can't be decoded that all together will end the training."""
+    images = sorted(set(dataset.sentences.images[:: max(1, len(dataset) // 4096)].tolist()))
+    sample = random.Random(0).sample(images, min(SAMPLED_IMAGES, len(images)))
+    broken = []
+    for code in sample:
+        try:
+            dataset.images.load(dataset.sentences.image_ids[code])
+        except UnreadableImage as error:
+            broken.append(str(error))
+    expected = len(broken) * len(dataset.sentences.image_ids) / max(1, len(sample))
+    if expected > tolerated:
+        raise UserError(
+            f"{len(broken)} of {len(sample)} images that were tried can't be read, such as {broken[0]}; "
+            f"`launch/prepare.py verify` finds all of them, and --max_unreadable_images {tolerated} are tolerated"
+        )
