@@ -6,7 +6,9 @@ it lives, whatever the rank does meanwhile: data take minutes on one machine and
 a validation takes one rank longer than the others.
 """
 
+import contextlib
 import os
+import queue
 import socket
 import threading
 import time
@@ -22,6 +24,7 @@ from engine.errors import UserError
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which a rank is gone
+INSTEAD_OF = "clipvil instead of port {}"  # marks a store that is at another port than it should be
 
 
 class Meeting:
@@ -37,26 +40,32 @@ class Meeting:
             UserError: if a rank doesn't come, naming it, or if there is no way to rank 0.
         """
         self.ranks, self.alone = ranks, ranks.world_size == ranks.local_world_size
+        self.problem = ""  # of the port, on rank 0
         self.ended = threading.Event()
         if self.alone:
             return
         deadline = time.monotonic() + patience
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps its store when it restarts ranks
-        self.store = PrefixStore(f"clipvil {attempt}", connect(ranks, patience))
+        store, self.problem = connect(ranks, patience)
+        self.store = PrefixStore(f"clipvil {attempt}", store)
         self.store.set(f"beat {ranks.rank}", "0")
         self.store.set(f"host {ranks.rank}", socket.gethostname())
         while not self._all_have("host"):
             if time.monotonic() > deadline:
                 missing = [rank for rank in range(ranks.world_size) if not self.store.check([f"host {rank}"])]
-                raise UserError(
+                late = (
                     f"{_names(missing)} of {ranks.world_size} ranks had not started after {patience:.0f} s; see what "
                     "their machine says, or wait longer with --start_timeout"
                 )
+                raise UserError(self.problem or late)
             time.sleep(0.2)
         self.hosts = [host.decode() for host in self.store.multi_get(self._keys("host"))]
         self.heard = [(b"", time.monotonic())] * ranks.world_size  # of each, its last beat and when that was new
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, daemon=True, name="meeting").start()
+        self.threads = [
+            threading.Thread(target=work, daemon=True, name="meeting") for work in (self._beat, self._watch)
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def wait_for_all(self, word: str = "ready") -> None:
         """Return when every rank has come here."""
@@ -77,6 +86,8 @@ class Meeting:
             return
         self.wait_for_all("done")
         self.ended.set()
+        for thread in self.threads:  # one that returned from the store while Python ends would abort the process
+            thread.join(timeout=SILENCE)
         self.store.set(f"left {self.ranks.rank}", "")
         deadline = time.monotonic() + SILENCE
         while self.ranks.rank == 0 and not self._all_have("left") and time.monotonic() < deadline:
@@ -120,35 +131,80 @@ class Meeting:
         os._exit(1)
 
 
-def connect(ranks: Ranks, patience: float) -> Store:
+def connect(ranks: Ranks, patience: float) -> tuple[Store, str]:
     """The store at MASTER_ADDR and MASTER_PORT: torchrun has one there, and else rank 0 opens it.
 
-    torch.distributed will use the same one.
+    torch.distributed will use the same one. Where something else has the port, rank 0 opens the store at the next one,
+    so that the ranks can tell each other what keeps them from running, this included.
+
+    Returns:
+        the store, and on rank 0 what is to be said of a port that is taken, or "".
 
     Raises:
-        UserError: if there is no way to it, or something else has the port.
+        UserError: if there is no way to it.
     """
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise no_place()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    opens = ranks.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if ranks.rank != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return _find_store(ranks, address, port, patience), ""
     try:
-        return TCPStore(
-            address,
-            port,
-            ranks.world_size,
-            is_master=opens,
-            timeout=timedelta(seconds=patience),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        return _store(ranks, address, port, patience, opens=True), ""
     except DistError as error:
-        if opens:
-            raise no_port(port) if "EADDRINUSE" in str(error) else UserError(str(error).splitlines()[0]) from None
-        raise UserError(
-            f"rank {ranks.rank} on {socket.gethostname()} found no rank 0 at {address}:{port} within {patience:.0f} s; "
-            "see what its machine says, or give the launcher an address that reaches it (--master_addr)"
-        ) from None
+        if "EADDRINUSE" not in str(error):
+            raise UserError(str(error).splitlines()[0]) from None
+    try:
+        store = _store(ranks, address, port + 1, patience, opens=True)
+    except DistError:
+        raise no_port(port) from None
+    store.set(INSTEAD_OF.format(port), "")
+    return store, str(no_port(port))
+
+
+def _store(ranks: Ranks, address: str, port: int, patience: float, *, opens: bool = False) -> Store:
+    return TCPStore(
+        address,
+        port,
+        ranks.world_size,
+        is_master=opens,
+        timeout=timedelta(seconds=patience),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _find_store(ranks: Ranks, address: str, port: int, patience: float) -> Store:
+    """In threads, because something else that has a port may never answer."""
+    found: queue.SimpleQueue[Store] = queue.SimpleQueue()
+
+    def attempt(port: int, mark: str | None) -> None:
+        with contextlib.suppress(DistError):
+            store = _store(ranks, address, port, patience)
+            if mark is None or store.check([mark]):
+                found.put(store)
+
+    def start(port: int, mark: str | None) -> None:
+        threading.Thread(target=attempt, args=(port, mark), daemon=True, name="connection").start()
+
+    start(port, None)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        with contextlib.suppress(queue.Empty):
+            return found.get(timeout=2.0)
+        if _somebody_listens(address, port + 1):  # another run's store doesn't have the mark
+            start(port + 1, INSTEAD_OF.format(port))
+    raise UserError(
+        f"rank {ranks.rank} on {socket.gethostname()} found no rank 0 at {address}:{port} within {patience:.0f} s; "
+        "see what its machine says, or give the launcher an address that reaches it (--master_addr)"
+    )
+
+
+def _somebody_listens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def no_port(port: int | str) -> UserError:

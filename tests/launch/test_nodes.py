@@ -252,3 +252,41 @@ def test_a_cable_that_is_pulled_ends_both_machines(nodes: tuple[Node, Node], fla
         other = f"rank {1 - number} on {nodes[1 - number].name}"
         [error] = errors_in(tmp_path / f"{number}")
         assert error.startswith(f"pretrain.py: error: {other} can't be heard any more: it ended, as its own message")
+
+
+PRIVATE = """
+mount -t tmpfs -o size=64k tmpfs /dev/shm && mount -t tmpfs tmpfs "$0" && exec "$@"
+"""  # what one machine has for itself
+
+
+def test_problems_of_two_machines_are_told_in_one_list(
+    nodes: tuple[Node, Node], flags: Flags, damaged: Path, tmp_path: Path
+) -> None:
+    """The second one has no room for batches, another --output, and no images; and the port of both is taken."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (damaged / "mscoco" / "val2014").rename(damaged / "elsewhere")
+    data = ["--data_root", str(damaged), "--num_workers", "1", "--memory_limit", "0.02"]
+    program = [sys.executable, str(ROOT / "launch" / "pretrain.py"), *flags(*COMMON[:-4], *data, "--batchSize", "32")]
+    program += ["--output", str(disk / "run"), "--dry_run"]
+    taken = [sys.executable, "-m", "http.server", "29500"]
+    places = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    places |= {"MASTER_ADDR": nodes[0].address, "MASTER_PORT": "29500"}
+    nodes[0].start(taken, tmp_path / "taken")
+    time.sleep(2)  # until it listens
+    private = ["unshare", "--mount", "sh", "-c", PRIVATE, str(disk), *program]
+    first = nodes[0].start(program, tmp_path / "0", RANK="0", **places)
+    second = nodes[1].start(private, tmp_path / "1", RANK="1", **places)
+    assert (first.wait(120), second.wait(120)) == (2, 2)
+    told = (tmp_path / "0").read_text()
+    parts = [
+        "5 things keep this training from running:",
+        "--batch_size 32 takes",
+        "val2014 can't be read",
+        f"on {nodes[1].name}: /dev/shm has 0 MB free",
+        "port 29500, where the ranks were to meet, is taken",
+        f"rank 1 on {nodes[1].name} doesn't see what rank 0 on {nodes[0].name} writes to --output",
+    ]
+    for part in parts:
+        assert told.count(part) == 1, told
+    assert list(disk.iterdir()) == []

@@ -50,6 +50,8 @@ def check(
 
     here = share_on_node(ranks, "problems", look)
     problems = problems_of_all(meeting, ranks, here, Path(config.output))
+    if problems:
+        meeting.end()  # all ranks know, and none minds any more when another leaves
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
@@ -84,6 +86,7 @@ def problems_of_all(meeting: Meeting, ranks: Ranks, here: list[str], output: Pat
     """
     if meeting.alone:
         return here
+    here = [*here, meeting.problem] if meeting.problem else here
     about = {"host": socket.gethostname(), "problems": here, "versions": versions(), "probe": ""}
     with folders_as_before(output):
         if ranks.rank == 0:

@@ -69,9 +69,10 @@ def explained(config: TrainingConfig, device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        memory = f"the {memory_of(config, device) / GB:.3g} GB of {device}"
         raise UserError(
-            f"--batch_size {config.batch_size} doesn't fit into the {memory_of(config, device) / GB:.3g} GB of {device} "
-            f"({str(error).splitlines()[0]}); lower it, or compute activations twice with --activation_checkpointing all"
+            f"--batch_size {config.batch_size} doesn't fit into {memory} ({str(error).splitlines()[0]}); lower it, or "
+            "compute activations twice with --activation_checkpointing all"
         ) from None
 
 

@@ -5,8 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import pytest
@@ -17,7 +16,6 @@ from engine.distributed.joining import join
 from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.training import start
 from tests.conftest import ROOT, environment, free_port
 
 
@@ -92,6 +90,17 @@ def test_a_port_that_is_taken_is_told_at_the_start(port: str) -> None:
         Meeting(of_two(0), patience=1)
 
 
+def test_ranks_meet_beside_a_port_that_is_taken(port: str) -> None:
+    """To tell each other of it. What has the port accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", int(port))), ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda rank: Meeting(of_two(rank), patience=30), (0, 1))
+        said = pool.map(lambda meeting: meeting.exchange("what", f"from {meeting.ranks.rank}"), (first, second))
+        assert list(said) == [["from 0", "from 1"]] * 2
+        assert first.problem.startswith(f"port {port}, where the ranks were to meet, is taken")
+        assert second.problem == ""
+        list(pool.map(Meeting.end, (first, second)))
+
+
 def test_on_one_machine_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     meeting = Meeting(Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2), patience=1)
@@ -140,23 +149,3 @@ def test_an_address_that_others_cant_reach_is_told_with_what_to_set(port: str, s
     assert "GLOO_SOCKET_IFNAME=eth0 and, for GPUs, NCCL_SOCKET_IFNAME=eth0" in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_machines_without_a_common_output_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """The second one has a folder of the same name on a disk of its own."""
-
-    def gather(found: list[Any], mine: tuple[Any, ...]) -> None:
-        assert mine[2]  # rank 0 sees its own
-        found[:] = [mine, (mine[0], mine[1], False, "node2")]
-
-    fake = SimpleNamespace(
-        get_rank=lambda: 0,
-        get_world_size=lambda: 2,
-        broadcast_object_list=lambda values, src: None,
-        barrier=lambda: None,
-        all_gather_object=gather,
-    )
-    monkeypatch.setattr(start, "dist", fake)
-    with pytest.raises(UserError, match=r"rank 1 on node2 doesn't see what rank 0 on .* \(1 of 2 ranks don't\)"):
-        start.check_agreement(None, 32, tmp_path)
-    assert list(tmp_path.iterdir()) == []

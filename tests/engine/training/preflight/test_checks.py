@@ -1,0 +1,154 @@
+"""What keeps a training from running is told in one list, before anything is read."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.formats.pretrained import save_pretrained
+from engine.configuration.bert import read_bert
+from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.parsing import parse
+from engine.data import shared_memory
+from engine.data.annotations.answers import AnswerTable
+from engine.data.trained_on import TrainedOn
+from engine.distributed.ranks import Ranks
+from engine.errors import UserError
+from engine.tasks.pretraining import PretrainConfig, Pretraining
+from engine.training.model import describe_model
+from engine.training.preflight import checks
+from engine.training.preflight.checks import Problems, find_problems
+from engine.training.program import RECIPES
+from engine.training.run import run
+from tests.conftest import free_port, small_tmpfs
+
+Flags = Callable[..., list[str]]
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
+def configured(flags: list[str]) -> PretrainConfig:
+    config, _ = parse(PretrainConfig, flags, RECIPES)
+    config.check(1)
+    return config
+
+
+def problems_of(flags: list[str], *, thorough: bool = True) -> Problems:
+    config = configured(flags)
+    settings = deepspeed_settings(config, 1)
+    return find_problems(config, Pretraining, ALONE, settings, torch.device("cpu"), thorough=thorough)
+
+
+def model_with_answers(flags: list[str], answers: list[str], folder: Path) -> Path:
+    """A whole model, of the shape that the flags say, whose head has these answers."""
+    config = configured(flags)
+    bert, tokenizer = read_bert(config.bert)
+    task = Pretraining(config, tokenizer, ALONE)
+    task.answers = answers
+    description: ModelDescription = describe_model(config, bert, task)
+    seen = TrainedOn.from_tensors({})
+    save_pretrained(folder, description.build().state_dict(), {}, description, "a test", trained_on=seen)
+    return folder
+
+
+def test_a_healthy_training_has_no_problems(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    assert problems_of(flags("--memory_limit", "8")) == []
+
+
+def test_all_problems_are_told_in_one_go(
+    flags: Flags, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one machine; tests/launch/test_nodes.py has those of two."""
+    stage_two = ["--data_root", str(damaged), "--task_qa", "true", "--task_matched", "true"]
+    other = model_with_answers(flags(*stage_two), ["zebra", "gnu"], tmp_path / "other")
+    (damaged / "mscoco" / "train2014").rename(damaged / "elsewhere")
+    with small_tmpfs(tmp_path / "disk", "1m"), small_tmpfs(tmp_path / "shm", "64k"), socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path / "shm")
+        more = ["--load", str(other), "--from_scratch", "false", "--memory_limit", "0.02", "--num_workers", "2"]
+        output = tmp_path / "disk" / "deep" / "run"
+        config = configured(flags(*stage_two, *more, "--output", str(output)))
+        with pytest.raises(UserError) as caught:
+            run(config, Pretraining, ALONE, deepspeed_settings(config, 1), dry_run=True)
+        assert os.listdir(tmp_path / "disk") == []
+    first, *listed = str(caught.value).splitlines()
+    assert first == "6 things keep this training from running:"
+    parts = [
+        rf"1\. port {os.environ['MASTER_PORT']}, .* is taken .*--master_port",
+        r"2\. .*/shm has 0 MB free, but 2 workers .* --num_workers",
+        r"3\. the image folder .*train2014 can't be read .*--data_root",
+        r"4\. .*/other has learnt 2 answers, such as 'zebra', and none .* restore the table",
+        r"5\. --batch_size 32 takes .* GB at its peak, by count, and the device has 0.02 GB.*lower it to \d+ or fewer",
+        r"6\. --output .*/run needs .* GB .* free",
+    ]
+    for line, part in zip(listed, parts, strict=True):
+        assert re.match(rf"  {part}", line), line
+
+
+def no_vocabulary(root: Path) -> list[str]:
+    (root / "bert" / "vocab.txt").unlink()
+    (root / "lxmert" / "mscoco_minival.json").unlink()
+    return ["--bert", str(root / "bert")]
+
+
+def broken_items(root: Path) -> list[str]:
+    for name, change in {"mscoco_train": "img_id", "mscoco_minival": "sentf"}.items():
+        path = root / "lxmert" / f"{name}.json"
+        items = json.loads(path.read_text())
+        del items[0][change]
+        path.write_text(json.dumps(items))
+    return []
+
+
+def foreign_images(root: Path) -> list[str]:
+    """All image ids of one file are others'."""
+    path = root / "lxmert" / "mscoco_minival.json"
+    path.write_text(path.read_text().replace("COCO_val2014_", "COCO_val2014_9"))
+    return ["--clip_weights", str(root / "none.pt"), "--from_scratch", "false"]
+
+
+QUICK: list[tuple[Callable[[Path], list[str]], list[str]]] = [
+    (no_vocabulary, ["no BERT at", "mscoco_minival.json is missing"]),
+    (broken_items, ["mscoco_train.json, item 0: .*'img_id'", "mscoco_minival.json, item 0: .*'sentf'"]),
+    (foreign_images, ["none of the first images of .*mscoco_minival.json", "none.pt is missing; download OpenAI's"]),
+]
+
+
+@pytest.mark.parametrize(("damage", "parts"), QUICK, ids=["no_vocabulary", "broken_items", "foreign_images"])
+def test_every_start_looks_quickly(damage: Any, parts: list[str], flags: Flags, damaged: Path) -> None:
+    found = problems_of(flags("--data_root", str(damaged), *damage(damaged)), thorough=False)
+    assert len(found) == len(parts)
+    for problem, part in zip(found, parts, strict=True):
+        assert re.search(part, problem), problem
+
+
+def test_quick_checks_build_nothing(flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the annotation store nor --output, and no image is decoded."""
+    monkeypatch.setattr(checks, "look_closely", None)
+    assert problems_of(flags("--cache_dir", str(tmp_path / "cache")), thorough=False) == []
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_cannot_be_decoded_are_found_by_a_sample(flags: Flags, damaged: Path) -> None:
+    for path in sorted((damaged / "mscoco" / "train2014").glob("*.jpg"))[:20]:
+        path.write_bytes(path.read_bytes()[:100])
+    [problem] = problems_of(flags("--data_root", str(damaged), "--max_unreadable_images", "3"))
+    assert re.match(r"20 of 40 images that were tried can't be read, such as .*\.jpg: .*verify", problem), problem
+
+
+def test_a_checkpoint_with_some_of_the_answers_fits(flags: Flags, damaged: Path, tmp_path: Path) -> None:
+    """Its rows are matched by name."""
+    table = AnswerTable.read(damaged / "lxmert" / "all_ans.json")
+    base = flags("--data_root", str(damaged), "--task_qa", "true", "--from_scratch", "false")
+    some = model_with_answers(base, [table.answers[0], "gnu"], tmp_path / "some")
+    assert problems_of([*base, "--load", str(some)], thorough=False) == []
