@@ -167,7 +167,7 @@ def largest_measured(
     """Samples of the largest micro-batch whose measured peak is within `limit` bytes, and that peak; None for none.
 
     Memory grows evenly with the samples. So sizes are doubled as long as twice as many should fit, then one is tried
-    that should just do so; none is tried that is expected to fail.
+    that should just do so; after the first two, none is tried that is expected to fail.
     """
     unit, device = config.sentences_per_image, engine.device
     most = len(batches.dataset) // unit * unit
@@ -179,18 +179,17 @@ def largest_measured(
         measured[samples] = max(of_all_ranks(peak_bytes(device)))
         return measured[samples]
 
-    size, half = unit, measure(unit)
-    peak = measure(2 * unit) if 2 * half <= limit else half
-    size = max(measured)
+    half = measure(unit)
+    if half > limit or 2 * unit > most:
+        return None if half > limit else (unit, half)
+    size, peak = 2 * unit, measure(2 * unit)
     while peak + 2 * (peak - half) <= limit and 2 * size <= most:
         size, half, peak = 2 * size, peak, measure(2 * size)
-    if size > unit:
-        per_sample = max(1.0, (peak - half) / (size - size // 2))
-        fitting = min(most, int(size + (limit - peak) / per_sample) // unit * unit)
-        while fitting > size and measure(fitting) > limit:
-            fitting = min(fitting - unit, int(0.95 * fitting)) // unit * unit
-    within = {samples: peak for samples, peak in measured.items() if peak <= limit}
-    return max(within.items(), default=None)
+    per_sample = max(1.0, (peak - half) / (size - size // 2))
+    fitting = min(most, int(size + (limit - peak) / per_sample) // unit * unit)
+    while fitting > size and measure(fitting) > limit:
+        fitting = min(fitting - unit, int(0.95 * fitting)) // unit * unit
+    return max((samples, peak) for samples, peak in measured.items() if peak <= limit)
 
 
 def batch_of(batches: Timed, samples: int) -> Batch:
