@@ -43,7 +43,7 @@ from engine.training.preemption import Preemption
 from engine.training.preflight.machines import check
 from engine.training.preflight.memory import device_memory
 from engine.training.preflight.plan import Plan, check_disk, files_of
-from engine.training.preflight.report import rehearse
+from engine.training.preflight.report import explained, rehearse
 from engine.training.run_folder import RunFolder
 from engine.training.start import check_agreement, find_start, settle_micro_batch
 
@@ -175,7 +175,8 @@ def run(
     elif loaded is not None:
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
-    train(engine, batches, state, config, metrics, observers)
+    with explained(config, device):
+        train(engine, batches, state, config, metrics, observers)
     leave_together(meeting)
     folder.leave()
 

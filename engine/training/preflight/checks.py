@@ -25,9 +25,11 @@ from engine.checkpoint.state import load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions, ImageTextDataset
 from engine.data.images.folder import ImageSource, UnreadableImage
 from engine.data.shared_memory import check_shared_memory
+from engine.data.verification.annotations import question_problems, sentence_problems
 from engine.distributed.meeting import no_port
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
@@ -38,6 +40,7 @@ from engine.training.preflight.plan import Plan, check_disk, files_of
 from engine.training.run_folder import RunFolder
 
 FIRST_SENTENCES = 64  # of each annotation file, whose fields and images a quick check looks at
+TOLD_ODDITIES = 5
 SAMPLED_IMAGES = 64  # of the training that --dry_run decodes
 
 
@@ -106,9 +109,15 @@ def look_closely(
     device: torch.device,
 ) -> None:
     """All annotations, a sample of the images, and what is counted: memory and disk."""
-    sentences = 0
-    with problems.noting():
-        sentences = len(task.source(config.train).open(task.cache, progress=ranks.rank == 0))
+    sizes: dict[str, int] = {}  # sentences of each split
+    for names in filter(None, (config.train, config.valid)):
+        with problems.noting():
+            source = task.source(names)
+            store = source.open(task.cache, progress=ranks.rank == 0)
+            sizes[names] = len(store)
+            if ranks.rank == 0:
+                tell_oddities(names, source, store)
+    sentences = sizes.get(config.train, 0)
     with problems.noting():
         task.read_training()
         sentences = len(task.training)
@@ -133,6 +142,16 @@ def look_closely(
         with problems.noting():
             if told := check_disk(config, Path(config.output), files_of(config, model), plan):
                 problems.append(told)
+
+
+def tell_oddities(names: str, source: AnnotationSource, store: AnnotationStore) -> None:
+    """Print what is wrong with annotations and doesn't keep a training from running."""
+    with_ids = source.reader.has_question_ids
+    odd = question_problems(names, store, source) if with_ids else sentence_problems(names, store)
+    for oddity in odd[:TOLD_ODDITIES]:
+        print(f"note: {oddity}", flush=True)
+    if len(odd) > TOLD_ODDITIES:
+        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `launch/prepare.py verify` tells all", flush=True)
 
 
 def words_of_none() -> Tokenizer:
