@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from deepspeed import DeepSpeedEngine
 from torch import nn
+from torch.utils.data import DataLoader
 
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch, CopiedAhead
 from engine.data.sampler import TrainingSampler
-from engine.data.waiting import Timed
 from engine.training.metrics import Metrics
 
 
@@ -51,7 +51,7 @@ def micro_step(engine: DeepSpeedEngine, batch: Batch, at_boundary: bool) -> Any:
 
 def train(
     engine: DeepSpeedEngine,
-    batches: Timed,
+    batches: DataLoader[Batch],
     state: TrainState,
     config: OptimizationConfig,
     metrics: Metrics,
@@ -61,7 +61,7 @@ def train(
 
     A left-over micro-batch at the end of an epoch takes no step; its gradients count towards the next epoch's first.
     """
-    sampler: TrainingSampler = batches.batch_sampler
+    sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
 
     def is_over() -> bool:
         return state.step == config.max_steps or any(observer.stop_requested for observer in observers)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.configuration.flags import TrainingConfig
 from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
-from engine.data.waiting import Timed
 from engine.errors import UserError
 from engine.training.loop import Observer, TrainState
 from engine.training.metrics import Metrics, MetricsFile
@@ -48,12 +48,12 @@ class Reporter(Observer):
         self,
         engine: DeepSpeedEngine,
         config: TrainingConfig,
-        batches: Timed,
+        batches: DataLoader[Batch],
         metrics: Metrics,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.engine, self.config, self.metrics, self.listeners = engine, config, metrics, listeners
-        self.sampler: TrainingSampler = batches.batch_sampler
+        self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
         self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report

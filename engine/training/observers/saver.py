@@ -10,6 +10,7 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from engine.checkpoint.description import ModelDescription
@@ -20,7 +21,6 @@ from engine.configuration.flags import TrainingConfig
 from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
 from engine.data.trained_on import TrainedOn
-from engine.data.waiting import Timed
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.reporter import Reporter
 from engine.training.preemption import Preemption
@@ -38,7 +38,7 @@ class Saver(Observer):
         self,
         engine: DeepSpeedEngine,
         config: TrainingConfig,
-        batches: Timed,
+        batches: DataLoader[Batch],
         description: ModelDescription,
         reporter: Reporter,
         checkpoints: Checkpoints,
@@ -49,7 +49,7 @@ class Saver(Observer):
     ) -> None:
         """`weights_files`: whether EpochNN_LXRT.pth is written, too."""
         self.engine, self.config, self.description = engine, config, description
-        self.sampler: TrainingSampler = batches.batch_sampler
+        self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
         self.trained_on, self.weights_files = trained_on, weights_files
         self.save_step = config.save_step or sys.maxsize
