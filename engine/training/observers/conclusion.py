@@ -53,7 +53,7 @@ class Conclusion(Observer, Listener):
             lines.append(f"best validation: {name} {self.best[name]:.4g}, after epoch {self.best['epoch']}")
         best = next((self.folder / name for name in (BEST, LAST) if (self.folder / name).is_dir()), None)
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
-        lines.append(f"in {self.folder}: {', '.join(kept)}, metrics.jsonl, config.yaml")
+        lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml'])}")
         if stopped:
             lines.append(f"to go on: {command_line(with_resume(sys.argv), self.task.ranks)}")
         elif saved:
@@ -74,4 +74,4 @@ def losses(record: Mapping[str, Any]) -> list[str]:
 def with_resume(argv: Sequence[str]) -> list[str]:
     """This program's own command line, which goes on where it stopped."""
     own = [word for word in argv if not word.startswith(tuple(f"{flag}=" for flag in LOCAL_RANK))]
-    return own if "--resume" in own else [*own, "--resume", "auto"]
+    return own if any(word.split("=")[0] == "--resume" for word in own) else [*own, "--resume", "auto"]
