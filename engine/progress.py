@@ -1,11 +1,17 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
+import os
 import time
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 LOG_INTERVAL = 30.0  # seconds between two lines
+
+
+def is_terminal(stream: IO[Any]) -> bool:
+    """Whether a line that has been written there can be written over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Bar(tqdm):
@@ -17,7 +23,7 @@ class Bar(tqdm):
     told: float | None = None  # when the last line was
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        if self.fp.isatty():
+        if is_terminal(self.fp):
             return super().display(msg, pos)
         now = time.monotonic()
         if self.told is None:
@@ -27,10 +33,10 @@ class Bar(tqdm):
             print(self.format_meter(**{**self.format_dict, "ncols": 0}), file=self.fp, flush=True)
 
     def clear(self, nolock: bool = False) -> None:
-        if self.fp.isatty():
+        if is_terminal(self.fp):
             super().clear(nolock)
 
     def close(self) -> None:
-        if not self.disable and not self.fp.isatty():
+        if not self.disable and not is_terminal(self.fp):
             self.last_print_t = float("-inf")  # as if nothing had been shown that has to be tidied up
         super().close()

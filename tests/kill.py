@@ -36,7 +36,8 @@ TARGETS = ("one rank", "a rank that saves", "all ranks", "a worker", "deepspeed"
 REPEATS = 1500  # of each scene's sentences in the second training: preparing them takes a second or two
 PATIENCE = 20.0  # seconds in which what is left has to end by itself
 SAVE_STEP, KEEP = 2, 2
-TIMES = ("images_per_second", "seconds_left")
+# Of a report, what differs from run to run; so do warnings, some of which are about speed.
+TIMES = ("images_per_second", "samples_per_second", "seconds_per_step", "seconds_left", "data_wait", "peak_memory_gb")
 
 
 class Training:
@@ -101,8 +102,10 @@ def write_data(root: Path, repeats: int) -> None:
 
 
 def read_curve(output: Path) -> list[dict[str, Any]]:
+    """Reports and validations, without times."""
     lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+    records = [record for line in lines if (record := json.loads(line))["kind"] != "warning"]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
 def read_weights(output: Path) -> dict[str, torch.Tensor]:

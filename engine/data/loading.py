@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from engine.data.dataset import ImageTextDataset
 from engine.data.images.transforms import MEAN_COLOR, stack_images
 from engine.data.sampler import DealtSampler, EvaluationSampler, TrainingSampler
 from engine.data.shared_memory import PREFETCH_FACTOR
-from engine.distributed.workers import end_workers, outlive_signals
+from engine.data.waiting import TimedLoader
+from engine.distributed.workers import end_workers
 from engine.errors import UserError
 
 NO_INPUTS = ("image", "number", "epoch", "position", "unreadable")  # of an example; all else goes to the model
@@ -109,7 +109,7 @@ def training_loader(
     world_size: int,
     same_order: bool,
     start_method: str = "fork",
-) -> DataLoader[Batch]:
+) -> TimedLoader[Batch]:
     """This rank's share of the shuffled, grouped micro-batches; its batch_sampler takes `set_epoch`.
 
     Raises:
@@ -142,7 +142,7 @@ def evaluation_loader(
     rank: int,
     world_size: int,
     start_method: str = "fork",
-) -> DataLoader[Batch]:
+) -> TimedLoader[Batch]:
     """This rank's share of a split in which every sentence comes exactly once.
 
     Its batches aren't pinned: that takes a thread, and another loader's workers may still have to be forked.
@@ -160,22 +160,21 @@ def _has_gpu() -> bool:
 
 def _loader(
     dataset: ImageTextDataset, sampler: DealtSampler, num_workers: int, start_method: str, *, pin_memory: bool
-) -> DataLoader[Batch]:
+) -> TimedLoader[Batch]:
     """A loader whose workers run already, without work, and stay for all epochs.
 
     They are forked here, while the process is young: in a child that is forked while a thread of autograd enters or
     leaves Python, CPython can wait for ever for a lock that nobody holds any more.
     """
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # the collator makes Batches
-        batch_sampler=sampler,
+    loader: TimedLoader[Batch] = TimedLoader(
+        dataset,
         num_workers=num_workers,
+        start_method=start_method,
+        batch_sampler=sampler,
         collate_fn=Collator(dataset),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
-        multiprocessing_context=start_method if num_workers else None,
-        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # else each epoch's start would take a number from the one that dropout draws from
     )
     if num_workers:

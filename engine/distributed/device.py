@@ -1,6 +1,7 @@
 """This rank's device, what it can do, and which kernels run on it."""
 
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,23 @@ def agree_on_threads(device: torch.device) -> str:
     dist.all_reduce(threads, op=dist.ReduceOp.MIN)
     torch.set_num_threads(int(threads))
     return f"cpu with {threads} thread{'s' * (int(threads) > 1)} a rank"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this rank has taken of its device so far; of a CPU, what the process has taken of its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def forget_peak(device: torch.device) -> None:
+    """Have the peak measured anew from here on."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
 
 
 def fp16_is_supported() -> bool:

@@ -2,10 +2,13 @@
 
 import os
 import select
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from engine.distributed.ranks import Ranks
 
 # Scripts, and modules that `python -m` runs.
 LAUNCHERS = {
@@ -43,6 +46,19 @@ def launchers() -> Iterator[int]:
             return
         yield pid
         pid = parent_of(pid)
+
+
+def command_line(program: list[str], ranks: Ranks) -> str:
+    """What to type to start a program and its flags as this one was started, on one machine."""
+    if ranks.world_size == 1:
+        start = ["python"]
+    elif ranks.world_size > ranks.local_world_size:  # whoever started them knows the machines
+        start = []
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        start = ["torchrun", "--nproc-per-node", str(ranks.local_world_size)]
+    else:
+        start = ["deepspeed", "--num_gpus", str(ranks.local_world_size)]
+    return shlex.join([*start, *program])
 
 
 def threads_are_given() -> bool:

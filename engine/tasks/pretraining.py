@@ -1,8 +1,10 @@
 """Pre-training: masked words, swapped captions and, in stage two, questions, on LXMERT's annotations."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,14 @@ from engine.data.splits import Split, annotation_files
 from engine.errors import UserError
 from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
+
+COUNTED_SENTENCES = 20_000
+# Of the next stage and of the fine-tuning, by backbone.
+RECIPES = {
+    "RN50": ("rn50_stage_two", "vqa_rn50"),
+    "RN50x4": ("rn50x4_stage_two", "vqa_rn50x4"),
+    "tiny": ("demo_stage_two", "demo_vqa"),
+}
 
 
 @dataclass
@@ -161,3 +171,26 @@ class Pretraining(Task[PretrainConfig]):
         categories = config.limit_source.split(",") if config.limit_source else None
         split = self.open_split(self.source(names), images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
+
+    def chance(self) -> dict[str, float]:
+        return {"mask_lm_accuracy": most_frequent_share(self.training)} if self.config.task_mask_lm else {}
+
+    def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
+        """Stage two behind stage one, and behind that the fine-tuning on questions."""
+        model = self.config.clip_model_name
+        recipes = RECIPES.get(model)
+        if self.config.task_qa:
+            program, load = "launch/finetune_vqa.py", "--load_lxmert_qa"
+            begin = ["--recipe", recipes[1]] if recipes else ["--clip_model_name", model]
+        else:
+            program, load = "launch/pretrain.py", "--load"
+            begin = ["--recipe", recipes[0]] if recipes else ["--clip_model_name", model, "--taskQA"]
+        return [program, *begin, load, str(checkpoint), *self.flags_of_data()]
+
+
+def most_frequent_share(dataset: PretrainingDataset) -> float:
+    """Of all words that can be masked, the share of the most frequent one; of every n-th sentence, of a large split."""
+    counts: Counter[int] = Counter()
+    for number in range(0, len(dataset), max(1, len(dataset) // COUNTED_SENTENCES)):
+        counts.update(dataset.sentences.token_ids(number)[: dataset.options.max_seq_length - 2])
+    return max(counts.values(), default=0) / max(1, counts.total())

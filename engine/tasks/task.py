@@ -124,6 +124,25 @@ class Task(ABC, Generic[Config]):
     def judge(self) -> Judge:
         return Judge()
 
+    def chance(self) -> dict[str, float]:
+        """What metrics come to by always giving the most frequent answer, for those that should soon be better."""
+        return {}
+
+    @abstractmethod
+    def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
+        """Program and flags that one is likely to start when the training has come to its end.
+
+        Args:
+            checkpoint: the newest one.
+            best: the best model, for a task that keeps it, or else the last one.
+        """
+
+    def flags_of_data(self) -> list[str]:
+        """Where this training found what the next one needs, too, as flags, unless that is the usual place."""
+        usual = TrainingConfig()
+        given = {name: getattr(self.config, name) for name in ("data_root", "bert")}
+        return [word for name, value in given.items() if value != getattr(usual, name) for word in (f"--{name}", value)]
+
     def open_split(
         self,
         source: AnnotationSource,

@@ -166,3 +166,11 @@ class Vqa(Task[VqaConfig]):
 
     def judge(self) -> Judge:
         return VqaJudge(self.questions, self.table.answers)
+
+    def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
+        """Predict the questions of the leaderboard if they are there, else those that were validated on."""
+        test = "test" if (self.data_root / "vqa" / "test.json").is_file() else self.config.valid or "minival"
+        flags = ["--load", str(best or checkpoint), "--test", test]
+        if self.config.data_root != VqaConfig().data_root:
+            flags += ["--data_root", self.config.data_root]
+        return ["launch/predict_vqa.py", *flags]

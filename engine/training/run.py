@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
-from torch.utils.data import DataLoader
-from transformers import set_seed
+from torch import nn
+from transformers import BertConfig, set_seed
 
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
@@ -24,7 +25,7 @@ from engine.configuration.flags import AUTO, TrainingConfig
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.trained_on import TrainedOn
-from engine.data.waiting import Timed
+from engine.data.waiting import StallWatch, TimedLoader
 from engine.distributed.device import agree_on_threads, pick_device, pick_kernels
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
@@ -36,6 +37,8 @@ from engine.training.engine import build_engine
 from engine.training.loop import Observer, TrainState, train
 from engine.training.metrics import Metrics
 from engine.training.model import build_model, describe_model, tokens_of
+from engine.training.observers.conclusion import Conclusion
+from engine.training.observers.console import say_first
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
@@ -48,7 +51,9 @@ from engine.training.run_folder import RunFolder
 from engine.training.start import check_agreement, find_start, settle_micro_batch
 
 
-def make_loaders(config: TrainingConfig, task: Task[Any], ranks: Ranks) -> tuple[Timed, DataLoader[Batch] | None]:
+def make_loaders(
+    config: TrainingConfig, task: Task[Any], ranks: Ranks
+) -> tuple[TimedLoader[Batch], TimedLoader[Batch] | None]:
     """This rank's micro-batches; the workers of both loaders run from here on.
 
     The training's come last: on a GPU a thread pins their batches as soon as they run, and nobody may be forked then.
@@ -73,17 +78,31 @@ def make_loaders(config: TrainingConfig, task: Task[Any], ranks: Ranks) -> tuple
         same_order=config.same_order_each_epoch,
         **shares,
     )
-    return Timed(batches), validation
+    return batches, validation
 
 
-def summary(config: TrainingConfig, task: Task[Any], computed_on: str, kernels: str) -> str:
-    """One line: where a training runs, how it computes, and what makes up a step."""
-    count = task.ranks.world_size
-    line = f"{count} rank{'s' * (count > 1)} on {computed_on}, {config.precision}, kernels of {kernels}, "
+def summary(
+    config: TrainingConfig, bert: BertConfig, task: Task[Any], model: nn.Module, computed_on: str, kernels: str
+) -> str:
+    """One line: what is trained on which data, where it runs, how it computes, and what makes up a step."""
+    dataset, count = task.training, task.ranks.world_size
+    trained, all_of_them = parameter_counts(model)
+    layers = f"{bert.num_hidden_layers} layer{'s' * (bert.num_hidden_layers > 1)}"
+    line = f"{config.clip_model_name} and {layers} of {bert.hidden_size}, "
+    line += f"{trained / 1e6:.1f}M parameters trained"
+    line += f" of {all_of_them / 1e6:.1f}M, " if trained < all_of_them else ", "
+    line += f"{len(dataset):,} sentences of {np.count_nonzero(np.bincount(dataset.sentences.images)):,} images; "
+    line += f"{count} rank{'s' * (count > 1)} on {computed_on}, {config.precision}, kernels of {kernels}, "
     line += f"{config.batch_size} x {config.gradient_accumulation_steps} x {count} samples per step"
     if config.sentences_per_image > 1:
-        line += f", {task.training.sentences_per_pass():.1f} of them for each pass of an image"
+        line += f", {dataset.sentences_per_pass():.1f} of them for each pass of an image"
     return line
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Values that are trained, and all."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
 def run(
@@ -138,7 +157,7 @@ def run(
     check_agreement(resumed, config.batch_size)
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
-        print(summary(config, task, computed_on, kernels), flush=True)
+        say_first(summary(config, bert, task, model, computed_on, kernels))
     engine = build_engine(model, config, settings, len(batches))
     if config.compile:
         told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
@@ -154,18 +173,22 @@ def run(
         )
         return leave_together(meeting)
     metrics = Metrics(device)
-    reporter = Reporter(engine, config, batches, metrics)
+    judge = task.judge() if validation_batches is not None else None
+    conclusion = Conclusion(task, folder.path, judge.metric if judge is not None else None)
+    reporter = Reporter(engine, config, batches, metrics, [conclusion], task.chance())
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
         weights_files=task.epoch_weights,
     )
+    conclusion.saver = saver
     keeper = ModelKeeper(saver, folder.path, description, trained_on) if task.best_and_last else None
     observers: list[Observer] = [reporter, saver]
-    if validation_batches is not None:
-        observers.append(Validator(reporter, saver, validation_batches, task.judge(), keeper))
+    if validation_batches is not None and judge is not None:
+        observers.append(Validator(reporter, saver, validation_batches, judge, keeper))
     if keeper is not None:
         observers.append(keeper)
+    observers.append(conclusion)
 
     state = TrainState()
     if resumed is not None:
@@ -175,6 +198,8 @@ def run(
     elif loaded is not None:
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
+    loaders = [batches] if validation_batches is None else [batches, validation_batches]
+    StallWatch(loaders, ranks.rank, lambda: state.step)
     with explained(config, device):
         train(engine, batches, state, config, metrics, observers)
     leave_together(meeting)

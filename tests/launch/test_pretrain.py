@@ -22,6 +22,7 @@ from tests.conftest import (
     session_members,
     start,
 )
+from tests.kill import TIMES
 
 Flags = Callable[..., list[str]]
 
@@ -45,7 +46,7 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert [record["step"] for record in records] == [5, 10, 15, 20]
     expected = {"kind", "epoch", "step", "loss", "mask_lm_loss", "mask_lm_accuracy", "matched_loss", "matched_accuracy"}
     expected |= {"grad_norm", "lr", "sgd_lr", "loss_scale", "skipped_steps", "unreadable_images"}
-    assert set(records[0]) == expected | {"images_per_second", "seconds_left"}
+    assert set(records[0]) == expected | set(TIMES)
     assert records[-1]["mask_lm_loss"] < records[0]["mask_lm_loss"]
     assert [record["epoch"] for record in read_metrics(one, "valid")] == [1, 2]
     check_original_keys(one / "Epoch02_LXRT.pth")
@@ -182,10 +183,7 @@ def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes:
         assert run.left == []
         assert f"image_store: {other[1] if more else 'null'}" in (tmp_path / name / "config.yaml").read_text()
         records.append(
-            [
-                {key: record[key] for key in record if key not in ("images_per_second", "seconds_left")}
-                for record in read_metrics(tmp_path / name)
-            ]
+            [{key: record[key] for key in record if key not in TIMES} for record in read_metrics(tmp_path / name)]
         )
     assert [record["step"] for record in records[0]] == [1, 2, 3]
     assert {"loss", "mask_lm_accuracy", "grad_norm"} <= set(records[0][0])

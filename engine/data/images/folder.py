@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from engine.data.annotations.answers import read_json
 from engine.data.images.transforms import Size, centre, placement, resize_and_pad
 from engine.data.images.upright import orientation, upright, upright_size
+from engine.distributed.workers import reading
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -141,7 +142,8 @@ class ImageFolder:
     def load(self, img_id: str) -> np.ndarray:
         path = self.data_root / image_path(img_id)
         try:
-            return to_pixels(path.read_bytes(), self.shape, self.decoder, stand_up=not is_originals(img_id))
+            with reading(str(path)):
+                return to_pixels(path.read_bytes(), self.shape, self.decoder, stand_up=not is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{path}: {reason(error)}") from None
 

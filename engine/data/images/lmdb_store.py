@@ -45,6 +45,7 @@ from engine.data.images.records import (
     unpack,
 )
 from engine.data.images.transforms import Size
+from engine.distributed.workers import reading
 from engine.errors import UserError
 
 BUILD = "build it with `python launch/prepare.py images`"
@@ -212,8 +213,9 @@ class ImageStore:
     def load(self, img_id: str) -> np.ndarray:
         """Decoded, resized and padded: uint8 (3, H, W). Raises UnreadableImage."""
         try:
-            image, original = image_of(self._value(img_id))
-            return to_pixels(image, self.shape, self.decoder, original, stand_up=not is_originals(img_id))
+            with reading(f"{self.path}, key {img_id},"):
+                image, original = image_of(self._value(img_id))
+                return to_pixels(image, self.shape, self.decoder, original, stand_up=not is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 

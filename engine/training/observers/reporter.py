@@ -1,35 +1,27 @@
 """What is told of a training: progress, metrics.jsonl, checks."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from engine.configuration.flags import TrainingConfig
 from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
+from engine.data.waiting import TimedLoader
 from engine.errors import UserError
 from engine.training.loop import Observer, TrainState
 from engine.training.metrics import Metrics, MetricsFile
+from engine.training.observers.console import Console
 from engine.training.observers.diagnosis import first_non_finite
+from engine.training.observers.health import Health
+from engine.training.observers.pace import Pace, Share, speeds
 
 UNREADABLE = "unreadable_images"
-
-
-@dataclass
-class Progress:
-    """What happened since the last report."""
-
-    started: float
-    images: int = 0
-    micro_batches: int = 0
 
 
 class Listener:
@@ -42,57 +34,55 @@ class Listener:
 
 
 class Reporter(Observer):
-    """Progress and metrics of the training. Every rank has one; rank 0's also shows and writes."""
+    """Progress, metrics and warnings of the training. Every rank has one; rank 0's also shows and writes.
+
+    Args:
+        chance: what metrics come to by always giving the most frequent answer, by their names.
+    """
 
     def __init__(
         self,
         engine: DeepSpeedEngine,
         config: TrainingConfig,
-        batches: DataLoader[Batch],
+        batches: TimedLoader[Batch],
         metrics: Metrics,
         listeners: Sequence[Listener] = (),
+        chance: Mapping[str, float] | None = None,
     ) -> None:
         self.engine, self.config, self.metrics, self.listeners = engine, config, metrics, listeners
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
         self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report
-        self.window = Progress(time.monotonic())
+        self.pace = Pace(engine, batches)
+        scaler = engine.optimizer.loss_scaler if config.fp16 else None
+        self.health = Health(chance or {}, float(scaler.min_scale) if scaler is not None and scaler.dynamic else None)
         steps = len(batches) // config.gradient_accumulation_steps * config.last_epoch
         self.total_steps = min(steps, config.max_steps or steps)
-        self.bar = tqdm(
-            total=self.total_steps,
-            unit="step",
-            disable=engine.global_rank != 0 or None,  # None: where there is no terminal; a log has the reports
-            dynamic_ncols=True,
-            mininterval=1,
-        )
+        self.console = Console(engine.global_rank, self.total_steps, config.last_epoch)
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
-        self.window.images += len(batch) * self.world_size
-        self.window.micro_batches += 1
+        self.pace.count(batch)
         self.count_unreadable(batch)
         if at_boundary:
-            self.bar.update(state.step - self.bar.n)
+            self.console.advance(state.step, self._epoch(state))
             self._check_finite(batch)
         at_report = state.batches // self.world_size % self.config.report_step == 0
         if at_report or (at_boundary and state.step == self.total_steps):
             self._report(state)
 
     def after_epoch(self, state: TrainState) -> None:
-        if self.window.micro_batches:
+        if self.pace.micro_batches:
             self._report(state)
 
     def after_training(self, state: TrainState) -> None:
-        self.bar.close()
+        self.console.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to report as if nothing had happened: numbers, and tensors on the CPU."""
         return {
             "sums": self.metrics.state_dict(),
-            "images": self.window.images,
-            "micro_batches": self.window.micro_batches,
-            "seconds": time.monotonic() - self.window.started,
+            **self.pace.state_dict(),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "unreadable": self.unreadable,
             "metrics_bytes": self.file.size(),
@@ -101,28 +91,34 @@ class Reporter(Observer):
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Go on from there, and drop the lines of steps that are done again."""
         self.metrics.load_state_dict(state["sums"])
-        started = time.monotonic() - state["seconds"]
-        self.window = Progress(started, state["images"], state["micro_batches"])
+        self.pace.load_state_dict(state)
         self.unreadable = state["unreadable"]
         self.engine._global_grad_norm = state["grad_norm"]
         self.file.truncate(state["metrics_bytes"])
+        records = self.file.read()
+        self.health.restart(records)
         for listener in self.listeners:
-            listener.restart(self.file.read())
-        self.bar.update(step)
+            listener.restart(records)
+        self.console.line.initial = self.console.line.n = step
 
     def _report(self, state: TrainState) -> None:
         """Means since the last report, over all ranks."""
         totals = self.metrics.totals()
         self.unreadable += int(totals.pop(UNREADABLE, (0, 0))[0])
         self._check_unreadable(self.unreadable)
-        seconds = time.monotonic() - self.window.started
-        means = {name: total / count for name, (total, count) in totals.items() if count}
+        shares = self.pace.gather()
+        record = self._record(state, {name: total / count for name, (total, count) in totals.items() if count}, shares)
+        self.tell(record)
+        for told in self.health.warnings(record, shares):
+            self.tell(told)
+        self.pace.start()
+
+    def _record(self, state: TrainState, means: Mapping[str, float], shares: list[Share]) -> dict[str, Any]:
         rates = {group["schedule"]: group["lr"] for group in self.engine.optimizer.optimizer.param_groups}
-        steps_left = self.total_steps - state.step
-        seconds_per_step = seconds / self.window.micro_batches * self.config.gradient_accumulation_steps
-        record = {
+        pace = speeds(shares, self.config.gradient_accumulation_steps)
+        return {
             "kind": "train",
-            "epoch": round(min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch, 4),
+            "epoch": round(self._epoch(state), 4),
             "step": state.step,
             **with_total_loss(means),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
@@ -131,16 +127,17 @@ class Reporter(Observer):
             "loss_scale": float(self.engine.optimizer.loss_scale) if self.config.fp16 else 1.0,
             "skipped_steps": self.engine.skipped_steps,
             UNREADABLE: self.unreadable,
-            "images_per_second": round(self.window.images / seconds, 2),
-            "seconds_left": round(steps_left * seconds_per_step),
+            **pace,
+            "seconds_left": round((self.total_steps - state.step) * pace["seconds_per_step"]),
         }
-        self.tell(record)
-        self.window = Progress(time.monotonic())
+
+    def _epoch(self, state: TrainState) -> float:
+        return min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch
 
     def tell(self, record: Mapping[str, Any], text: str = "") -> None:
         """Write a record and show it, with a text for the eye below it."""
         self.file.write(record)
-        self.say(as_line(record) + (f"\n{text}" if text else ""))
+        self.console.hear(record, text)
         for listener in self.listeners:
             listener.hear(record)
 
@@ -160,33 +157,29 @@ class Reporter(Observer):
             )
 
     def _check_finite(self, batch: Batch) -> None:
-        """DeepSpeed skips a step whose gradients aren't finite; that mends itself only while a loss scale can fall."""
-        optimizer = self.engine.optimizer
-        if not optimizer.overflow:
+        """DeepSpeed skips a step whose gradients aren't finite; that mends itself only while a loss scale can fall.
+
+        --stop_on nonfinite doesn't wait for that.
+        """
+        optimizer, stop_at_once = self.engine.optimizer, self.config.stop_on == "nonfinite"
+        unseen = stop_at_once and not math.isfinite(self.engine.get_global_grad_norm() or 0.0)  # the host has the norm
+        if not (optimizer.overflow or unseen):
             return
         scaler = optimizer.loss_scaler
-        if self.config.fp16 and scaler.dynamic and optimizer.loss_scale > scaler.min_scale:
+        scale_can_fall = self.config.fp16 and scaler.dynamic and optimizer.loss_scale > scaler.min_scale
+        if scale_can_fall and not stop_at_once:
             return
         reason = first_non_finite(self.engine.module, batch.inputs)
-        scale = f" at the smallest loss scale {optimizer.loss_scale:g}" if self.config.fp16 else ""
+        scale = f", and the loss scale is now {optimizer.loss_scale:g}" if self.config.fp16 else ""
         raise UserError(
             f"the gradients are not finite{scale}, after {self.engine.skipped_steps} skipped steps: {reason}; "
             "lower --lr or --sgd_lr, or train in --bf16 or fp32"
         )
 
     def say(self, text: str) -> None:
-        if self.engine.global_rank == 0:
-            tqdm.write(text)
+        self.console.say(text)
 
 
 def with_total_loss(means: Mapping[str, float]) -> dict[str, float]:
     """The sum of the tasks' mean losses in front of them."""
     return {"loss": math.fsum(value for name, value in means.items() if name.endswith("_loss")), **means}
-
-
-def as_line(record: Mapping[str, object]) -> str:
-    """A record for the eye: three or four significant digits, no zero counts, and no tables."""
-    zero = {k for k in ("skipped_steps", UNREADABLE) if record.get(k) == 0}
-    shown = {k: v for k, v in record.items() if k not in {"kind", *zero} and not isinstance(v, Mapping)}
-    values = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
-    return f"{record['kind']}: " + ", ".join(values)

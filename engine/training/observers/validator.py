@@ -1,7 +1,6 @@
 """Validation in the course of a training, and the models that are kept for its sake."""
 
 import itertools
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from engine.errors import UserError
 from engine.progress import Bar
 from engine.tasks.task import Judge
 from engine.training.loop import Observer, TrainState, evaluate
-from engine.training.observers.reporter import Progress, Reporter, with_total_loss
+from engine.training.observers.reporter import Reporter, with_total_loss
 from engine.training.observers.saver import Saver
 
 BEST, LAST = "BEST", "LAST"
@@ -91,7 +90,7 @@ class Validator(Observer):
         self.reporter.tell(record, text)
         if self.keeper is not None and self.judge.metric is not None:
             self.keeper.after_validation(state, self.judge.metric, record[self.judge.metric])
-        self.reporter.window = Progress(time.monotonic())
+        self.reporter.pace.start()
 
     def _see(self, batch: Batch, output: Any) -> None:
         self.reporter.count_unreadable(batch)

@@ -15,7 +15,7 @@ from engine.checkpoint.space import Files, free_bytes
 from engine.configuration.flags import TrainingConfig
 from engine.configuration.recipes import to_yaml
 from engine.data.loading import Batch
-from engine.data.waiting import Timed
+from engine.data.waiting import TimedLoader
 from engine.errors import UserError
 from engine.training.preflight.memory import GB, RESERVE, device_memory
 from engine.training.preflight.plan import Plan
@@ -24,7 +24,7 @@ from engine.training.preflight.trial import Findings, largest_measured, trial_fo
 
 def rehearse(
     engine: DeepSpeedEngine,
-    batches: Timed,
+    batches: TimedLoader[Batch],
     validation_batches: DataLoader[Batch] | None,
     config: TrainingConfig,
     settings: dict[str, Any],

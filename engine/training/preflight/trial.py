@@ -21,7 +21,8 @@ from engine.checkpoint.state import CONTENT
 from engine.configuration.flags import TrainingConfig
 from engine.data.loading import Batch, Collator
 from engine.data.sampler import Sample, TrainingSampler
-from engine.data.waiting import Timed
+from engine.data.waiting import TimedLoader
+from engine.distributed.device import forget_peak, peak_bytes
 from engine.training.loop import Observer, TrainState, evaluate, micro_step, train
 from engine.training.metrics import Metrics
 
@@ -77,23 +78,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_bytes(device: torch.device) -> int:
-    """The most that this rank has taken of its device so far; of a CPU, what the process has taken of its memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-def forget_peak(device: torch.device) -> None:
-    """Have the peak measured anew from here on."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
-
-
 def from_rank_0(value: Any) -> Any:
     said = [value]
     dist.broadcast_object_list(said, src=0)
@@ -108,7 +92,7 @@ def of_all_ranks(value: Any) -> list[Any]:
 
 def try_out(
     engine: DeepSpeedEngine,
-    batches: Timed,
+    batches: TimedLoader[Batch],
     validation_batches: DataLoader[Batch] | None,
     config: TrainingConfig,
     content: dict[str, Any],
@@ -148,9 +132,9 @@ def try_out(
     )
 
 
-def one_of_each_orientation(batches: Timed) -> list[Batch]:
+def one_of_each_orientation(batches: TimedLoader[Batch]) -> list[Batch]:
     """Two full batches, upright and broad, loaded here; twice the same kind where this rank's data have but one."""
-    sampler: TrainingSampler = batches.batch_sampler
+    sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
     dataset: Any = batches.dataset
     found: dict[bool, list[Sample]] = {}
     for samples in itertools.islice(sampler.batches(), SEARCHED):
@@ -162,7 +146,7 @@ def one_of_each_orientation(batches: Timed) -> list[Batch]:
 
 
 def largest_measured(
-    engine: DeepSpeedEngine, batches: Timed, config: TrainingConfig, limit: float
+    engine: DeepSpeedEngine, batches: TimedLoader[Batch], config: TrainingConfig, limit: float
 ) -> tuple[int, int] | None:
     """Samples of the largest micro-batch whose measured peak is within `limit` bytes, and that peak; None for none.
 
@@ -170,7 +154,7 @@ def largest_measured(
     that should just do so; after the first two, none is tried that is expected to fail.
     """
     unit, device = config.sentences_per_image, engine.device
-    most = len(batches.dataset) // unit * unit
+    most = len(batches.batch_sampler.groups) // unit * unit  # type: ignore[union-attr]
     measured: dict[int, int] = {}
 
     def measure(samples: int) -> int:
@@ -192,10 +176,11 @@ def largest_measured(
     return max((samples, peak) for samples, peak in measured.items() if peak <= limit)
 
 
-def batch_of(batches: Timed, samples: int) -> Batch:
+def batch_of(batches: TimedLoader[Batch], samples: int) -> Batch:
     """So many of an epoch's first samples whose images are as high and broad as the first one's."""
     dataset: Any = batches.dataset
-    every = itertools.chain.from_iterable(batches.batch_sampler.batches())
+    sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
+    every = itertools.chain.from_iterable(sampler.batches())
     first = next(every)
     alike = (s for s in every if dataset.is_landscape(s.index) == dataset.is_landscape(first.index))
     taken = [first, *itertools.islice(alike, samples - 1)]

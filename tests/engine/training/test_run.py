@@ -24,7 +24,6 @@ def test_the_training_loader_starts_last(valid: bool, monkeypatch: pytest.Monkey
     order: list[str] = []
     for name in ("training_loader", "evaluation_loader"):
         monkeypatch.setattr(training, name, lambda *_, name=name, **__: order.append(name) or name)
-    monkeypatch.setattr(training, "Timed", lambda loader: loader)
     dataset = SimpleNamespace(options=PretrainingOptions())
     task = SimpleNamespace(training=dataset, validation=dataset if valid else None)
     batches, validation_batches = training.make_loaders(PretrainConfig(num_workers=0), task, ALONE)

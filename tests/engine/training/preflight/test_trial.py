@@ -27,7 +27,7 @@ def test_the_largest_batch_is_found_without_one_too_large(
     monkeypatch.setattr(trial, "micro_step", lambda engine, samples, at_boundary: tried.append(samples))
     monkeypatch.setattr(trial, "peak_bytes", lambda device: BASE + EACH * tried[-1])
     monkeypatch.setattr(trial, "of_all_ranks", lambda value: [value])
-    batches: Any = SimpleNamespace(dataset=range(512))
+    batches: Any = SimpleNamespace(batch_sampler=SimpleNamespace(groups=range(512)))
     config = PretrainConfig(sentences_per_image=unit)
     engine: Any = SimpleNamespace(device=None)
     found = largest_measured(engine, batches, config, limit)

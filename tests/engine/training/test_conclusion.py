@@ -1,0 +1,100 @@
+"""What a training says at its end."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from engine.distributed.ranks import Ranks
+from engine.tasks.pretraining import PretrainConfig, Pretraining
+from engine.tasks.vqa import Vqa, VqaConfig
+from engine.training.loop import TrainState
+from engine.training.observers.conclusion import Conclusion, with_resume
+
+TWO = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
+TRAIN = {"kind": "train", "step": 10, "loss": 2.5, "mask_lm_loss": 2.0, "matched_loss": 0.5, "mask_lm_accuracy": 0.3}
+
+
+def task_of(task_class: Any, config: Any, ranks: Ranks = TWO) -> Any:
+    """Without its data."""
+    task = task_class.__new__(task_class)
+    task.config, task.ranks, task.data_root = config, ranks, Path(config.data_root)
+    return task
+
+
+def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric: str | None = None) -> list[str]:
+    conclusion = Conclusion(task, folder, metric)
+    conclusion.restart([{"kind": "valid", "epoch": 1, "loss": 1.5, "score": 40.0}])
+    for record in (
+        *({"kind": "valid", "epoch": 2, "loss": 1.25, "score": 50.0}, {"kind": "warning"}, TRAIN),
+        {"kind": "valid", "epoch": 3, "loss": 1.75, "score": 45.0},
+    ):
+        conclusion.hear(record)
+    return conclusion.lines(TrainState(step=10), saved, stopped=stopped)
+
+
+def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
+    for name in ("Epoch03", "Epoch03_LXRT.pth"):
+        (tmp_path / name).mkdir()
+    config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False)
+    assert lines(task_of(Pretraining, config), tmp_path, saved="Epoch03") == [
+        "done after step 10, last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5",
+        "best validation: loss 1.25, after epoch 2",
+        f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml",
+        "next: deepspeed --num_gpus 2 launch/pretrain.py --recipe rn50_stage_two "
+        f"--load {tmp_path}/Epoch03 --data_root '/my data'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "task_qa", "expected"),
+    [
+        ("RN50x4", True, ["launch/finetune_vqa.py", "--recipe", "vqa_rn50x4", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", True, ["launch/finetune_vqa.py", "--clip_model_name", "RN101", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", False, ["launch/pretrain.py", "--clip_model_name", "RN101", "--taskQA", "--load", "run/Epoch03"]),
+    ],
+)
+def test_what_comes_next(model: Any, task_qa: bool, expected: list[str]) -> None:
+    config = PretrainConfig(clip_model_name=model, task_qa=task_qa)
+    assert task_of(Pretraining, config).next_command(Path("run", "Epoch03"), None) == expected
+
+
+def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for name in ("Epoch03", "BEST", "LAST"):
+        (tmp_path / name).mkdir()
+    task = task_of(Vqa, VqaConfig(data_root=str(tmp_path)))
+    told = lines(task, tmp_path, saved="Epoch03", metric="score")
+    assert told[1:] == [
+        "best validation: score 50, after epoch 2",
+        f"in {tmp_path}: Epoch03, BEST, LAST, metrics.jsonl, config.yaml",
+        "next: torchrun --nproc-per-node 2 launch/predict_vqa.py "
+        f"--load {tmp_path}/BEST --test minival --data_root {tmp_path}",
+    ]
+    (tmp_path / "vqa").mkdir()
+    (tmp_path / "vqa" / "test.json").touch()
+    assert "--test test" in lines(task, tmp_path, saved="Epoch03")[-1]
+
+
+def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["launch/pretrain.py", "--local_rank=0", "--recipe", "rn50_stage_one"]
+    monkeypatch.setattr("sys.argv", argv)
+    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    told = lines(task_of(Pretraining, PretrainConfig(), alone), tmp_path, saved="Step000010", stopped=True)
+    assert told[0].startswith("stopped after step 10")
+    assert told[-1] == "to go on: python launch/pretrain.py --recipe rn50_stage_one --resume auto"
+    many = Ranks(rank=0, world_size=4, local_rank=0, local_world_size=2)
+    told = lines(task_of(Pretraining, PretrainConfig(), many), tmp_path, saved="Step000010", stopped=True)
+    assert told[-1] == "to go on: launch/pretrain.py --recipe rn50_stage_one --resume auto"
+    assert with_resume(["a.py", "--resume", "auto"]) == ["a.py", "--resume", "auto"]
+    assert with_resume(["a.py", "--resume=auto"]) == ["a.py", "--resume=auto"]
+
+
+def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:
+    conclusion = Conclusion(task_of(Pretraining, PretrainConfig()), tmp_path, None)
+    said: list[str] = []
+    saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=SimpleNamespace(say=said.append))
+    conclusion.saver = saver
+    conclusion.after_training(TrainState(step=3))
+    assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml"]
