@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from transformers.hf_argparser import HfArg
 
+from engine.configuration.monitors import named_tools
 from engine.errors import UserError
 
 Options = TypeVar("Options")
@@ -220,6 +221,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
 
     def _check_combinations(self) -> None:
+        named_tools(self.monitor)
         if self.freeze_clip and self.use_adam_for_visual:
             raise UserError("--freeze_clip leaves --use_adam_for_visual nothing to train; drop one")
         if self.fp16 and self.bf16:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.deepspeed import deepspeed_settings, monitor_settings
+from engine.configuration.monitors import check_packages
 from engine.configuration.parsing import parse
 from engine.configuration.recipes import to_yaml
 from engine.distributed.leaving import telling_errors
@@ -30,6 +31,7 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
         settings = deepspeed_settings(config, ranks.world_size)
         if not arguments.print_config:
             Ranks.check_nodes(arguments.nodes)
+            check_packages(monitor_settings(config))
             from engine.training.run import run  # brings torch and DeepSpeed, which takes seconds
 
             run(config, task_class, ranks, settings)

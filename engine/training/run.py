@@ -24,7 +24,7 @@ from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.space import Files, check_space
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.bert import read_bert
-from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.deepspeed import deepspeed_settings, monitor_settings
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
@@ -42,6 +42,7 @@ from engine.tasks.task import Task
 from engine.training.engine import build_engine
 from engine.training.loop import Observer, TrainState, train
 from engine.training.metrics import Metrics
+from engine.training.observers.monitors import Monitors
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
@@ -206,7 +207,8 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
             print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
-    reporter = Reporter(engine, config, batches, metrics)
+    monitors = Monitors(monitor_settings(config) if ranks.rank == 0 else {}, folder.path)
+    reporter = Reporter(engine, config, batches, metrics, [monitors])
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
@@ -227,7 +229,8 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     elif loaded is not None:
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
-    train(engine, batches, state, config, metrics, observers)
+    with monitors:
+        train(engine, batches, state, config, metrics, observers)
     meeting.end()
     dist.destroy_process_group()
     folder.leave()

@@ -8,10 +8,14 @@ from typing import IO
 
 from engine.checkpoint.manifest import MANIFEST, complete_checkpoints, sweep
 from engine.configuration.flags import TrainingConfig
+from engine.configuration.monitors import TOOLS
 from engine.configuration.recipes import to_yaml
 from engine.errors import UserError
 from engine.files import only_here
 from engine.training.preemption import GRACE
+
+RUN_ID = ".run_id"  # what W&B and Comet know the run by
+METRICS = ("metrics.jsonl", RUN_ID, *(f"{name}/{tool.files}" for name, tool in TOOLS.items() if tool.files))
 
 
 class RunFolder:
@@ -42,7 +46,8 @@ class RunFolder:
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
             if config.resume is None or not complete_checkpoints(self.path):
-                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+                for path in [path for pattern in METRICS for path in self.path.glob(pattern)]:
+                    path.unlink()
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
 
