@@ -75,7 +75,10 @@ class TensorBoard(LocalFiles):
 
 
 class Wandb(Monitor):
-    """W&B. Its steps can only grow; so those that a resumed run does again are left out, once more the same."""
+    """W&B. Its steps can only grow, and it complains of others, so a resumed run leaves out what W&B has already.
+
+    Of the last step it may have a part only, such as the report without the validation. That is shown at the next one.
+    """
 
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
         ours = {"WANDB_DIR": str(output), "WANDB_NAME": output.name, "WANDB_FINISH_TIMEOUT": FINISH_TIMEOUT}
@@ -90,8 +93,9 @@ class Wandb(Monitor):
 
     def write(self, records: Sequence[Record]) -> None:
         for record in records:
-            if record["step"] >= self.first_step:
-                self.master.wandb_monitor.log(values(record), step=record["step"])  # as a row; write_events makes many
+            if record["step"] >= self.first_step - 1:
+                step = max(record["step"], self.first_step)
+                self.master.wandb_monitor.log(values(record), step=step)  # one row; write_events takes a call for each
 
     def restart(self, records: Sequence[Record]) -> None:
         self.write(records)  # where W&B has none of them, as offline
@@ -106,7 +110,8 @@ class Comet(Monitor):
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
         ours = {"project": PROJECT, "experiment_name": output.name, "experiment_key": identity, "mode": "get_or_create"}
         # An interval of 1 would leave out the second report of a step, at an epoch's end.
-        super().__init__(name, {**ours, "samples_log_interval": 0, **settings})
+        with patch.dict(os.environ, {"COMET_DISABLE_AUTO_LOGGING": "1", **os.environ}):  # it may read the loss, too
+            super().__init__(name, {**ours, "samples_log_interval": 0, **settings})
 
     def close(self, *, failed: bool) -> None:
         self.master.comet_monitor.experiment.end()
