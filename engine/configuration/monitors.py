@@ -11,18 +11,17 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class Tool:
-    """Where DeepSpeed's JSON has its settings, what they are, and what the tool needs and leaves."""
+    """Where DeepSpeed's JSON has its settings, what they are, and which package the tool needs."""
 
     section: str
     settings: Mapping[str, type]
     package: str | None = None
-    files: str | None = None  # a pattern of those in its folder, for tools that write files of their own
 
 
 FOLDER = {"output_path": str, "job_name": str}
 TOOLS = {
-    "tensorboard": Tool("tensorboard", FOLDER, "tensorboard", "events.out.tfevents.*"),
-    "csv": Tool("csv_monitor", FOLDER, files="*.csv"),
+    "tensorboard": Tool("tensorboard", FOLDER, "tensorboard"),
+    "csv": Tool("csv_monitor", FOLDER),
     "wandb": Tool("wandb", {"project": str, "team": str, "group": str}, "wandb"),
     "comet": Tool(
         "comet",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from engine.configuration.monitors import TOOLS
 from engine.files import replacing
 from engine.training.observers.reporter import Listener
-from engine.training.run_folder import RUN_ID
+from engine.training.run_folder import RUN_ID, drop_csv, drop_events
 
 Record = Mapping[str, Any]
 PROJECT = "clipvil"
@@ -45,7 +45,7 @@ class Monitor:
 
 
 class LocalFiles(Monitor):
-    """TensorBoard's or CSV files. A resumed run writes them anew, since metrics.jsonl has lost what is done again."""
+    """Files of a folder, which a resumed run writes anew: metrics.jsonl has lost the lines of what is done again."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
         folder = output / name
@@ -53,22 +53,28 @@ class LocalFiles(Monitor):
             "output_path" in settings
         ):  # runs of the same DeepSpeed JSON share it, and must not remove each other's files
             folder = Path(settings["output_path"], f"{settings.get('job_name', output.name)}-{identity[:8]}")
-        for path in folder.glob(str(TOOLS[name].files)):
-            path.unlink()
+        self.drop(folder)
         super().__init__(name, {"output_path": str(folder.parent), "job_name": folder.name})
+
+    def drop(self, folder: Path) -> None:
+        drop_csv(folder)
 
     def restart(self, records: Sequence[Record]) -> None:
         self.write(records)
 
 
 class TensorBoard(LocalFiles):
+    """TensorBoard's event files. One that is open drops what it has read of earlier ones."""
+
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         super().__init__(name, settings, output, identity)
-        # Has a TensorBoard that is open drop what it has read of files that were here.
         self.writer = self.master.tb_monitor.summary_writer
         self.writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
+
+    def drop(self, folder: Path) -> None:
+        drop_events(folder)
 
     def close(self, *, failed: bool) -> None:
         self.writer.close()
@@ -88,8 +94,7 @@ class Wandb(Monitor):
         import wandb
 
         assert wandb.run is not None
-        self.run = wandb.run
-        self.first_step = self.run.starting_step  # that W&B doesn't have yet
+        self.first_step = wandb.run.starting_step  # that W&B doesn't have yet
 
     def write(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -101,7 +106,9 @@ class Wandb(Monitor):
         self.write(records)  # where W&B has none of them, as offline
 
     def close(self, *, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+        import wandb
+
+        wandb.teardown(int(failed))  # waits for its process, too, which writes the files
 
 
 class Comet(Monitor):
