@@ -66,7 +66,7 @@ def take_sections(settings: dict[str, Any], path: Path) -> dict[str, dict[str, A
             if key not in types:
                 raise UserError(f"{path}: {tool.section}.{key} isn't known; there are {', '.join(types)}")
             if value is not None and type(value) is not types[key]:
-                raise UserError(f"{path}: {tool.section}.{key} {value!r}: a {types[key].__name__} is needed")
+                raise UserError(f"{path}: {tool.section}.{key} {value!r}: type {types[key].__name__} is needed")
     return sections
 
 
