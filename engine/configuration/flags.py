@@ -148,7 +148,9 @@ class RunConfig:
     deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
     monitor: str | None = HfArg(
-        default=None, help="also show every report in these, with commas: tensorboard,csv,wandb,comet"
+        aliases=["--monitors"],  # torchrun of Python 3.11 takes --monitor for its own --monitor-interval
+        default=None,
+        help="also show every report in these, with commas: tensorboard,csv,wandb,comet",
     )
     stop_on: Literal["nonfinite"] | None = HfArg(
         default=None, help="nonfinite: end with an error at the first step whose gradients aren't finite"
