@@ -27,5 +27,5 @@ def test_a_step_gets_its_share_of_a_window() -> None:
 
 @pytest.mark.parametrize("flags", [["--rounds", "0"], ["--steps", "30"], ["--report_step", "0"]])
 def test_bad_flags_are_one_line(flags: list[str]) -> None:
-    with pytest.raises(UserError, match="^--rounds has to be 1 or more, and --steps a multiple of each --report_step"):
+    with pytest.raises(UserError, match=r"^--rounds has to be 1 or more, and --steps a multiple of each --report_step"):
         monitors.check_options(monitors.parse(flags))
