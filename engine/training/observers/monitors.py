@@ -25,7 +25,9 @@ from engine.training.run_folder import RUN_ID, drop_csv, drop_events
 
 Record = Mapping[str, Any]
 PROJECT = "clipvil"
-FINISH_TIMEOUT = "60"  # seconds at the end of a run in which W&B may upload; without a network it would try for ever
+END = (
+    "60"  # seconds for W&B's and Comet's uploads when a run ends; without a network they would try for an hour or more
+)
 
 
 class Monitor:
@@ -49,9 +51,8 @@ class LocalFiles(Monitor):
 
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
         folder = output / name
-        if (
-            "output_path" in settings
-        ):  # runs of the same DeepSpeed JSON share it, and must not remove each other's files
+        if "output_path" in settings:
+            # Runs of the same DeepSpeed JSON share it, and must not remove each other's files.
             folder = Path(settings["output_path"], f"{settings.get('job_name', output.name)}-{identity[:8]}")
         self.drop(folder)
         super().__init__(name, {"output_path": str(folder.parent), "job_name": folder.name})
@@ -87,7 +88,7 @@ class Wandb(Monitor):
     """
 
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
-        ours = {"WANDB_DIR": str(output), "WANDB_NAME": output.name, "WANDB_FINISH_TIMEOUT": FINISH_TIMEOUT}
+        ours = {"WANDB_DIR": str(output), "WANDB_NAME": output.name, "WANDB_FINISH_TIMEOUT": END}
         ours |= {"WANDB_RUN_ID": identity, "WANDB_RESUME": "allow"}
         with patch.dict(os.environ, {**ours, **os.environ}):
             super().__init__(name, {"project": PROJECT, "group": output.name, **settings})
@@ -115,10 +116,13 @@ class Comet(Monitor):
     """Comet. It takes steps in any order, so those that a resumed run does again are there twice, the same."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], output: Path, identity: str) -> None:
-        ours = {"project": PROJECT, "experiment_name": output.name, "experiment_key": identity, "mode": "get_or_create"}
-        # An interval of 1 would leave out the second report of a step, at an epoch's end.
-        with patch.dict(os.environ, {"COMET_DISABLE_AUTO_LOGGING": "1", **os.environ}):  # it may read the loss, too
-            super().__init__(name, {**ours, "samples_log_interval": 0, **settings})
+        ours: dict[str, Any] = {"project": PROJECT, "experiment_name": output.name, "experiment_key": identity}
+        ours["mode"] = "get_or_create"
+        ours["samples_log_interval"] = 0  # 1 would leave out the second report of a step, at an epoch's end
+        environment = {"COMET_TIMEOUT_CLEANING": END, "COMET_TIMEOUT_UPLOAD": END}
+        environment["COMET_DISABLE_AUTO_LOGGING"] = "1"  # it may read the loss
+        with patch.dict(os.environ, {**environment, **os.environ}):
+            super().__init__(name, {**ours, **settings})
 
     def close(self, *, failed: bool) -> None:
         self.master.comet_monitor.experiment.end()

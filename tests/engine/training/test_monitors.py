@@ -211,7 +211,7 @@ class FakeComet:
         self.name, self.ended, self.fails = "", 0, False
 
     def start(self, **settings: Any) -> "FakeComet":
-        self.starts.append(settings)
+        self.starts.append({**settings, "auto_logging_off": os.environ["COMET_DISABLE_AUTO_LOGGING"]})
         return self
 
     def set_name(self, name: str) -> None:
@@ -248,6 +248,8 @@ def test_comet_gets_every_number_and_goes_on_with_the_same_experiment(tmp_path: 
     assert first == second
     expected = {"project": "clipvil", "workspace": "ours", "mode": "get_or_create", "experiment_key": run_id(tmp_path)}
     assert expected.items() <= first.items()
+    assert first["auto_logging_off"] == "1"
+    assert "COMET_DISABLE_AUTO_LOGGING" not in os.environ
     assert len(run_id(tmp_path)) == 32
 
 
