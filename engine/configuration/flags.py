@@ -148,7 +148,7 @@ class RunConfig:
     deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
     monitor: str | None = HfArg(
-        aliases=["--monitors"],  # torchrun of Python 3.11 takes --monitor for its own --monitor-interval
+        aliases=["--monitors"],  # torchrun takes --monitor for a short form of two flags of its own
         default=None,
         help="also show every report in these, with commas: tensorboard,csv,wandb,comet",
     )

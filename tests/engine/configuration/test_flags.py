@@ -525,8 +525,8 @@ def test_last_epoch_is_the_earlier_of_the_two(stop, last):
 
 
 def test_torchrun_lets_each_flag_pass():
-    """It refuses those behind the script that could be short for two of its own, up to Python 3.11: by one name at
-    least, each has to arrive."""
+    """It refuses those behind the script that could be short for two of its own, such as --monitor; by one of its names
+    at least, each flag has to arrive."""
     from torch.distributed.run import get_args_parser
 
     torchrun = get_args_parser()
