@@ -1,5 +1,6 @@
 """A run's metrics in TensorBoard, CSV files, W&B and Comet are those of metrics.jsonl, also after a kill."""
 
+import contextlib
 import csv
 import json
 import os
@@ -24,7 +25,7 @@ from engine.training.loop import TrainState
 from engine.training.metrics import Metrics
 from engine.training.observers import reporter
 from engine.training.observers.monitors import Monitors, run_id, values
-from tests.conftest import launch, session_members, start
+from tests.conftest import launch, session_members, small_tmpfs, start
 
 Curves = dict[str, list[tuple[int, float]]]
 RECORDS: list[dict[str, Any]] = [
@@ -270,6 +271,24 @@ def test_a_tool_that_fails_is_told_once_and_switched_off(
     assert warnings[1] == (
         "warning: comet gets no more metrics (the network is gone); the training and metrics.jsonl go on"
     )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_full_disk_ends_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        small_tmpfs(tmp_path / "small", "64k"),
+        Monitors({"tensorboard": {}, "csv": {}}, tmp_path / "small") as monitors,
+    ):
+        monitors.hear(RECORDS[0])
+        with contextlib.suppress(OSError), (tmp_path / "small" / "other").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        for step in range(3, 1000):  # what has begun a block may still fill it
+            monitors.hear({**RECORDS[0], "step": step})
+    assert monitors.open == {}
+    warnings = sorted(line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: "))
+    assert [line.split(" ")[1] for line in warnings] == ["csv", "tensorboard"]
+    assert all("No space left on device" in line for line in warnings)
 
 
 def test_nothing_is_written_between_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
