@@ -29,10 +29,11 @@ setup(
     ],
     extras_require={
         "simplejpeg": ["simplejpeg>=1.7"],  # --image_decoder simplejpeg
+        "monitor": ["tensorboard>=2.15", "wandb>=0.19", "comet_ml>=3.41"],  # --monitor, which takes any of them
         "benchmark": ["matplotlib>=3.8"],  # plots of kernels.benchmark
         "dev": [
             *("pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4.0"),
-            *("simplejpeg>=1.7", "matplotlib>=3.8", "types-PyYAML", "types-tqdm"),
+            *("simplejpeg>=1.7", "matplotlib>=3.8", "tensorboard>=2.15", "wandb>=0.19", "types-PyYAML", "types-tqdm"),
         ],
     },
 )

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.configuration.flags import AUTO, OptimizationConfig
+from engine.configuration.flags import AUTO, OptimizationConfig, TrainingConfig
+from engine.configuration.monitors import named_tools, take_sections
 from engine.errors import UserError
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -47,18 +48,8 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     Raises:
         UserError: if the JSON can't be read or says something else than the recipe.
     """
-    path = Path(config.deepspeed_config or DS_CONFIGS / f"zero2_{config.precision}.json")
-    try:
-        settings = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    sections = (
-        [settings.get(name, {}) for name in ("fp16", "bf16", "zero_optimization")] if isinstance(settings, dict) else []
-    )
-    if not sections or not all(isinstance(section, dict) for section in sections):
-        raise UserError(f"{path} is no DeepSpeed configuration: an object with objects fp16, bf16, zero_optimization")
+    path, settings = read_settings(config)
+    take_sections(settings, path)
     is_auto = config.batch_size == AUTO  # decided later, when this is called again
     samples = config.batch_size * config.gradient_accumulation_steps * world_size
     ours = {
@@ -92,6 +83,43 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
                 f"{path} has a section '{key}'; both optimisers and schedules come from the recipe, remove it"
             )
     return settings
+
+
+def read_settings(config: OptimizationConfig) -> tuple[Path, dict[str, Any]]:
+    """The DeepSpeed JSON as it is, and its path.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    path = Path(config.deepspeed_config or DS_CONFIGS / f"zero2_{config.precision}.json")
+    try:
+        settings = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--deepspeed_config {path} can't be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    sections = (
+        [settings.get(name, {}) for name in ("fp16", "bf16", "zero_optimization")] if isinstance(settings, dict) else []
+    )
+    if not sections or not all(isinstance(section, dict) for section in sections):
+        raise UserError(f"{path} is no DeepSpeed configuration: an object with objects fp16, bf16, zero_optimization")
+    return path, settings
+
+
+def monitor_settings(config: TrainingConfig) -> dict[str, dict[str, Any]]:
+    """The tools that are to show the metrics, chosen by --monitor or enabled in the DeepSpeed JSON, with what it says
+    of each.
+
+    Raises:
+        UserError: for an unknown tool or setting.
+    """
+    path, settings = read_settings(config)
+    sections = take_sections(settings, path)
+    chosen = [*named_tools(config.monitor), *(name for name, section in sections.items() if section.get("enabled"))]
+    return {
+        name: {key: value for key, value in sections.get(name, {}).items() if key != "enabled" and value is not None}
+        for name in chosen
+    }
 
 
 def check_zero(path: Path, settings: Mapping[str, Any], config: OptimizationConfig) -> None:

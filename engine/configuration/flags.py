@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from transformers.hf_argparser import HfArg
 
+from engine.configuration.monitors import named_tools
 from engine.errors import UserError
 
 Options = TypeVar("Options")
@@ -147,7 +148,9 @@ class RunConfig:
     deterministic: bool = HfArg(default=False, help="same bits on every run on the same GPU; slower")
     report_step: int = HfArg(default=200, help="micro-batches between reports")
     monitor: str | None = HfArg(
-        default=None, help="also show every report in these, with commas: tensorboard,csv,wandb,comet"
+        aliases=["--monitors"],  # torchrun takes --monitor for a short form of two flags of its own
+        default=None,
+        help="also show every report in these, with commas: tensorboard,csv,wandb,comet",
     )
     stop_on: Literal["nonfinite"] | None = HfArg(
         default=None, help="nonfinite: end with an error at the first step whose gradients aren't finite"
@@ -220,6 +223,7 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
             raise UserError(f"--memory_limit {self.memory_limit}: a number of GB above 0 is needed")
 
     def _check_combinations(self) -> None:
+        named_tools(self.monitor)
         if self.freeze_clip and self.use_adam_for_visual:
             raise UserError("--freeze_clip leaves --use_adam_for_visual nothing to train; drop one")
         if self.fp16 and self.bf16:

@@ -20,7 +20,7 @@ from transformers import BertConfig, set_seed
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
 from engine.configuration.bert import read_bert
-from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.deepspeed import deepspeed_settings, monitor_settings
 from engine.configuration.flags import AUTO, TrainingConfig
 from engine.data.loading import Batch, evaluation_loader, training_loader
 from engine.data.shared_memory import check_shared_memory
@@ -39,6 +39,7 @@ from engine.training.metrics import Metrics
 from engine.training.model import build_model, describe_model, tokens_of
 from engine.training.observers.conclusion import Conclusion
 from engine.training.observers.console import say_first
+from engine.training.observers.monitors import Monitors
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
@@ -175,7 +176,8 @@ def run(
     metrics = Metrics(device)
     judge = task.judge() if validation_batches is not None else None
     conclusion = Conclusion(task, folder.path, judge.metric if judge is not None else None)
-    reporter = Reporter(engine, config, batches, metrics, [conclusion], task.chance())
+    monitors = Monitors(monitor_settings(config) if ranks.rank == 0 else {}, folder.path)
+    reporter = Reporter(engine, config, batches, metrics, [conclusion, monitors], task.chance())
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
@@ -200,7 +202,7 @@ def run(
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
     loaders = [batches] if validation_batches is None else [batches, validation_batches]
     StallWatch(loaders, ranks.rank, lambda: state.step)
-    with explained(config, device):
+    with explained(config, device), monitors:
         train(engine, batches, state, config, metrics, observers)
     leave_together(meeting)
     folder.leave()

@@ -1,5 +1,6 @@
 """The folder of a run: one run at a time, and no other's checkpoints."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from engine.files import only_here
 from engine.training.preemption import GRACE
 
 LOCK = ".lock"
+RUN_ID = ".run_id"  # what W&B and Comet know the run by
 
 
 class RunFolder:
@@ -50,7 +52,10 @@ class RunFolder:
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
             if config.resume is None or not complete_checkpoints(self.path):
-                (self.path / "metrics.jsonl").unlink(missing_ok=True)
+                for name in ("metrics.jsonl", RUN_ID):
+                    (self.path / name).unlink(missing_ok=True)
+                drop_events(self.path / "tensorboard")
+                drop_csv(self.path / "csv")
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
 
@@ -69,6 +74,20 @@ class RunFolder:
             (self.path / "config.yaml").write_text(to_yaml(config))
         except OSError as error:
             raise UserError(f"--output {self.path} can't be written: {error.strerror}; choose another folder") from None
+
+
+def drop_events(folder: Path) -> None:
+    """Remove TensorBoard's files. The last one is emptied: a TensorBoard that reads it would stop if it were gone."""
+    paths = sorted(folder.glob("events.out.tfevents.*"))
+    for path in paths[:-1]:
+        path.unlink()
+    for path in paths[-1:]:
+        os.truncate(path, 0)
+
+
+def drop_csv(folder: Path) -> None:
+    for path in folder.glob("*.csv"):
+        path.unlink()
 
 
 def _wait(attempt: Callable[[], None], message: str) -> None:

@@ -19,6 +19,7 @@ from engine.checkpoint.space import Files
 from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import BACKBONE
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
+from tests.engine.training.test_monitors import assert_shown
 from tests.kill import read_curve
 
 Flags = Callable[..., list[str]]
@@ -58,9 +59,12 @@ def dropout_bert(scenes: Path, tmp_path: Path) -> Path:
 
 
 def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, tmp_path: Path) -> None:
-    """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends."""
+    """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends.
+
+    TensorBoard and CSV files show what metrics.jsonl has in the end.
+    """
     common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
-    common += ["--report_step", "4", "--save_step", "4", "--sgd_momentum", "0.9"]
+    common += ["--report_step", "4", "--save_step", "4", "--sgd_momentum", "0.9", "--monitor", "tensorboard,csv"]
     whole = tmp_path / "whole"
     run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
@@ -75,6 +79,7 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, t
         assert run.code == 0, run.stderr[-3000:]
         assert f"going on from {output / name}, after step" in run.stdout
         assert read_curve(output) == read_curve(whole)
+        assert_shown(output)
         assert_equal(weights(output / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
     assert read_curve(whole)[-1]["kind"] == "valid"
 

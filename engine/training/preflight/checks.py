@@ -23,7 +23,9 @@ from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
+from engine.configuration.deepspeed import monitor_settings
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
+from engine.configuration.monitors import check_packages
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions, ImageTextDataset
@@ -73,6 +75,8 @@ def find_problems(
             check_output(config, unused=thorough)
         with problems.noting():
             check_port(ranks)
+        with problems.noting():
+            check_packages(monitor_settings(config))
     with problems.noting():
         check_workers(config, ranks)
     alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part

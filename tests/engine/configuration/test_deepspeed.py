@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from engine.configuration.deepspeed import deepspeed_settings, is_offloaded
+from engine.configuration.deepspeed import deepspeed_settings, is_offloaded, monitor_settings
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig
 
@@ -166,3 +166,39 @@ def test_bf16_accumulates_in_fp32_in_stage_2_only(tmp_path, zero, works):
     expected = nullcontext() if works else pytest.raises(UserError, match="stage 1 in bf16 takes an optimiser that")
     with expected:
         deepspeed_settings(config, world_size=2)
+
+
+def test_monitors_are_taken_out_for_ours(tmp_path):
+    """DeepSpeed's engine, given them, would read the loss at each step."""
+    sections = {
+        "tensorboard": {"enabled": True, "output_path": "tb", "job_name": None},
+        "csv_monitor": {"enabled": False, "job_name": "mine"},
+        "wandb": {"team": "ours"},
+    }
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path, **sections)), monitor="wandb, csv")
+    assert not {"tensorboard", "csv_monitor", "wandb", "comet"} & deepspeed_settings(config, world_size=1).keys()
+    chosen = {"wandb": {"team": "ours"}, "csv": {"job_name": "mine"}, "tensorboard": {"output_path": "tb"}}
+    assert monitor_settings(config) == chosen
+    config.monitor = None
+    assert monitor_settings(config) == {"tensorboard": {"output_path": "tb"}}
+    assert monitor_settings(PretrainConfig(monitor="comet")) == {"comet": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wandb": True}, 'wandb has to be an object, such as {"enabled": true}'),
+        ({"wandb": {"enabled": "yes"}}, "wandb.enabled 'yes': type bool is needed"),
+        (
+            {"csv_monitor": {"enabled": True, "path": "x"}},
+            "csv_monitor.path isn't known; there are enabled, output_path",
+        ),
+        ({"comet": {"samples_log_interval": "5"}}, "comet.samples_log_interval '5': type int is needed"),
+    ],
+    ids=["no object", "no bool", "misspelt", "no number"],
+)
+def test_a_monitor_that_deepspeed_would_not_understand_is_refused(tmp_path, change, message):
+    path = own_json(tmp_path, **change)
+    with pytest.raises(UserError) as error:
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=1)
+    assert str(error.value).startswith(f"{path}: {message}")

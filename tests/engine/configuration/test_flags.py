@@ -522,3 +522,22 @@ def test_precision(change, precision):
 @pytest.mark.parametrize(("stop", "last"), [(None, 20), (5, 5), (30, 20)])
 def test_last_epoch_is_the_earlier_of_the_two(stop, last):
     assert PretrainConfig(epochs=20, stop_after_epoch=stop).last_epoch == last
+
+
+def test_torchrun_lets_each_flag_pass():
+    """It refuses those behind the script that could be short for two of its own, such as --monitor; by one of its names
+    at least, each flag has to arrive."""
+    from torch.distributed.run import get_args_parser
+
+    torchrun = get_args_parser()
+    for config_class in (PretrainConfig, VqaConfig):
+        for field in dataclasses.fields(config_class):
+            names = [f"--{field.name}", *field.metadata.get("aliases", [])]
+            assert any(torchrun_takes(torchrun, name) for name in names), names
+
+
+def torchrun_takes(torchrun, name):
+    try:
+        return torchrun.parse_args(["pretrain.py", name, "value"]).training_script_args == [name, "value"]
+    except SystemExit:
+        return False

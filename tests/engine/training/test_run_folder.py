@@ -18,6 +18,8 @@ from engine.training.start import check_same_run
 
 CONFIG = PretrainConfig(batch_size=8, gradient_accumulation_steps=2, lr=1e-4)
 SENTENCES = 160
+EVENTS = "tensorboard/events.out.tfevents"
+SHOWN = [".run_id", f"{EVENTS}.1.host.7.0", f"{EVENTS}.2.host.9.0", "csv/train_loss.csv", "csv/ours.txt"]
 
 
 def of_run(config: PretrainConfig, world_size: int = 2) -> SimpleNamespace:
@@ -66,6 +68,9 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("{}\n")
         (tmp_path / name / ".Step000001.unfinished").mkdir()
+        for path in SHOWN:
+            (tmp_path / name / path).parent.mkdir(exist_ok=True)
+            (tmp_path / name / path).write_text("from before")
         if resume:
             add_checkpoint(tmp_path / name)
         folder = RunFolder(tmp_path / name)
@@ -73,6 +78,8 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         assert not (tmp_path / name / "config.yaml").exists()  # the flags may yet be refused
         folder.write_config(CONFIG)
         assert (tmp_path / name / "metrics.jsonl").exists() == (resume is not None)
+        left = [path for path in SHOWN if (tmp_path / name / path).exists() and (tmp_path / name / path).stat().st_size]
+        assert left == (SHOWN if resume else ["csv/ours.txt"])
         assert not (tmp_path / name / ".Step000001.unfinished").exists()
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
 
