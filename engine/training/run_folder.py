@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,8 @@ from engine.configuration.recipes import to_yaml
 from engine.errors import UserError
 from engine.files import only_here
 from engine.training.preemption import GRACE
+
+SAVE = "SAVE"  # a file by which somebody asks a running training for a checkpoint
 
 
 class RunFolder:
@@ -41,6 +44,8 @@ class RunFolder:
             lock = self.lock = (self.path / ".lock").open("ab")
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
+            with suppress(OSError):  # as when it is a folder; the saver tells
+                (self.path / SAVE).unlink(missing_ok=True)  # it asked an earlier run
             if config.resume is None or not complete_checkpoints(self.path):
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
         except OSError as error:
