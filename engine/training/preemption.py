@@ -1,6 +1,7 @@
 """What signals ask of a training.
 
-SIGTERM and SIGUSR1: to let the current optimiser step end, write a checkpoint and stop. SIGUSR2: to write one and go on.
+SIGTERM and SIGUSR1 ask it to end the current optimiser step, write a checkpoint and stop; SIGUSR2 asks it to write one
+and go on.
 """
 
 import os

@@ -38,10 +38,12 @@ from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.compilation import compile_layers
 from engine.model.encoder import VisualShape, check_grid
+from engine.provenance.record import RunRecord, describe_start
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
 from engine.training.loop import Observer, TrainState, train
 from engine.training.metrics import Metrics
+from engine.training.observers.recorder import Recorder
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
@@ -162,12 +164,24 @@ def summary(config: TrainingConfig, task: Task[Any], computed_on: str, kernels: 
 
 
 def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
-    """Train to the end.
+    """Train to the end, which run.json tells, whatever it is.
 
     Args:
         config: checked.
         settings: DeepSpeed's, from engine.configuration.deepspeed.
     """
+    with RunRecord(Path(config.output), ranks.rank) as record:
+        train_to_the_end(config, task_class, ranks, settings, record)
+
+
+def train_to_the_end(
+    config: TrainingConfig,
+    task_class: Callable[..., Task[Any]],
+    ranks: Ranks,
+    settings: dict[str, Any],
+    record: RunRecord,
+) -> None:
+    """All that a training does, in its order."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
     kernels = pick_kernels(device)
@@ -199,6 +213,9 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
         print(summary(config, task, computed_on, kernels), flush=True)
+    splits = {"train": task.training.split, "valid": task.validation.split if task.validation else None}
+    came_from = str(resumed.folder) if resumed is not None else config.load
+    record.begin(describe_start(config, settings, device, splits, task.answers, came_from), resumed=resumed is not None)
     engine = build_engine(model, config, settings, len(batches))
     if config.compile:
         told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
@@ -206,7 +223,7 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
             print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
-    reporter = Reporter(engine, config, batches, metrics)
+    reporter = Reporter(engine, config, batches, metrics, [Recorder(record.results)])
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
@@ -227,7 +244,10 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
     elif loaded is not None:
         restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
+    record.state = state
     train(engine, batches, state, config, metrics, observers)
+    if saver.stop_requested:
+        record.reason = f"asked to stop by {saver.preemption.received or 'a signal to another rank'}"
     meeting.end()
     dist.destroy_process_group()
     folder.leave()
