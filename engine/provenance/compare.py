@@ -22,7 +22,6 @@ SECTIONS = {
     "data": "data",
     "hosts": "hosts",
     "seeds": "seeds",
-    "command": "command",
 }
 ABSENT = "-"
 NO_END = "no end was written: it still runs, or was killed"
@@ -59,21 +58,21 @@ def read_run(path: Path) -> Run:
 
 def compare(one: Run, other: Run) -> str:
     """The table: what differs in each section, and all results side by side."""
-    lines: list[tuple[str, str, str]] = [("", one.name, other.name)]
-    same = []
+    lines, same, missing = [("", one.name, other.name)], [], []
     for title, key in SECTIONS.items():
-        missing = [run.name for run in (one, other) if run.about.get(key) is None]
-        rows = [] if missing else differences(flat(one.about[key]), flat(other.about[key]))
-        if missing:
-            same.append(f"{title}: not recorded in {' and '.join(missing)}")
-        elif rows:
+        if one.about.get(key) is None or other.about.get(key) is None:
+            missing.append(title)
+        elif rows := differences(flat(one.about[key]), flat(other.about[key])):
             lines += [(title, "", ""), *rows]
         else:
-            same.append(f"no difference in {title}")
+            same.append(title)
     names = list(dict.fromkeys([*one.results, *other.results]))
-    results = [(name, _shown(one.results, name), _shown(other.results, name)) for name in names]
-    lines += [("results", "", ""), *((f"  {name}", a, b) for name, a, b in results)] if results else []
-    return "\n".join([*same, *aligned(lines)])
+    if names:
+        lines.append(("results", "", ""))
+        lines += [(f"  {name}", _shown(one.results, name), _shown(other.results, name)) for name in names]
+    notes = [f"no difference in {', '.join(same)}"] if same else []
+    notes += [f"not recorded in both: {', '.join(missing)}"] if missing else []
+    return "\n".join([*aligned(lines), *notes])
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -66,6 +66,7 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("{}\n")
         (tmp_path / name / ".Step000001.unfinished").mkdir()
+        (tmp_path / name / "SAVE").touch()  # it asked the run before
         if resume:
             add_checkpoint(tmp_path / name)
         folder = RunFolder(tmp_path / name)
@@ -74,6 +75,7 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         folder.write_config(CONFIG)
         assert (tmp_path / name / "metrics.jsonl").exists() == (resume is not None)
         assert not (tmp_path / name / ".Step000001.unfinished").exists()
+        assert not (tmp_path / name / "SAVE").exists()
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
 
 
