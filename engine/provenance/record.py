@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -50,6 +52,7 @@ def describe_start(
         data["answers"] = {"count": len(answers), "sha256": hashlib.sha256(content).hexdigest()}
     return {
         "command": {"argv": sys.argv, "launcher": launcher_command()},
+        "rank_0": {"host": socket.gethostname(), "pid": os.getpid()},
         "configuration": asdict(config),
         "deepspeed": settings,
         "code": checkout(),
