@@ -19,6 +19,7 @@ FORBIDDEN = [
     ("engine.optim", ("engine.data", "engine.model", "engine.checkpoint", "engine.training", "engine.tasks")),
     ("engine.distributed", ("engine.data", "engine.model", "engine.checkpoint", "engine.training", "engine.tasks")),
     ("engine.configuration", ("engine.data", "engine.model", "engine.checkpoint", "engine.training", "engine.tasks")),
+    ("engine.provenance", ("engine.model", "engine.optim", "engine.checkpoint", "engine.training", "engine.tasks")),
     ("engine.training", ("engine.benchmark", "engine.synthetic")),
     ("engine.tasks", ("engine.benchmark", "engine.synthetic")),
 ]
@@ -127,10 +128,11 @@ print(heavy, started, cpu.ru_utime + cpu.ru_stime)
         # What answers --help, --print_config and a wrong flag.
         ("import engine.training.program, engine.tasks.pretraining, engine.tasks.vqa", ["torch", "deepspeed"]),
         ("import engine.tasks.answering.flags, engine.conversion.flags", ["torch", "deepspeed"]),
+        ("import launch.compare, engine.provenance.compare", ["torch", "deepspeed"]),
         ("import engine.data.verification.command, engine.synthetic.command", ["torch", "deepspeed"]),
         ("import kernels.grid_subsample", ["deepspeed", "transformers"]),
     ],
-    ids=["packages", "data", "training flags", "other flags", "preparation", "kernels"],
+    ids=["packages", "data", "training flags", "other flags", "comparison", "preparation", "kernels"],
 )
 def test_importing_is_cheap(imports: str, heavy: list[str]) -> None:
     """In seconds of this process's own, which other processes don't lengthen; torch alone takes most of two."""

@@ -1,10 +1,8 @@
 """What a machine is, and what it can do at best: the two numbers that all others are held against."""
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -13,24 +11,11 @@ from typing import Any
 
 import torch
 
+from engine.provenance.environment import versions
 from kernels.benchmark.shapes import DTYPES
 from kernels.benchmark.timing import copy_gigabytes_per_second, device_name
 
-PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "pillow", "lmdb")
 MATRIX = {"cuda": 8192, "cpu": 1024}
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-        found["cudnn"] = str(torch.backends.cudnn.version())
-    return found
 
 
 def synchronise(device: str) -> None:

@@ -1,8 +1,9 @@
 """One split: the sentences of some annotation files, with their images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,16 @@ class Split:
     sentences: AnnotationStore
     sizes: SharedColumns  # width and height in pixels, by image code
     summary: str  # one line on what was found
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file, by its name
+
+    def describe(self) -> dict[str, Any]:
+        """What tells these data from others: their files, what the store was made of, and how many there are."""
+        return {
+            "files": self.digests,
+            "store": self.sentences.columns.header["key"],
+            "sentences": len(self.sentences),
+            "images": int(np.count_nonzero(np.bincount(self.sentences.images))),
+        }
 
 
 def read_split(
@@ -70,7 +81,8 @@ def read_split(
             labels that the answer table doesn't know at all.
     """
     name = source.name
-    sentences = source.open(cache, progress=progress)
+    digests = source.digests()
+    sentences = source.open(cache, digests=digests, progress=progress)
     if categories is not None:
         sentences = sentences.select(of_categories(sentences, categories, name))
     if most_images is not None:
@@ -103,7 +115,9 @@ def read_split(
         summary += f", {len(missing):,} images without a file left out"
     if count.unknown:
         summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
-    return Split(name, sentences, SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]}), summary)
+    columns = SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]})
+    hashes = {file.name: digest for file, digest in zip(source.files, digests, strict=True)}
+    return Split(name, sentences, columns, summary, hashes)
 
 
 def of_categories(sentences: AnnotationStore, categories: Sequence[str], name: str) -> np.ndarray:

@@ -61,6 +61,12 @@ def command_line(program: list[str], ranks: Ranks) -> str:
     return shlex.join([*start, *program])
 
 
+def launcher_command() -> list[str] | None:
+    """How a person started the ranks of this machine; None without a launcher."""
+    pids = list(launchers())
+    return _command(pids[-1]).decode(errors="replace").rstrip("\0").split("\0") if pids else None
+
+
 def threads_are_given() -> bool:
     """Whether a person set OMP_NUM_THREADS. torchrun sets 1 for its ranks unasked, but was started without it then."""
     launcher = next(launchers(), None)

@@ -73,8 +73,8 @@ def begin_worker(readings: Readings, worker: int) -> None:
 
 
 def outlive_signals(worker: int = 0) -> None:
-    """In a worker: its rank may need it for a last step after SIGTERM or SIGUSR1, and ends it when it ends itself."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    """In a worker: its rank may need it for a last step after a signal, and ends it when it ends itself."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

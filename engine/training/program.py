@@ -3,6 +3,7 @@
 Nothing heavy is imported before the flags are checked, so that --help, --print_config and a wrong flag answer at once.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
     Args:
         argv: flags; those of the command line if not given.
     """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it asks for a checkpoint (preemption.py); not yet, but harmless
     with telling_errors():
         ranks = Ranks.from_environment()
         config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)

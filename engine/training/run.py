@@ -123,6 +123,18 @@ def run(
         dry_run: look closely for problems, try out some steps, and leave nothing behind.
         find_batch_size: in a dry run, also measure the largest micro-batch.
     """
+    with RunRecord(Path(config.output), ranks.rank) as record:
+        train_to_the_end(config, task_class, ranks, settings, record)
+
+
+def train_to_the_end(
+    config: TrainingConfig,
+    task_class: Callable[..., Task[Any]],
+    ranks: Ranks,
+    settings: dict[str, Any],
+    record: RunRecord,
+) -> None:
+    """All that a training does, in its order."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
     kernels = pick_kernels(device)

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,7 @@ from engine.training.preemption import GRACE
 
 LOCK = ".lock"
 RUN_ID = ".run_id"  # what W&B and Comet know the run by
+SAVE = "SAVE"  # a file by which somebody asks a running training for a checkpoint
 
 
 class RunFolder:
@@ -51,6 +53,8 @@ class RunFolder:
             lock = self.lock = (self.path / LOCK).open("ab")
             _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
             sweep(self.path)
+            with suppress(OSError):  # as when it is a folder; the saver tells
+                (self.path / SAVE).unlink(missing_ok=True)  # it asked an earlier run
             if config.resume is None or not complete_checkpoints(self.path):
                 for name in ("metrics.jsonl", RUN_ID):
                     (self.path / name).unlink(missing_ok=True)

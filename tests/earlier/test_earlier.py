@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import load_pretrained
+from engine.provenance.history import read_starts
 from tests.conftest import launch, read_metrics
 from tests.kill import read_curve
 from tests.parity import TRAJECTORY_LOSS
@@ -44,6 +45,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_its_stores(data: Path, tmp_path:
     assert f"going on from {output / 'Step000006'}, after step 6" in run.stdout
     assert {path.name: path.stat().st_mtime_ns for path in (data / "cache").iterdir()} == stores
     assert (output / "metrics.jsonl").read_text().startswith(before)
+    assert [start["exit"] for start in read_starts(output / "run.json")] == ["finished"]  # there was none
 
     ours, theirs = read_curve(output), read_curve(EARLIER / "whole")
     assert len(read_metrics(output)) == 12

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from engine.data.images.writer import write_image_store
+from engine.provenance.history import read_starts
 from tests.conftest import (
     free_port,
     in_shared_memory,
@@ -39,9 +40,13 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert run.left == []
     assert sorted(path.name for path in one.iterdir()) == [
         *(".lock", "Epoch01", "Epoch01_LXRT.pth", "Epoch02", "Epoch02_LXRT.pth"),
-        *("config.yaml", "latest", "metrics.jsonl"),
+        *("config.yaml", "latest", "metrics.jsonl", "run.json"),
         *("zero_to_fp32.py", "zero_to_torch.py"),  # DeepSpeed's own, to read its shards
     ]
+    [start_of_run] = read_starts(one / "run.json")
+    assert {host: about["ranks"] for host, about in start_of_run["hosts"].items()} == {socket.gethostname(): [0, 1]}
+    assert "deepspeed.launcher.runner" in start_of_run["command"]["launcher"]
+    assert start_of_run["deepspeed"]["train_batch_size"] == 16
     records = read_metrics(one)
     assert [record["step"] for record in records] == [5, 10, 15, 20]
     expected = {"kind", "epoch", "step", "loss", "mask_lm_loss", "mask_lm_accuracy", "matched_loss", "matched_accuracy"}

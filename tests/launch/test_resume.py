@@ -1,5 +1,6 @@
 """Trainings that go on: bit for bit on the same ranks, on other ranks, after a signal, in fp16."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from engine.checkpoint import load_pretrained
+from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.space import Files
 from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import BACKBONE
+from engine.provenance.history import RUNNING, read_starts
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
 from tests.engine.training.test_monitors import assert_shown
 from tests.kill import read_curve
@@ -26,6 +29,10 @@ Flags = Callable[..., list[str]]
 RESUME = ["--resume", "auto"]
 # As in test_ranks: two ranks sum micro-batches in another order than one, through at most ten steps.
 PARAMETERS = 5e-6
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -58,15 +65,16 @@ def dropout_bert(scenes: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, tmp_path: Path) -> None:
+def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout_bert: Path, tmp_path: Path) -> None:
     """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends.
 
-    TensorBoard and CSV files show what metrics.jsonl has in the end.
+    Step 4 is saved because a signal asks for it, and step 8 because of --save_step. TensorBoard and CSV files show what
+    metrics.jsonl has in the end.
     """
     common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
-    common += ["--report_step", "4", "--save_step", "4", "--sgd_momentum", "0.9", "--monitor", "tensorboard,csv"]
+    common += ["--report_step", "4", "--save_step", "8", "--sgd_momentum", "0.9", "--monitor", "tensorboard,csv"]
     whole = tmp_path / "whole"
-    run = launch("launch/pretrain.py", flags(*common, "--output", str(whole)), ranks=1, launcher="warm")
+    run = launch("tests/workers/asking_pretrain.py", flags(*common, "--output", str(whole)), ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert sorted(path.name for path in whole.glob("*[0-9]")) == ["Epoch01", "Epoch02", "Step000004", "Step000008"]
     model = Checkpoint(whole / "Epoch02").description.build()
@@ -75,13 +83,24 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, dropout_bert: Path, t
         output = tmp_path / name
         shutil.copytree(whole / name, output / name)
         shutil.copy(whole / "metrics.jsonl", output)  # with the lines of steps that are done again
+        shutil.copy(whole / "run.json", output)
         run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), ranks=1, launcher="warm")
         assert run.code == 0, run.stderr[-3000:]
         assert f"going on from {output / name}, after step" in run.stdout
         assert read_curve(output) == read_curve(whole)
         assert_shown(output)
         assert_equal(weights(output / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
+        first, second = read_starts(output / "run.json")
+        assert read_starts(whole / "run.json") == [first]
+        assert second["came_from"] == str(output / name)
+        assert {part for part in first if first[part] != second[part]} == {
+            *("start", "end", "seconds", "command", "rank_0", "configuration", "came_from", "results"),
+        }
+        assert (second["exit"], second["step"], first["step"]) == ("finished", 12, 12)
+        assert second["results"]["best"]["mask_lm_loss"] == first["results"]["best"]["mask_lm_loss"]
     assert read_curve(whole)[-1]["kind"] == "valid"
+    assert first["data"]["train"]["files"]["mscoco_train.json"] == sha256(scenes / "lxmert" / "mscoco_train.json")
+    assert first["results"]["valid"]["step"] == 12
 
 
 @pytest.mark.parametrize("shared", ["1", pytest.param("2", marks=pytest.mark.slow)], ids=["alone", "shared"])
@@ -222,8 +241,12 @@ def test_another_number_of_threads_is_told(flags: Flags, monkeypatch: pytest.Mon
 
 
 def wait_for_step(output: Path, process: Any) -> None:
+    wait_until(lambda: (output / "metrics.jsonl").exists() and bool(read_metrics(output)), process)
+
+
+def wait_until(is_so: Callable[[], bool], process: Any) -> None:
     deadline = time.monotonic() + 90
-    while not (output / "metrics.jsonl").exists() or not read_metrics(output):
+    while not is_so():
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -231,11 +254,14 @@ def wait_for_step(output: Path, process: Any) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: Path, number: int) -> None:
-    """SIGTERM to a training without a launcher and its workers; SIGUSR1 to one of two ranks, both of which stop."""
+    """SIGTERM to a training without a launcher and its workers; SIGUSR1 to one of two ranks, both of which stop.
+
+    Before that the same processes are asked for a checkpoint by SIGUSR2, and by a file SAVE, and go on.
+    """
     output, launcher = tmp_path / "run", "python" if number == signal.SIGTERM else "torchrun"
     process = start(
         "launch/pretrain.py",
-        flags("--num_workers", "1", "--batchSize", "8", "--report_step", "1", "--epochs", "10000"),
+        flags("--num_workers", "1", "--batchSize", "1", "--report_step", "1", "--epochs", "10000"),
         launcher=launcher,
     )
     try:
@@ -244,6 +270,14 @@ def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: P
         if number == signal.SIGUSR1:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             targets = [int(pid) for pid in children if "pretrain.py" in Path(f"/proc/{pid}/cmdline").read_text()][-1:]
+        assert [start["exit"] for start in read_starts(output / "run.json")] == [RUNNING]
+        for pid in targets:
+            os.kill(pid, signal.SIGUSR2)
+        wait_until(lambda: bool(complete_checkpoints(output)), process)
+        assert complete_checkpoints(output)[-1].name.startswith("Step")  # an epoch has 80 or 160 steps
+        (output / "SAVE").touch()
+        wait_until(lambda: not (output / "SAVE").exists(), process)
+        before = len(complete_checkpoints(output))
         for pid in targets:
             os.kill(pid, number)
         printed, errors = process.communicate(timeout=60)
@@ -251,11 +285,16 @@ def test_a_signal_ends_the_step_saves_and_exits_with_0(flags: Flags, tmp_path: P
         for pid in session_members(process.pid):
             os.kill(pid, signal.SIGKILL)
     assert process.returncode == 0, errors[-3000:]
-    [saved] = output.glob("Step??????")
-    step = int(saved.name[4:])
+    saved = complete_checkpoints(output)
+    assert len(saved) >= before >= 2
+    step = read_manifest(saved[0])["step"]
     assert f"asked to stop by a signal, after step {step}; --resume auto goes on from there" in printed
     assert read_metrics(output)[-1]["step"] == step
     assert "Traceback" not in errors
+    [start_of_run] = read_starts(output / "run.json")
+    reasons = {f"asked to stop by {signal.Signals(number).name}", "asked to stop by a signal to another rank"}
+    assert start_of_run["exit"] in (reasons if number == signal.SIGUSR1 else {"asked to stop by SIGTERM"})
+    assert (start_of_run["step"], start_of_run["results"]["train"]["step"]) == (step, step)
 
 
 def test_fp16_goes_on_bit_for_bit_and_loads_in_fp32_on_one_cpu(flags: Flags, tmp_path: Path) -> None:

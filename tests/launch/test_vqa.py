@@ -25,6 +25,7 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
+from engine.provenance.history import read_starts
 from engine.tasks.answering import prediction
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector
@@ -132,6 +133,11 @@ def test_fine_tune_resume_and_predict(
     scores = [record["score"] for record in validations]
     best = read_manifest(output / "BEST")
     assert (best["score"], best["epoch"]) == (max(scores), 1 + scores.index(max(scores)))
+    starts = read_starts(output / "run.json")
+    assert [start["exit"] for start in starts] == ["finished"] * 2  # the one that was refused left no trace
+    told = [start["results"]["best"] for start in starts]
+    assert [(record["score"], record["epoch"]) for record in told] == [(scores[0], 1), (best["score"], best["epoch"])]
+    assert starts[1]["data"]["answers"] == starts[0]["data"]["answers"]
 
     # Prediction draws the same cells as validation did, on any number of ranks.
     where = ["--load", str(output / "BEST"), "--test", "minival", "--data_root", str(scenes), "--num_workers", "1"]

@@ -66,15 +66,18 @@ class AnnotationSource:
         parts = [FORMAT, self.reader.format, digests, vocabulary, self.answers.answers, self.with_text]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def open(self, cache: Path, *, progress: bool = False) -> AnnotationStore:
+    def open(self, cache: Path, *, digests: list[str] | None = None, progress: bool = False) -> AnnotationStore:
         """The store, from the cache folder or built now.
 
         Where the cache can't be written at all, the store is built in memory, with a warning.
 
+        Args:
+            digests: of the files, where somebody has them already.
+
         Raises:
             UserError: for a broken annotation file, a damaged store, a full disk.
         """
-        digests = self.digests()
+        digests = digests if digests is not None else self.digests()
         key = self.key(digests)
         path = cache / f"annotations-{key[:32]}.store"
         if not path.exists():

@@ -23,11 +23,12 @@ from engine.data.sampler import TrainingSampler
 from engine.data.trained_on import TrainedOn
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.reporter import Reporter
+from engine.training.observers.save_file import SaveFile
 from engine.training.preemption import Preemption
 
 
 class Saver(Observer):
-    """A checkpoint after each epoch, every `save_step` optimiser steps, at the end, and when a signal asks to stop.
+    """A checkpoint after each epoch, every `save_step` optimiser steps, when one is asked for, and at the end.
 
     A checkpoint stands at an optimiser step. Micro-batches that an epoch leaves over take none, and their gradients are
     in no checkpoint; so the one at the end of such an epoch goes on from the epoch's last step, and a resumed run does
@@ -55,6 +56,7 @@ class Saver(Observer):
         self.save_step = config.save_step or sys.maxsize
         self.hosts = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
+        self.save_requested, self.save_file = False, SaveFile(checkpoints.folder)
         self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
@@ -65,7 +67,8 @@ class Saver(Observer):
         if left and not epoch_goes_on:
             self.last_step_of_epoch = self._position(state)
         self.agree()
-        if epoch_goes_on and state.step != self.config.max_steps and state.step % self.save_step == 0:
+        is_due = self.save_requested or state.step % self.save_step == 0
+        if epoch_goes_on and state.step != self.config.max_steps and is_due:
             self._save(f"Step{state.step:06d}", state)
 
     def after_epoch(self, state: TrainState) -> None:
@@ -81,6 +84,8 @@ class Saver(Observer):
         if state.batches:
             self._save(f"Step{state.step:06d}", state, weights_file=self.weights_files and not self.stop_requested)
         self._finish()
+        if self.engine.global_rank == 0:
+            self.save_file.discard()
         if self.stop_requested:
             self.reporter.say(f"asked to stop by a signal, after step {state.step}; --resume auto goes on from there")
 
@@ -119,20 +124,24 @@ class Saver(Observer):
         return state
 
     def agree(self) -> None:
-        """One small reduction a step: has any rank been asked to stop, and does any still write?
+        """One small reduction a step: has any rank been asked to stop or to save, and does any still write?
 
         Between hosts, so that nobody waits for a device.
         """
-        flags = torch.tensor([self.preemption.received is not None, self.checkpoints.is_busy], dtype=torch.int32)
+        asked = self.preemption.save_asked.is_set() or (self.engine.global_rank == 0 and self.save_file.asks())
+        self.preemption.save_asked.clear()
+        flags = torch.tensor([self.preemption.received is not None, self.checkpoints.is_busy, asked], dtype=torch.int32)
         if self.hosts is not None:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.hosts)
-        stop, busy = flags.tolist()
+        stop, busy, save = flags.tolist()
         self.stop_requested = bool(stop)
+        self.save_requested |= bool(save)  # until the next checkpoint, which may be the epoch's
         if not busy:
             self._finish()
 
     def _save(self, name: str, state: TrainState, *, weights_file: bool = False) -> None:
         if name == self.saved and (self.saved_weights or not weights_file):
+            self.save_requested = False
             return
         self._finish()
         positions: list[Any] = [None] * dist.get_world_size()
@@ -147,10 +156,13 @@ class Saver(Observer):
         }
         self.checkpoints.save(name, state.step, {CONTENT: content}, weights_file=weights_file)
         self.saved, self.saved_weights = name, weights_file
+        self.save_requested = False
 
     def _finish(self) -> None:
         if (name := self.checkpoints.finish()) is not None:
             self.reporter.say(f"saved {self.checkpoints.folder / name}")
+        if not self.save_requested and (problem := self.save_file.remove()):
+            self.reporter.say(f"warning: {problem}")
 
     def _position(self, state: TrainState) -> dict[str, Any]:
         """All that is in neither the weights nor the optimisers' state, of this rank."""

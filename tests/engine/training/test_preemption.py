@@ -42,6 +42,24 @@ def run(grace: str, number: int) -> "tuple[subprocess.Popen[str], str]":
     return process, printed + errors
 
 
+def test_a_request_to_save_is_noted_beside_one_to_stop() -> None:
+    """SIGUSR2 asks for a checkpoint, and the run goes on; what comes behind it is still heard."""
+    preemption = "from engine.training.preemption import Preemption\npreemption = Preemption()\n"
+    program = f"""
+import os, signal, time
+{preemption}
+os.kill(os.getpid(), signal.SIGUSR2)
+print(preemption.save_asked.wait(10), preemption.received)
+preemption.save_asked.clear()
+os.kill(os.getpid(), signal.SIGTERM)
+while preemption.received is None:
+    time.sleep(0.01)
+print(preemption.save_asked.is_set(), preemption.received)
+"""
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert run.stdout == "True None\nFalse SIGTERM\n", run.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_noted_and_ends_nothing_by_itself(number: int) -> None:
     process, printed = run("60", number)

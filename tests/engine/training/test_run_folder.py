@@ -71,6 +71,7 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         for path in SHOWN:
             (tmp_path / name / path).parent.mkdir(exist_ok=True)
             (tmp_path / name / path).write_text("from before")
+        (tmp_path / name / "SAVE").touch()  # it asked the run before
         if resume:
             add_checkpoint(tmp_path / name)
         folder = RunFolder(tmp_path / name)
@@ -81,6 +82,7 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         left = [path for path in SHOWN if (tmp_path / name / path).exists() and (tmp_path / name / path).stat().st_size]
         assert left == (SHOWN if resume else ["csv/ours.txt"])
         assert not (tmp_path / name / ".Step000001.unfinished").exists()
+        assert not (tmp_path / name / "SAVE").exists()
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
 
 

@@ -1,0 +1,33 @@
+"""run.json: how each start of a run came about, and how it ended.
+
+    {"starts": [the first start, ..., the newest]}
+
+A start is written when all checks have passed, and again at its end. One that was killed never wrote its end: `exit`
+still says RUNNING, and who reads it can't tell it from one that runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+
+RUN, STARTS, RUNNING = "run.json", "starts", "running"
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """The starts of a run, the first one first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UserError: if it isn't what was written.
+    """
+    try:
+        starts = json.loads(path.read_text())[STARTS]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or can't be read ({type(error).__name__}: {error})") from None
+    if not isinstance(starts, list) or not starts or not all(isinstance(start, dict) for start in starts):
+        raise UserError(f"{path} is damaged or can't be read (it lists no starts)")
+    return starts

@@ -1,0 +1,38 @@
+"""What came out of a run, as metrics.jsonl tells it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SCORE = "score"  # in validations that have one, more is better; in others, a smaller loss is
+
+
+class Results:
+    """The last report, the last validation and the best one, without tables."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.train: dict[str, Any] = {}
+        self.valid: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        values = {name: value for name, value in record.items() if name != "kind" and not isinstance(value, Mapping)}
+        if record["kind"] == "train":
+            self.train = values
+        elif record["kind"] == "valid":
+            self.valid = values
+            if not self.best or is_better(values, self.best):
+                self.best = values
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {"train": self.train, "valid": self.valid, "best": self.best}
+
+
+def is_better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a validation is better than another of the same run."""
+    if SCORE in one and SCORE in other:
+        return bool(one[SCORE] > other[SCORE])
+    loss, least = (float(values.get("loss", math.inf)) for values in (one, other))
+    return loss < least or (math.isnan(least) and not math.isnan(loss))
