@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch, CopiedAhead
 from engine.data.sampler import TrainingSampler
-from engine.training.metrics import Metrics
+from engine.training.reports.metrics import Metrics
 
 
 @dataclass

@@ -32,9 +32,14 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
         settings = deepspeed_settings(config, ranks.world_size)
         if not arguments.print_config:
             Ranks.check_nodes(arguments.nodes)
-            from engine.training.run import run  # brings torch and DeepSpeed, which takes seconds
+            start = (config, task_class, ranks, settings)
+            if arguments.dry_run or arguments.find_batch_size:
+                from engine.training.preflight.report import rehearse  # brings torch and DeepSpeed, which takes seconds
 
-            dry_run = arguments.dry_run or arguments.find_batch_size
-            run(config, task_class, ranks, settings, dry_run=dry_run, find_batch_size=arguments.find_batch_size)
+                rehearse(*start, find_batch_size=arguments.find_batch_size)
+            else:
+                from engine.training.run import run
+
+                run(*start)
         elif ranks.rank == 0:
             print(to_yaml(config), end="")

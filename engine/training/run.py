@@ -1,225 +1,80 @@
 """A training from its flags, which program.py has checked, to its last checkpoint, whatever the task.
 
-1. task             its data: annotations, answers, image sizes
-2. start            --resume auto: the run's own newest checkpoint, else --load, else the task's choice, else
-                    --fromScratch, else CLIP and BERT
-3. model            built, then filled with these weights
-4. engine           DeepSpeed ZeRO-2 around model, optimisers and schedules; a checkpoint may continue their state
-5. training         epochs of micro-batches; a checkpoint and a validation after each
+1. prepared         all that it needs: prepared.py
+2. training         epochs of micro-batches; reports, checkpoints and validations beside them
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch.distributed as dist
-from torch import nn
-from transformers import BertConfig, set_seed
-
-from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.saving import Checkpoints
-from engine.configuration.bert import read_bert
-from engine.configuration.deepspeed import deepspeed_settings, monitor_settings
-from engine.configuration.flags import AUTO, TrainingConfig
-from engine.data.loading import Batch, evaluation_loader, training_loader
-from engine.data.shared_memory import check_shared_memory
-from engine.data.trained_on import TrainedOn
-from engine.data.waiting import StallWatch, TimedLoader
-from engine.distributed.device import agree_on_threads, pick_device, pick_kernels
-from engine.distributed.joining import join
-from engine.distributed.launchers import end_with_launcher
-from engine.distributed.meeting import Meeting
+from engine.configuration.deepspeed import monitor_settings
+from engine.configuration.flags import TrainingConfig
+from engine.data.waiting import StallWatch
 from engine.distributed.ranks import Ranks
-from engine.model.compilation import compile_layers
+from engine.provenance.record import RunRecord, describe_start
 from engine.tasks.task import Task
-from engine.training.engine import build_engine
-from engine.training.loop import Observer, TrainState, train
-from engine.training.metrics import Metrics
-from engine.training.model import build_model, describe_model, tokens_of
+from engine.training.loop import Observer, train
 from engine.training.observers.conclusion import Conclusion
-from engine.training.observers.console import say_first
-from engine.training.observers.monitors import Monitors
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import ModelKeeper, Validator
 from engine.training.preemption import Preemption
-from engine.training.preflight.machines import check
-from engine.training.preflight.memory import device_memory
-from engine.training.preflight.plan import Plan, check_disk, files_of
-from engine.training.preflight.report import explained, rehearse
-from engine.training.run_folder import RunFolder
-from engine.training.start import check_agreement, find_start, settle_micro_batch
+from engine.training.preflight.memory import explained
+from engine.training.prepared import Prepared, prepare
+from engine.training.reports.listener import Recorder
+from engine.training.reports.metrics import Metrics
+from engine.training.reports.monitors import Monitors
 
 
-def make_loaders(
-    config: TrainingConfig, task: Task[Any], ranks: Ranks
-) -> tuple[TimedLoader[Batch], TimedLoader[Batch] | None]:
-    """This rank's micro-batches; the workers of both loaders run from here on.
-
-    The training's come last: on a GPU a thread pins their batches as soon as they run, and nobody may be forked then.
-    """
-    check_shared_memory(
-        task.training.options,
-        config.batch_size,
-        num_workers=config.num_workers,
-        local_world_size=ranks.local_world_size,
-    )
-    shares: dict[str, Any] = {
-        "num_workers": config.num_workers,
-        "start_method": config.worker_start_method,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-    }
-    validation = evaluation_loader(task.validation, config.batch_size, **shares) if task.validation else None
-    batches = training_loader(
-        task.training,
-        config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        same_order=config.same_order_each_epoch,
-        **shares,
-    )
-    return batches, validation
-
-
-def summary(
-    config: TrainingConfig, bert: BertConfig, task: Task[Any], model: nn.Module, computed_on: str, kernels: str
-) -> str:
-    """One line: what is trained on which data, where it runs, how it computes, and what makes up a step."""
-    dataset, count = task.training, task.ranks.world_size
-    trained, all_of_them = parameter_counts(model)
-    layers = f"{bert.num_hidden_layers} layer{'s' * (bert.num_hidden_layers > 1)}"
-    line = f"{config.clip_model_name} and {layers} of {bert.hidden_size}, "
-    line += f"{trained / 1e6:.1f}M parameters trained"
-    line += f" of {all_of_them / 1e6:.1f}M, " if trained < all_of_them else ", "
-    line += f"{len(dataset):,} sentences of {np.count_nonzero(np.bincount(dataset.sentences.images)):,} images; "
-    line += f"{count} rank{'s' * (count > 1)} on {computed_on}, {config.precision}, kernels of {kernels}, "
-    line += f"{config.batch_size} x {config.gradient_accumulation_steps} x {count} samples per step"
-    if config.sentences_per_image > 1:
-        line += f", {dataset.sentences_per_pass():.1f} of them for each pass of an image"
-    return line
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Values that are trained, and all."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
-
-
-def run(
-    config: TrainingConfig,
-    task_class: Callable[..., Task[Any]],
-    ranks: Ranks,
-    settings: dict[str, Any],
-    *,
-    dry_run: bool = False,
-    find_batch_size: bool = False,
-) -> None:
-    """Train to the end, or see what that would take.
+def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ranks, settings: dict[str, Any]) -> None:
+    """Train to the end, which run.json tells, whatever it is.
 
     Args:
         config: checked.
         settings: DeepSpeed's, from engine.configuration.deepspeed.
-        dry_run: look closely for problems, try out some steps, and leave nothing behind.
-        find_batch_size: in a dry run, also measure the largest micro-batch.
     """
     with RunRecord(Path(config.output), ranks.rank) as record:
-        train_to_the_end(config, task_class, ranks, settings, record)
+        prepared = prepare(config, task_class, ranks, settings)
+        begin(record, prepared)
+        with Monitors(monitor_settings(config) if ranks.rank == 0 else {}, prepared.folder.path) as monitors:
+            train_prepared(prepared, record, monitors)
+        prepared.leave()
 
 
-def train_to_the_end(
-    config: TrainingConfig,
-    task_class: Callable[..., Task[Any]],
-    ranks: Ranks,
-    settings: dict[str, Any],
-    record: RunRecord,
-) -> None:
-    """All that a training does, in its order."""
-    end_with_launcher()
-    device = pick_device(ranks, fp16=config.fp16, deterministic=config.deterministic)
-    kernels = pick_kernels(device)
-    meeting = Meeting(ranks, config.start_timeout)
-    if find_batch_size:
-        device_memory(config, device)
-    check(config, task_class, ranks, settings, device, meeting, thorough=dry_run)
-    folder = RunFolder(Path(config.output))
-    bert, tokenizer = read_bert(config.bert)
-    task = task_class(config, tokenizer, ranks)
-    task.read()
-    description = describe_model(config, bert, task)
-    if config.batch_size == AUTO:
-        settle_micro_batch(config, description, settings, ranks, device, task.training.sentences_per_pass())
-        settings = deepspeed_settings(config, ranks.world_size)
-    batches, validation_batches = make_loaders(config, task, ranks)
+def begin(record: RunRecord, prepared: Prepared) -> None:
+    """This start's entry in run.json. All ranks call it."""
+    config, task, resumed = prepared.config, prepared.task, prepared.resumed
+    splits = {"train": task.training.split, "valid": task.validation.split if task.validation else None}
+    came_from = str(resumed.folder) if resumed is not None else config.load
+    about = describe_start(config, prepared.settings, prepared.device, splits, task.answers, came_from)
+    record.begin(about, resumed=resumed is not None)
 
-    resumed, loaded = find_start(config, folder, ranks, len(task.training), claim=not dry_run)
-    start = loaded if loaded is not None else task.pretrained()
-    trained_on = TrainedOn.of(task.training.split)
-    if start is not None:
-        trained_on |= start.trained_on
-        task.check_answers(start)
-    task.check_start(trained_on)
-    if ranks.rank == 0 and not dry_run:
-        folder.write_config(config)
-    model = build_model(config, description, start, task)
-    plan, files = Plan.of(config, task, len(batches)), files_of(config, model)
-    if ranks.rank == 0 and not dry_run and (told := check_disk(config, folder.path, files, plan)):
-        print(f"warning: {told}", flush=True)
 
-    join(meeting)
-    check_agreement(resumed, config.batch_size)
-    computed_on = agree_on_threads(device)
-    if ranks.rank == 0:
-        say_first(summary(config, bert, task, model, computed_on, kernels))
-    engine = build_engine(model, config, settings, len(batches))
-    if config.compile:
-        told = compile_layers(model.bert.encoder, config.batch_size, tokens_of(config))
-        if ranks.rank == 0:
-            print(told, flush=True)
-    set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
-    if dry_run:
-        content = {"description": description.to_dict(), "trained_on": trained_on.to_tensors()}
-        rehearse(
-            *(engine, batches, validation_batches, config, settings, content, plan, files),
-            weights_file=task.epoch_weights,
-            find_batch_size=find_batch_size,
-        )
-        return leave_together(meeting)
-    metrics = Metrics(device)
-    judge = task.judge() if validation_batches is not None else None
-    conclusion = Conclusion(task, folder.path, judge.metric if judge is not None else None)
-    monitors = Monitors(monitor_settings(config) if ranks.rank == 0 else {}, folder.path)
-    reporter = Reporter(engine, config, batches, metrics, [conclusion, monitors], task.chance())
-    checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
+def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) -> None:
+    """What happens beside the loop, and the loop."""
+    config, task, engine, folder = prepared.config, prepared.task, prepared.engine, prepared.folder.path
+    batches, validation_batches = prepared.batches, prepared.validation_batches
+    metrics, preemption = Metrics(prepared.device), Preemption()
+    reporter = Reporter(engine, config, batches, metrics, [Recorder(record.results), monitors], task.chance())
+    checkpoints = Checkpoints(engine, folder, keep=config.keep)
     saver = Saver(
-        *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
+        *(engine, config, batches, prepared.description, reporter, checkpoints, preemption, prepared.trained_on),
         weights_files=task.epoch_weights,
     )
-    conclusion.saver = saver
-    keeper = ModelKeeper(saver, folder.path, description, trained_on) if task.best_and_last else None
     observers: list[Observer] = [reporter, saver]
-    if validation_batches is not None and judge is not None:
-        observers.append(Validator(reporter, saver, validation_batches, judge, keeper))
+    keeper = ModelKeeper(saver, folder, prepared.description, prepared.trained_on) if task.best_and_last else None
+    if validation_batches is not None:
+        observers.append(Validator(reporter, saver, validation_batches, task.judge(), keeper))
     if keeper is not None:
         observers.append(keeper)
-    observers.append(conclusion)
+    observers.append(Conclusion(task, saver, record.results))
 
-    state = TrainState()
-    if resumed is not None:
-        restore_all(engine, resumed)
-        state = saver.restore(resumed)
-        reporter.say(f"going on from {resumed.folder}, after step {state.step}")
-    elif loaded is not None:
-        restore_parts(engine, loaded, adam=not config.not_load_adam_optimizer, schedule=not config.not_load_scheduler)
-    del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
-    loaders = [batches] if validation_batches is None else [batches, validation_batches]
-    StallWatch(loaders, ranks.rank, lambda: state.step)
-    with explained(config, device), monitors:
+    state = prepared.restore(saver)
+    record.state = state
+    StallWatch([loader for loader in (batches, validation_batches) if loader], engine.global_rank, lambda: state.step)
+    with explained(config, prepared.device):
         train(engine, batches, state, config, metrics, observers)
-    leave_together(meeting)
-    folder.leave()
-
-
-def leave_together(meeting: Meeting) -> None:
-    meeting.end()
-    dist.destroy_process_group()
+    if saver.stop_requested:
+        record.reason = f"asked to stop by {preemption.received or 'a signal to another rank'}"

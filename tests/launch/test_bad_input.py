@@ -32,7 +32,7 @@ def error_of(flags: list[str]) -> str:
         config.check(ranks.world_size)
         run(config, Pretraining, ranks, deepspeed_settings(config, ranks.world_size))
 
-    with patch("engine.training.run.Meeting"), pytest.raises(UserError) as caught:
+    with patch("engine.training.prepared.Meeting"), pytest.raises(UserError) as caught:
         start()
     return str(caught.value)
 

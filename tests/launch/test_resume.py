@@ -22,7 +22,7 @@ from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import BACKBONE
 from engine.provenance.history import RUNNING, read_starts
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
-from tests.engine.training.test_monitors import assert_shown
+from tests.engine.training.reports.test_monitors import assert_shown
 from tests.kill import read_curve
 
 Flags = Callable[..., list[str]]

@@ -33,8 +33,9 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.loop import TrainState
-from engine.training.observers.monitors import Monitors
-from engine.training.observers.reporter import Listener, Reporter
+from engine.training.observers.reporter import Reporter
+from engine.training.reports.listener import Listener
+from engine.training.reports.monitors import Monitors
 
 MODEL = Workload("tiny", layers=3, hidden_size=128, sub_feat_num=5, height=64, width=96, dtype="fp32")  # the demo's
 SENTENCES = 32

@@ -14,7 +14,7 @@ from engine.data.loading import Batch
 from engine.model.pretraining import ClipVilForPretraining
 from engine.training.engine import build_engine
 from engine.training.loop import micro_step
-from engine.training.metrics import Metrics
+from engine.training.reports.metrics import Metrics
 
 BATCHES_PER_EPOCH = 1000  # the schedules are laid out for more steps than are measured
 

@@ -2,55 +2,35 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.configuration.parsing import LOCAL_RANK
 from engine.distributed.launchers import command_line
+from engine.provenance.results import SCORE, Results
 from engine.tasks.task import Task
 from engine.training.loop import Observer, TrainState
-from engine.training.observers.reporter import Listener
 from engine.training.observers.saver import Saver
 from engine.training.observers.validator import BEST, LAST
 
 
-class Conclusion(Observer, Listener):
-    """Comes last among the observers, when everything has been saved.
+class Conclusion(Observer):
+    """Comes last among the observers, when everything has been saved."""
 
-    Args:
-        metric: of the validation, the higher the better; None for its loss.
-    """
-
-    def __init__(self, task: Task[Any], folder: Path, metric: str | None) -> None:
-        self.task, self.folder, self.metric = task, folder, metric
-        self.saver: Saver | None = None  # it is made later, with the reporter that tells us
-        self.latest: Mapping[str, Any] | None = None
-        self.best: Mapping[str, Any] | None = None
-
-    def hear(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "train":
-            self.latest = record
-        elif record["kind"] == "valid" and (self.best is None or self._goodness(record) > self._goodness(self.best)):
-            self.best = record
-
-    def restart(self, records: Sequence[Mapping[str, Any]]) -> None:
-        for record in records:
-            self.hear(record)
+    def __init__(self, task: Task[Any], saver: Saver, results: Results) -> None:
+        self.task, self.saver, self.results = task, saver, results
+        self.folder = saver.checkpoints.folder
 
     def after_training(self, state: TrainState) -> None:
-        assert self.saver is not None
-        self.saver.reporter.say("\n".join(self.lines(state, self.saver.saved, stopped=self.saver.stop_requested)))
+        self.saver.reporter.say("\n".join(self.lines(state)))
 
-    def lines(self, state: TrainState, saved: str, *, stopped: bool) -> list[str]:
-        """Args:
-        saved: name of the newest checkpoint.
-        """
+    def lines(self, state: TrainState) -> list[str]:
+        saved, stopped = self.saver.saved, self.saver.stop_requested
         lines = [f"{'stopped' if stopped else 'done'} after step {state.step}"]
-        if self.latest is not None:
-            lines[0] += ", last report: " + ", ".join(losses(self.latest))
-        if self.best is not None:
-            name = self.metric or "loss"
-            lines.append(f"best validation: {name} {self.best[name]:.4g}, after epoch {self.best['epoch']}")
+        if latest := self.results.train:
+            lines[0] += ", last report: " + ", ".join(losses(latest))
+        if validation := self.results.best:
+            name = SCORE if SCORE in validation else "loss"
+            lines.append(f"best validation: {name} {validation[name]:.4g}, after epoch {validation['epoch']}")
         best = next((self.folder / name for name in (BEST, LAST) if (self.folder / name).is_dir()), None)
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
         lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml'])}")
@@ -60,9 +40,6 @@ class Conclusion(Observer, Listener):
             command = self.task.next_command(self.folder / saved, best)
             lines.append(f"next: {command_line(command, self.task.ranks)}")
         return lines
-
-    def _goodness(self, record: Mapping[str, Any]) -> float:
-        return float(record[self.metric]) if self.metric is not None else -float(record["loss"])
 
 
 def losses(record: Mapping[str, Any]) -> list[str]:

@@ -15,22 +15,14 @@ from engine.data.sampler import TrainingSampler
 from engine.data.waiting import TimedLoader
 from engine.errors import UserError
 from engine.training.loop import Observer, TrainState
-from engine.training.metrics import Metrics, MetricsFile
-from engine.training.observers.console import Console
 from engine.training.observers.diagnosis import first_non_finite
-from engine.training.observers.health import Health
-from engine.training.observers.pace import Pace, Share, speeds
+from engine.training.reports.console import Console
+from engine.training.reports.health import Health
+from engine.training.reports.listener import Listener
+from engine.training.reports.metrics import Metrics, MetricsFile
+from engine.training.reports.pace import Pace, Share, speeds
 
 UNREADABLE = "unreadable_images"
-
-
-class Listener:
-    """Who hears, on every rank, each record that goes into metrics.jsonl."""
-
-    def hear(self, record: Mapping[str, Any]) -> None: ...
-
-    def restart(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """A resumed run goes on after these records (none on other ranks than 0); later ones are heard once more."""
 
 
 class Reporter(Observer):

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,24 @@ def device_memory(config: TrainingConfig, device: torch.device) -> float:
     if device.type != "cuda":
         raise UserError("there is no GPU whose memory could be filled; say with --memory_limit GB how much there is")
     return torch.cuda.get_device_properties(device).total_memory
+
+
+def memory_of(config: TrainingConfig, device: torch.device) -> float:
+    """Bytes that a rank may fill: its GPU's or --memory_limit's; 0 where neither is known."""
+    return device_memory(config, device) if config.memory_limit is not None or device.type == "cuda" else 0.0
+
+
+@contextmanager
+def explained(config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """Raises UserError for a GPU that is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        memory = f"the {memory_of(config, device) / GB:.3g} GB of {device}"
+        raise UserError(
+            f"--batch_size {config.batch_size} doesn't fit into {memory} ({str(error).splitlines()[0]}); lower it, or "
+            "compute activations twice with --activation_checkpointing all"
+        ) from None
 
 
 def largest_micro_batch(

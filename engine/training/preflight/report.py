@@ -1,79 +1,67 @@
 """A dry run: what is tried out, and what is told of it."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine
-from torch.utils.data import DataLoader
 
 from engine.checkpoint.space import Files, free_bytes
 from engine.configuration.flags import TrainingConfig
 from engine.configuration.recipes import to_yaml
-from engine.data.loading import Batch
-from engine.data.waiting import TimedLoader
+from engine.distributed.device import pick_device
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.training.preflight.memory import GB, RESERVE, device_memory
+from engine.tasks.task import Task
+from engine.training.preflight.memory import GB, RESERVE, device_memory, explained, memory_of
 from engine.training.preflight.plan import Plan
 from engine.training.preflight.trial import Findings, largest_measured, trial_folder, try_out
+from engine.training.prepared import prepare
 
 
 def rehearse(
-    engine: DeepSpeedEngine,
-    batches: TimedLoader[Batch],
-    validation_batches: DataLoader[Batch] | None,
     config: TrainingConfig,
+    task_class: Callable[..., Task[Any]],
+    ranks: Ranks,
     settings: dict[str, Any],
-    content: dict[str, Any],
-    plan: Plan,
-    files: Files,
     *,
-    weights_file: bool,
     find_batch_size: bool,
 ) -> None:
-    """Try a training out and print, on rank 0, what it would take.
+    """Do what a training does up to its first steps, print on rank 0 what it would take, and leave nothing behind.
+
+    Args:
+        find_batch_size: whether the largest micro-batch is measured, too.
 
     Raises:
-        UserError: if it takes more memory than there is.
+        UserError: with what keeps the training from running, or if it takes more memory than there is.
     """
-    first, limit = engine.global_rank == 0, memory_of(config, engine.device)
+    if find_batch_size:
+        device_memory(config, pick_device(ranks))
+    prepared = prepare(config, task_class, ranks, settings, dry_run=True)
+    engine, first, limit = prepared.engine, ranks.rank == 0, memory_of(config, prepared.device)
     if first:
-        print(f"recipe:\n{to_yaml(config)}DeepSpeed:\n{json.dumps(settings, indent=2)}\ntrying out ...", flush=True)
-    with trial_folder(Path(config.output)) as folder, explained(config, engine.device):
-        loaders = (batches, validation_batches)
-        found = try_out(engine, *loaders, config, content, folder, weights_file=weights_file)
-        largest = largest_measured(engine, batches, config, (1 - RESERVE) * limit) if find_batch_size else None
+        effective = json.dumps(prepared.settings, indent=2)
+        print(f"recipe:\n{to_yaml(config)}DeepSpeed:\n{effective}\ntrying out ...", flush=True)
+    content = {"description": prepared.description.to_dict(), "trained_on": prepared.trained_on.to_tensors()}
+    largest = None
+    with trial_folder(Path(config.output)) as folder, explained(config, prepared.device):
+        loaders = (prepared.batches, prepared.validation_batches)
+        found = try_out(engine, *loaders, config, content, folder, weights_file=prepared.task.epoch_weights)
+        if find_batch_size:
+            largest = largest_measured(engine, prepared.batches, config, (1 - RESERVE) * limit)
         dist.barrier()
     if first:
-        print("\n".join(lines_of(found, config, plan, files, engine.device, limit, largest)), flush=True)
+        told = lines_of(found, config, prepared.plan, prepared.files, prepared.device, limit, largest)
+        print("\n".join(told), flush=True)
+    prepared.leave()
     if limit and found.peak_bytes > limit:
         raise UserError(
             f"rank {found.fullest_rank} took {found.peak_bytes / GB:.3g} GB, more than the {limit / GB:.3g} GB that "
             f"there are; lower --batch_size {config.batch_size} (--find_batch_size measures how far), or compute "
             "activations twice with --activation_checkpointing all"
         )
-
-
-def memory_of(config: TrainingConfig, device: torch.device) -> float:
-    """Bytes that a rank may fill: its GPU's or --memory_limit's; 0 where neither is known."""
-    return device_memory(config, device) if config.memory_limit is not None or device.type == "cuda" else 0.0
-
-
-@contextmanager
-def explained(config: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """Raises UserError for a GPU that is full."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        memory = f"the {memory_of(config, device) / GB:.3g} GB of {device}"
-        raise UserError(
-            f"--batch_size {config.batch_size} doesn't fit into {memory} ({str(error).splitlines()[0]}); lower it, or "
-            "compute activations twice with --activation_checkpointing all"
-        ) from None
 
 
 def lines_of(

@@ -2,7 +2,9 @@
 
 import itertools
 import shutil
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +26,7 @@ from engine.data.sampler import Sample, TrainingSampler
 from engine.data.waiting import TimedLoader
 from engine.distributed.device import forget_peak, peak_bytes
 from engine.training.loop import Observer, TrainState, evaluate, micro_step, train
-from engine.training.metrics import Metrics
+from engine.training.reports.metrics import Metrics
 
 WARM_UP, FEWEST, MOST = 2, 3, 20  # optimiser steps: not timed, and timed
 ENOUGH = 20.0  # seconds of timed steps after which no more are taken
@@ -221,11 +223,13 @@ def time_save(
 def trial_folder(output: Path) -> Iterator[Path]:
     """A folder in --output for what a trial writes; both are as they were afterwards. A killed trial's is swept."""
     folder = output / f".trial{UNFINISHED}"
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of what follows
     with folders_as_before(output):
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

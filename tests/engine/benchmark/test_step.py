@@ -29,8 +29,8 @@ from engine.distributed.joining import join
 from engine.errors import UserError
 from engine.model.memory import pass_bytes
 from engine.model.metrics import NO_METRICS
-from engine.training.metrics import Metrics
 from engine.training.preflight.memory import training_bytes
+from engine.training.reports.metrics import Metrics
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "model_pretrain"

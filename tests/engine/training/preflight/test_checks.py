@@ -25,8 +25,8 @@ from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.training.model import describe_model
 from engine.training.preflight import checks
 from engine.training.preflight.checks import Problems, find_problems
+from engine.training.prepared import prepare
 from engine.training.program import RECIPES
-from engine.training.run import run
 from tests.conftest import free_port, small_tmpfs
 
 Flags = Callable[..., list[str]]
@@ -78,7 +78,7 @@ def test_all_problems_are_told_in_one_go(
         output = tmp_path / "disk" / "deep" / "run"
         config = configured(flags(*stage_two, *more, "--output", str(output)))
         with pytest.raises(UserError) as caught:
-            run(config, Pretraining, ALONE, deepspeed_settings(config, 1), dry_run=True)
+            prepare(config, Pretraining, ALONE, deepspeed_settings(config, 1), dry_run=True)
         assert os.listdir(tmp_path / "disk") == []
     first, *listed = str(caught.value).splitlines()
     assert first == "6 things keep this training from running:"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engine.distributed.ranks import Ranks
+from engine.provenance.results import Results
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
 from engine.training.loop import TrainState
@@ -24,14 +25,13 @@ def task_of(task_class: Any, config: Any, ranks: Ranks = TWO) -> Any:
 
 
 def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric: str | None = None) -> list[str]:
-    conclusion = Conclusion(task, folder, metric)
-    conclusion.restart([{"kind": "valid", "epoch": 1, "loss": 1.5, "score": 40.0}])
-    for record in (
-        *({"kind": "valid", "epoch": 2, "loss": 1.25, "score": 50.0}, {"kind": "warning"}, TRAIN),
-        {"kind": "valid", "epoch": 3, "loss": 1.75, "score": 45.0},
-    ):
-        conclusion.hear(record)
-    return conclusion.lines(TrainState(step=10), saved, stopped=stopped)
+    results = Results()
+    for epoch, loss, score in ((1, 1.5, 40.0), (2, 1.25, 50.0), (3, 1.75, 45.0)):
+        validation = {"kind": "valid", "epoch": epoch, "loss": loss}
+        results.add({**validation, "score": score} if metric else validation)
+        results.add(TRAIN)
+    saver: Any = SimpleNamespace(saved=saved, stop_requested=stopped, checkpoints=SimpleNamespace(folder=folder))
+    return Conclusion(task, saver, results).lines(TrainState(step=10))
 
 
 def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:

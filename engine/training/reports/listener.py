@@ -1,14 +1,22 @@
-"""What run.json says of a training's results."""
+"""Who hears each record that goes into metrics.jsonl."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.provenance.results import Results
-from engine.training.observers.reporter import Listener
+
+
+class Listener:
+    """Hears every record, on every rank."""
+
+    def hear(self, record: Mapping[str, Any]) -> None: ...
+
+    def restart(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """A resumed run goes on after these records (none on other ranks than 0); later ones are heard once more."""
 
 
 class Recorder(Listener):
-    """Adds each report and validation to the results, those before a resumed run as well."""
+    """Adds each report and validation to the results of a run."""
 
     def __init__(self, results: Results) -> None:
         self.results = results

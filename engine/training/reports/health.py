@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.training.observers.pace import Share
+from engine.training.reports.pace import Share
 
 HISTORY = 50  # reports that a median is taken of, the latest that were in order
 ENOUGH = 10  # reports before there is a median to compare with

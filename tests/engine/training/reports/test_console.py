@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from engine.training.observers import console
-from engine.training.observers.console import Console, Field, as_line, fitted, live_fields, live_line
+from engine.training.reports import console
+from engine.training.reports.console import Console, Field, as_line, fitted, live_fields, live_line
 
 RECORD = {
     **{"kind": "train", "epoch": 1.25, "step": 1200, "loss": 2.3141, "mask_lm_loss": 1.92, "matched_loss": 0.3941},

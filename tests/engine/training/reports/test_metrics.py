@@ -8,7 +8,7 @@ import torch.multiprocessing as multiprocessing
 from engine.benchmark.counting import Traffic
 from engine.errors import UserError
 from engine.model.metrics import MetricSums
-from engine.training.metrics import Metrics, MetricsFile
+from engine.training.reports.metrics import Metrics, MetricsFile
 
 CPU = torch.device("cpu")
 

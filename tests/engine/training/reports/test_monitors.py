@@ -22,9 +22,9 @@ from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.model.metrics import MetricSums
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.loop import TrainState
-from engine.training.metrics import Metrics
 from engine.training.observers import reporter
-from engine.training.observers.monitors import Monitors, run_id, values
+from engine.training.reports.metrics import Metrics
+from engine.training.reports.monitors import Monitors, run_id, values
 from tests.conftest import launch, session_members, small_tmpfs, start
 
 Curves = dict[str, list[tuple[int, float]]]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.data.loading import Batch
-from engine.training.observers import pace
-from engine.training.observers.pace import ForwardTimer, Pace, Share, speeds
+from engine.training.reports import pace
+from engine.training.reports.pace import ForwardTimer, Pace, Share, speeds
 
 
 class Clock:

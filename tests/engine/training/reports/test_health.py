@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from engine.training.observers.health import ENOUGH, IN_A_ROW, LEARNT_AFTER, SKIPPED_STEPS, Health
-from engine.training.observers.pace import Share
+from engine.training.reports.health import ENOUGH, IN_A_ROW, LEARNT_AFTER, SKIPPED_STEPS, Health
+from engine.training.reports.pace import Share
 
 HEALTHY = {
     **{"kind": "train", "loss": 2.0, "grad_norm": 1.0, "loss_scale": 65536.0, "skipped_steps": 0},

@@ -12,7 +12,7 @@ from engine.configuration.parsing import parse
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining, PretrainingOptions
-from engine.training import run as training
+from engine.training import prepared as training
 from engine.training.program import RECIPES
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
@@ -48,7 +48,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_deterministic_is_set_before_anything_is_read(flag: list[str], flags: Callable[..., list[str]]) -> None:
     config, _ = parse(PretrainConfig, flags("--data_root", "nowhere", *flag), RECIPES)
     with pytest.raises(UserError, match=r"nowhere.* is missing"):
-        training.run(config, Pretraining, ALONE, deepspeed_settings(config, 1))
+        training.prepare(config, Pretraining, ALONE, deepspeed_settings(config, 1))
     chosen = bool(flag)
     assert torch.are_deterministic_algorithms_enabled() == chosen
     assert torch.is_deterministic_algorithms_warn_only_enabled() == chosen

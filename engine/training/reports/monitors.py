@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from engine.configuration.monitors import TOOLS
 from engine.files import replacing
-from engine.training.observers.reporter import Listener
+from engine.training.reports.listener import Listener
 from engine.training.run_folder import RUN_ID, drop_csv, drop_events
 
 Record = Mapping[str, Any]
