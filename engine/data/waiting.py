@@ -80,9 +80,10 @@ class StallWatch:
         loaders: Sequence[TimedLoader[Any]],
         rank: int,
         step: Callable[[], int],
-        limit: float = STALLED_AFTER,
+        limit: float | None = None,
     ) -> None:
-        self.loaders, self.rank, self.step, self.limit = loaders, rank, step, limit
+        self.loaders, self.rank, self.step = loaders, rank, step
+        self.limit = STALLED_AFTER if limit is None else limit
         threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
 
     def _watch(self) -> None:

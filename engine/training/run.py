@@ -159,9 +159,9 @@ def summary(
     config: TrainingConfig, bert: BertConfig, task: Task[Any], model: nn.Module, computed_on: str, kernels: str
 ) -> str:
     """One line: what is trained on which data, where it runs, how it computes, and what makes up a step."""
-    dataset, count = task.training, task.ranks.world_size
+    dataset, count, layers = task.training, task.ranks.world_size, bert.num_hidden_layers
     trained, all_of_them = parameter_counts(model)
-    line = f"{config.clip_model_name} and {bert.num_hidden_layers} layer{'s' * (bert.num_hidden_layers > 1)} of {bert.hidden_size}, "
+    line = f"{config.clip_model_name} and {layers} layer{'s' * (layers > 1)} of {bert.hidden_size}, "
     line += f"{trained / 1e6:.1f}M parameters trained"
     line += f" of {all_of_them / 1e6:.1f}M, " if trained < all_of_them else ", "
     line += f"{len(dataset):,} sentences of {np.count_nonzero(np.bincount(dataset.sentences.images)):,} images; "

@@ -183,10 +183,7 @@ def test_spawned_workers_and_an_image_store_change_nothing(flags: Flags, scenes:
         assert run.left == []
         assert f"image_store: {other[1] if more else 'null'}" in (tmp_path / name / "config.yaml").read_text()
         records.append(
-            [
-                {key: record[key] for key in record if key not in TIMES}
-                for record in read_metrics(tmp_path / name)
-            ]
+            [{key: record[key] for key in record if key not in TIMES} for record in read_metrics(tmp_path / name)]
         )
     assert [record["step"] for record in records[0]] == [1, 2, 3]
     assert {"loss", "mask_lm_accuracy", "grad_norm"} <= set(records[0][0])

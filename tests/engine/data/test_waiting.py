@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ def test_an_error_ends_the_wait() -> None:
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[Path]:
+def hanging(tmp_path: Path) -> Path:
     """A file that can be opened only once somebody writes into it."""
     path = tmp_path / "hanging.jpg"
     os.mkfifo(path)
-    yield path
+    return path
 
 
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
