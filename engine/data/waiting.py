@@ -38,7 +38,7 @@ class TimedLoader(DataLoader[T]):
             **options,
         )
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch's iterator, timed
         if not self.num_workers:
             self.readings.enter(0)
         return self._timed(self._wait(super().__iter__))
@@ -46,7 +46,7 @@ class TimedLoader(DataLoader[T]):
     def _timed(self, batches: Iterator[T]) -> Iterator[T]:
         nothing = object()
         while (batch := self._wait(lambda: next(batches, nothing))) is not nothing:
-            yield batch  # type: ignore[misc]
+            yield batch
 
     def _wait(self, get: Callable[[], Any]) -> Any:
         self.since = began = time.monotonic()

@@ -64,7 +64,8 @@ class Health:
         self.chance, self.scale_floor = chance, scale_floor
         self.levels = {name: Level() for name in ("loss", "grad_norm", "samples_per_second", "data_wait")}
         self.skipped: deque[tuple[int, int]] = deque(maxlen=SKIPPED_STEPS + 1)  # step, and skipped ones until then
-        self.steps_of: dict[tuple[str, int | None], list[int]] = {}  # of the reports in a row that showed a sign
+        # Reports in a row that show a sign, and the step of the first of them.
+        self.shown: dict[tuple[str, int | None], tuple[int, int]] = {}
         self.told: set[tuple[str, int | None]] = set()
 
     def restart(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -82,11 +83,17 @@ class Health:
             *(*self._figures(record), *self._speed(record)),
             *(*self._ranks_behind(shares), *self._nothing_learnt(record)),
         ]
-        self.steps_of = {sign.key: [*self.steps_of.get(sign.key, []), record["step"]] for sign in lasting}
-        signs = at_once + [sign for sign in lasting if has_lasted(self.steps_of[sign.key])]
+        step = record["step"]
+        begun = {sign.key: self.shown.get(sign.key, (0, step)) for sign in lasting}
+        self.shown = {key: (count + 1, first) for key, (count, first) in begun.items()}
+        signs = at_once + [sign for sign in lasting if self._has_lasted(sign, step)]
         new = [sign for sign in signs if sign.key not in self.told]
         self.told = {sign.key for sign in signs}
-        return [warning(record["step"], sign) for sign in new]
+        return [warning(step, sign) for sign in new]
+
+    def _has_lasted(self, sign: Sign, step: int) -> bool:
+        count, first = self.shown[sign.key]
+        return count >= IN_A_ROW and step - first >= LASTING_STEPS
 
     def _not_finite(self, record: Mapping[str, Any]) -> Iterator[Sign]:
         """In fp16 gradients alone may be infinite, while the loss scale is looked for."""
@@ -190,10 +197,6 @@ class Health:
                     f"answer comes to {chance:.3g}: nothing is learnt; see whether the loss falls, whether "
                     "--lr is far too high or low, and whether the annotations fit the vocabulary of --bert",
                 )
-
-
-def has_lasted(steps: list[int]) -> bool:
-    return len(steps) >= IN_A_ROW and steps[-1] - steps[0] >= LASTING_STEPS
 
 
 def warning(step: int, sign: Sign) -> dict[str, Any]:
