@@ -38,7 +38,7 @@ class TimedLoader(DataLoader[T]):
             **options,
         )
 
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch's has its own kind of iterator
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]  # torch's iterator, timed
         if not self.num_workers:
             self.readings.enter(0)
         return self._timed(self._wait(super().__iter__))
@@ -80,9 +80,10 @@ class StallWatch:
         loaders: Sequence[TimedLoader[Any]],
         rank: int,
         step: Callable[[], int],
-        limit: float = STALLED_AFTER,
+        limit: float | None = None,
     ) -> None:
-        self.loaders, self.rank, self.step, self.limit = loaders, rank, step, limit
+        self.loaders, self.rank, self.step = loaders, rank, step
+        self.limit = STALLED_AFTER if limit is None else limit
         threading.Thread(target=self._watch, daemon=True, name="stall watch").start()
 
     def _watch(self) -> None:

@@ -91,7 +91,7 @@ class Reporter(Observer):
         self.health.restart(records)
         for listener in self.listeners:
             listener.restart(records)
-        self.console.line.initial = self.console.line.n = step
+        self.console.restart(step)
 
     def _report(self, state: TrainState) -> None:
         """Means since the last report, over all ranks."""

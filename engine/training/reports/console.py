@@ -44,6 +44,10 @@ class Console:
         self.line = LiveLine(total=total_steps, disable=not self.is_live, mininterval=1)
         self.report: Mapping[str, Any] = {}  # the latest of the training
 
+    def restart(self, step: int) -> None:
+        """Go on behind this step."""
+        self.line.initial = self.line.n = step
+
     def advance(self, step: int, epoch: float) -> None:
         if self.is_live:
             self.line.fields = live_fields(self.report, step, self.total_steps, epoch, self.epochs)

@@ -5,7 +5,7 @@ A warning is told once, until what it is about is over; then it may come again.
 
 import math
 import statistics
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ from engine.training.reports.pace import Share
 
 HISTORY = 50  # reports that a median is taken of, the latest that were in order
 ENOUGH = 10  # reports before there is a median to compare with
-IN_A_ROW = 3  # reports that have to show a sign, where a single one may be chance or a checkpoint being written
+# Reports that have to show a sign, and steps between the first and the last of them, where a single one may be chance
+# or a checkpoint being written.
+IN_A_ROW, LASTING_STEPS = 3, 50
 EXPLODED = 10.0  # times the median
 SLOWED = 2 / 3  # of the median speed
 SKIPPED_SHARE, SKIPPED_STEPS = 0.1, 200  # fp16's loss scale falls up to 16 times before it has settled
@@ -62,7 +64,8 @@ class Health:
         self.chance, self.scale_floor = chance, scale_floor
         self.levels = {name: Level() for name in ("loss", "grad_norm", "samples_per_second", "data_wait")}
         self.skipped: deque[tuple[int, int]] = deque(maxlen=SKIPPED_STEPS + 1)  # step, and skipped ones until then
-        self.in_a_row: Counter[tuple[str, int | None]] = Counter()
+        # Reports in a row that show a sign, and the step of the first of them.
+        self.shown: dict[tuple[str, int | None], tuple[int, int]] = {}
         self.told: set[tuple[str, int | None]] = set()
 
     def restart(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -80,11 +83,17 @@ class Health:
             *(*self._figures(record), *self._speed(record)),
             *(*self._ranks_behind(shares), *self._nothing_learnt(record)),
         ]
-        self.in_a_row = Counter({sign.key: self.in_a_row[sign.key] + 1 for sign in lasting})
-        signs = at_once + [sign for sign in lasting if self.in_a_row[sign.key] >= IN_A_ROW]
+        step = record["step"]
+        begun = {sign.key: self.shown.get(sign.key, (0, step)) for sign in lasting}
+        self.shown = {key: (count + 1, first) for key, (count, first) in begun.items()}
+        signs = at_once + [sign for sign in lasting if self._has_lasted(sign, step)]
         new = [sign for sign in signs if sign.key not in self.told]
         self.told = {sign.key for sign in signs}
-        return [warning(record["step"], sign) for sign in new]
+        return [warning(step, sign) for sign in new]
+
+    def _has_lasted(self, sign: Sign, step: int) -> bool:
+        count, first = self.shown[sign.key]
+        return count >= IN_A_ROW and step - first >= LASTING_STEPS
 
     def _not_finite(self, record: Mapping[str, Any]) -> Iterator[Sign]:
         """In fp16 gradients alone may be infinite, while the loss scale is looked for."""

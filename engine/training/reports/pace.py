@@ -57,6 +57,8 @@ class ForwardTimer:
 
     def take(self) -> float:
         """Median seconds since it was last asked."""
+        if self.on_gpu and self.passes:
+            self.passes[-1][1].synchronize()
         seconds = [begun.elapsed_time(end) / 1000 if self.on_gpu else end - begun for begun, end in self.passes]
         self.passes.clear()
         return statistics.median(seconds) if seconds else 0.0

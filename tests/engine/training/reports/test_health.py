@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.training.reports.health import ENOUGH, IN_A_ROW, LEARNT_AFTER, SKIPPED_STEPS, Health
+from engine.training.reports.health import ENOUGH, IN_A_ROW, LASTING_STEPS, LEARNT_AFTER, SKIPPED_STEPS, Health
 from engine.training.reports.pace import Share
 
 HEALTHY = {
@@ -40,7 +40,7 @@ def texts(told: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_healthy_run_has_no_warning() -> None:
-    """Noise, a report that a checkpoint slowed down, a spike of gradients; losses that fall, and speed that grows."""
+    """Noise, a report that a checkpoint slowed down, spikes of the gradients, losses that fall, speed that grows."""
     course = Course({"mask_lm_accuracy": 0.1}, scale_floor=1.0)
     for number in range(60):
         noise = 1 + 0.4 * math.sin(7 * number)
@@ -89,6 +89,14 @@ def test_what_explodes_is_told_after_three_reports(name: str) -> None:
     assert not course.report(5, **{name: 10.1 * HEALTHY[name]})
     assert not course.report()
     assert len(course.report(IN_A_ROW, **{name: 10.1 * HEALTHY[name]})) == 1
+
+
+def test_frequent_reports_have_to_agree_for_longer() -> None:
+    course = Course()
+    course.report(ENOUGH)
+    bad = {**HEALTHY, "loss": 30.0}
+    told = [course.health.warnings({**bad, "step": 2000 + step}, [share()]) for step in range(LASTING_STEPS + 1)]
+    assert [len(warnings) for warnings in told] == [0] * LASTING_STEPS + [1]
 
 
 def test_nothing_is_compared_before_there_is_a_median() -> None:
