@@ -160,7 +160,7 @@ def test_an_error_of_all_ranks_is_one_line(launcher: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) -> None:
+def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path, tmp_path: Path) -> None:
     for image in sorted((damaged / "mscoco" / "train2014").glob("*.jpg")):
         image.write_bytes(image.read_bytes()[:400])
     few = ["--max_unreadable_images", "3", "--num_workers", "2"]
@@ -168,6 +168,8 @@ def test_an_error_of_one_rank_in_training_ends_all(flags: Flags, damaged: Path) 
     assert run.code == 2
     assert len(run.errors) == 1
     assert "unreadable images, more than --max_unreadable_images 3" in run.errors[0]
+    [start_of_run] = read_starts(tmp_path / "run" / "run.json")
+    assert "unreadable images, more than --max_unreadable_images 3" in start_of_run["exit"]
     assert "Traceback" not in run.stderr
     assert run.seconds_after_error < 10
     assert run.left == []
