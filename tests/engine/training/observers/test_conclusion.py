@@ -92,9 +92,8 @@ def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: p
 
 
 def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:
-    conclusion = Conclusion(task_of(Pretraining, PretrainConfig()), tmp_path, None)
     said: list[str] = []
-    saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=SimpleNamespace(say=said.append))
-    conclusion.saver = saver
-    conclusion.after_training(TrainState(step=3))
+    told, folder = SimpleNamespace(say=said.append), SimpleNamespace(folder=tmp_path)
+    saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=told, checkpoints=folder)
+    Conclusion(task_of(Pretraining, PretrainConfig()), saver, Results()).after_training(TrainState(step=3))
     assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml"]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed.comm
 import numpy as np
@@ -299,10 +299,19 @@ def test_nothing_is_written_between_reports(tmp_path: Path, monkeypatch: pytest.
     optimizer = SimpleNamespace(
         overflow=False, optimizer=SimpleNamespace(param_groups=[{"schedule": "warmup", "lr": 1e-4}])
     )
-    engine: Any = SimpleNamespace(optimizer=optimizer, global_rank=0, get_global_grad_norm=lambda: 1.0, skipped_steps=0)
+    engine: Any = SimpleNamespace(
+        optimizer=optimizer,
+        global_rank=0,
+        get_global_grad_norm=lambda: 1.0,
+        skipped_steps=0,
+        module=torch.nn.Linear(1, 1),
+        device=torch.device("cpu"),
+    )
+    monkeypatch.setattr(reporter.dist, "all_gather_object", lambda found, mine: None)
 
     class Loader(list[int]):
         batch_sampler = range(12)
+        seconds = 0.0
 
     config = PretrainConfig(output=str(tmp_path), report_step=4, gradient_accumulation_steps=2, epochs=1)
     metrics = Metrics(torch.device("cpu"))
@@ -322,6 +331,7 @@ def test_nothing_is_written_between_reports(tmp_path: Path, monkeypatch: pytest.
 
 class Batch:
     unreadable: tuple[str, ...] = ()
+    inputs: ClassVar[dict[str, list[int]]] = {"images": [0]}
 
     def __len__(self) -> int:
         return 1
