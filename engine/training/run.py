@@ -246,8 +246,8 @@ def train_to_the_end(
     del resumed, loaded, start  # else their files stay mapped, and those that --keep deletes on the disk
     record.state = state
     train(engine, batches, state, config, metrics, observers)
-    if saver.stop_requested:
-        record.reason = f"asked to stop by {saver.preemption.received or 'a signal to another rank'}"
+    asked_by = saver.preemption.received or "a signal to another rank"
+    record.end(f"asked to stop by {asked_by}" if saver.stop_requested else "finished")
     meeting.end()
     dist.destroy_process_group()
     folder.leave()
