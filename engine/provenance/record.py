@@ -65,11 +65,14 @@ def describe_start(
 
 
 class RunRecord:
-    """The entry of this start in run.json, around all that it does. Rank 0 writes; the others' does nothing."""
+    """The entry of this start in run.json. Rank 0 writes; the others' does nothing.
+
+    As a context it surrounds all that a start does, and writes the error that ends it.
+    """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path, self.rank = folder / RUN, rank
-        self.results, self.reason = Results(), "finished"
+        self.results = Results()
         self.state: Any = None  # the training's, whose `step` is the last one
         self.starts: list[dict[str, Any]] = []
 
@@ -83,8 +86,9 @@ class RunRecord:
             return
         self.began = time.monotonic()
         times = {"start": _now(), "end": None, "exit": RUNNING, "seconds": None, "step": None}
-        self.starts = [*(self._earlier() if resumed else []), times | start | {"results": None}]
-        write_json(self.path, {STARTS: self.starts}, indent=1)
+        starts = [*(self._earlier() if resumed else []), times | start | {"results": None}]
+        write_json(self.path, {STARTS: starts}, indent=1)
+        self.starts = starts
 
     def __enter__(self) -> "RunRecord":
         return self
@@ -92,12 +96,16 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Write the end. A disk that is full must not hide the error that ends the run."""
-        if not self.starts:  # it never began, or this is another rank
+        if error is not None:
+            self.end(reason_of(error))
+
+    def end(self, reason: str) -> None:
+        """Write how this start ended. A disk that is full must not hide the error that ends the run."""
+        if not self.starts:  # it never began, or has ended, or this is another rank
             return
         self.starts[-1] |= {
             "end": _now(),
-            "exit": self.reason if error is None else reason_of(error),
+            "exit": reason,
             "seconds": round(time.monotonic() - self.began, 3),
             "step": self.state.step if self.state is not None else None,
             "results": self.results.to_dict(),
@@ -106,6 +114,7 @@ class RunRecord:
             write_json(self.path, {STARTS: self.starts}, indent=1)
         except UserError as problem:
             print(f"warning: the end of this run is not recorded: {problem}", file=sys.stderr, flush=True)
+        self.starts = []
 
     def _earlier(self) -> list[dict[str, Any]]:
         """The starts so far. A file that can't be read is moved aside: it must not keep a run from going on."""

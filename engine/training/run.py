@@ -76,5 +76,5 @@ def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) ->
     StallWatch([loader for loader in (batches, validation_batches) if loader], engine.global_rank, lambda: state.step)
     with explained(config, prepared.device):
         train(engine, batches, state, config, metrics, observers)
-    if saver.stop_requested:
-        record.reason = f"asked to stop by {preemption.received or 'a signal to another rank'}"
+    asked_by = preemption.received or "a signal to another rank"
+    record.end(f"asked to stop by {asked_by}" if saver.stop_requested else "finished")

@@ -22,6 +22,7 @@ def train(folder: Path, steps: int, *, resumed: bool = False, error: BaseExcepti
         record.results.add({"kind": "train", "step": steps, "loss": 1.0 / steps, "table": {"a": 1}})
         if error is not None:
             raise error
+        record.end("finished")
 
 
 def ends(folder: Path) -> list[tuple[str, int]]:
