@@ -40,7 +40,7 @@ from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.compilation import compile_layers
 from engine.model.encoder import VisualShape, check_grid
-from engine.tasks.task import Task
+from engine.tasks.task import Judge, Task
 from engine.training.engine import build_engine
 from engine.training.loop import Observer, TrainState, train
 from engine.training.metrics import Metrics
@@ -223,18 +223,18 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
             print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     metrics = Metrics(device)
-    judge = task.judge() if validation_batches is not None else None
-    conclusion = Conclusion(task, folder.path, judge.metric if judge is not None else None)
-    reporter = Reporter(engine, config, batches, metrics, [conclusion], task.chance())
+    judge = task.judge() if validation_batches is not None else Judge()
+    reporter = Reporter(engine, config, batches, metrics, chance=task.chance())
     checkpoints = Checkpoints(engine, folder.path, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, description, reporter, checkpoints, Preemption(), trained_on),
         weights_files=task.epoch_weights,
     )
-    conclusion.saver = saver
+    conclusion = Conclusion(saver, task, folder.path, judge.metric)
+    reporter.listeners.append(conclusion)
     keeper = ModelKeeper(saver, folder.path, description, trained_on) if task.best_and_last else None
     observers: list[Observer] = [reporter, saver]
-    if validation_batches is not None and judge is not None:
+    if validation_batches is not None:
         observers.append(Validator(reporter, saver, validation_batches, judge, keeper))
     if keeper is not None:
         observers.append(keeper)

@@ -21,9 +21,8 @@ class Conclusion(Observer, Listener):
         metric: of the validation, the higher the better; None for its loss.
     """
 
-    def __init__(self, task: Task[Any], folder: Path, metric: str | None) -> None:
-        self.task, self.folder, self.metric = task, folder, metric
-        self.saver: Saver | None = None  # it is made later, with the reporter that tells us
+    def __init__(self, saver: Saver, task: Task[Any], folder: Path, metric: str | None) -> None:
+        self.saver, self.task, self.folder, self.metric = saver, task, folder, metric
         self.latest: Mapping[str, Any] | None = None
         self.best: Mapping[str, Any] | None = None
 
@@ -38,13 +37,10 @@ class Conclusion(Observer, Listener):
             self.hear(record)
 
     def after_training(self, state: TrainState) -> None:
-        assert self.saver is not None
         self.saver.reporter.say("\n".join(self.lines(state, self.saver.saved, stopped=self.saver.stop_requested)))
 
     def lines(self, state: TrainState, saved: str, *, stopped: bool) -> list[str]:
-        """Args:
-        saved: name of the newest checkpoint.
-        """
+        """What is said, `saved` being the name of the newest checkpoint."""
         lines = [f"{'stopped' if stopped else 'done'} after step {state.step}"]
         if self.latest is not None:
             lines[0] += ", last report: " + ", ".join(losses(self.latest))

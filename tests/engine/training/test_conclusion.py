@@ -24,7 +24,7 @@ def task_of(task_class: Any, config: Any, ranks: Ranks = TWO) -> Any:
 
 
 def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric: str | None = None) -> list[str]:
-    conclusion = Conclusion(task, folder, metric)
+    conclusion = Conclusion(SimpleNamespace(), task, folder, metric)
     conclusion.restart([{"kind": "valid", "epoch": 1, "loss": 1.5, "score": 40.0}])
     for record in (
         *({"kind": "valid", "epoch": 2, "loss": 1.25, "score": 50.0}, {"kind": "warning"}, TRAIN),
@@ -92,9 +92,8 @@ def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: p
 
 
 def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:
-    conclusion = Conclusion(task_of(Pretraining, PretrainConfig()), tmp_path, None)
     said: list[str] = []
     saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=SimpleNamespace(say=said.append))
-    conclusion.saver = saver
+    conclusion = Conclusion(saver, task_of(Pretraining, PretrainConfig()), tmp_path, None)
     conclusion.after_training(TrainState(step=3))
     assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml"]
