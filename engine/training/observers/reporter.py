@@ -41,7 +41,7 @@ class Reporter(Observer):
         listeners: Sequence[Listener] = (),
         chance: Mapping[str, float] | None = None,
     ) -> None:
-        self.engine, self.config, self.metrics, self.listeners = engine, config, metrics, listeners
+        self.engine, self.config, self.metrics, self.listeners = engine, config, metrics, list(listeners)
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)

@@ -28,8 +28,9 @@ from engine.data.shared_memory import check_shared_memory
 from engine.data.splits import annotation_files, open_images, read_split
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
+from engine.tasks import pretraining
 from engine.tasks.masking import IGNORE
-from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
+from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions, most_frequent_share
 from tests.conftest import small_tmpfs
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(40))]
@@ -632,3 +633,12 @@ def test_categories_and_the_first_images_can_be_chosen(data_root):
     assert read(data_root, most_images=2).summary.endswith("2 images")
     with pytest.raises(UserError, match=r"train has no sentences of --limit_source elsewhere; its categories are \w+"):
         read(data_root, categories=["elsewhere"])
+
+
+def test_chance_is_the_share_of_the_most_frequent_word(data_root, monkeypatch):
+    """Of the words that a sentence keeps: three of six, both first ones, and of the first sentence two of four."""
+    split = captions(data_root, {"one": ["word1 word1 word2 word3"], "two": ["word1 word4"]})
+    assert most_frequent_share(make(data_root, split)) == 3 / 6
+    assert most_frequent_share(make(data_root, split, max_seq_length=3)) == 2 / 2
+    monkeypatch.setattr(pretraining, "COUNTED_SENTENCES", 1)
+    assert most_frequent_share(make(data_root, split)) == 2 / 4

@@ -109,3 +109,35 @@ def test_forward_passes_are_timed_in_training_alone(clock: Clock) -> None:
     model(torch.zeros(1, 1))
     assert timer.take() == 2.0
     assert timer.take() == 0.0
+
+
+def test_a_gpu_is_asked_when_a_report_is_made_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With events that only note what they are asked: milliseconds, as CUDA's."""
+    asked: list[str] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            Event.made += 1
+            self.number = Event.made
+
+        def record(self) -> None:
+            asked.append(f"record {self.number}")
+
+        def synchronize(self) -> None:
+            asked.append(f"wait for {self.number}")
+
+        def elapsed_time(self, end: "Event") -> float:
+            asked.append(f"{self.number} to {end.number}")
+            return 100.0 * end.number
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    model = torch.nn.Linear(1, 1)
+    timer = ForwardTimer(model, torch.device("cuda"))
+    model(torch.zeros(1, 1))
+    model(torch.zeros(1, 1))
+    assert asked == ["record 1", "record 2", "record 3", "record 4"]
+    assert timer.take() == pytest.approx((0.2 + 0.4) / 2)
+    assert asked[4:] == ["wait for 4", "1 to 2", "3 to 4"]
