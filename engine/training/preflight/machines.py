@@ -1,12 +1,9 @@
 """The problems of all machines in one list, with those that show only between them."""
 
 import json
-import platform
 import socket
-import subprocess
 import uuid
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +15,10 @@ from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
+from engine.provenance.environment import checkout, versions
 from engine.tasks.task import Task
 from engine.training.preflight.checks import find_problems
 from engine.training.preflight.trial import folders_as_before
-
-COMPARED = ("torch", "deepspeed", "triton", "transformers", "tokenizers", "numpy")
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def check(
@@ -59,21 +54,10 @@ def check(
         raise UserError(f"{len(problems)} things keep this training from running:{listed}")
 
 
-def versions() -> dict[str, str]:
-    """Of what has to be the same on all machines."""
-    found = {"Python": platform.python_version(), "this engine": revision()}
-    for name in COMPARED:
-        try:
-            found[name] = version(name)
-        except ImportError:
-            found[name] = "none"
-    return found
-
-
-def revision() -> str:
-    """The commit of this checkout, or "unknown"."""
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip()[:12] or "unknown"
+def compared() -> dict[str, str]:
+    """The versions that have to be the same on all machines: those of drivers needn't."""
+    found = {name: version for name, version in versions().items() if name != "driver"}
+    return {**found, "this engine (its git commit)": (checkout() or {"commit": "unknown"})["commit"]}
 
 
 def problems_of_all(meeting: Meeting, ranks: Ranks, here: list[str], output: Path) -> list[str]:
@@ -87,7 +71,7 @@ def problems_of_all(meeting: Meeting, ranks: Ranks, here: list[str], output: Pat
     if meeting.alone:
         return here
     here = [*here, meeting.problem] if meeting.problem else here
-    about = {"host": socket.gethostname(), "problems": here, "versions": versions(), "probe": ""}
+    about = {"host": socket.gethostname(), "problems": here, "versions": compared(), "probe": ""}
     with folders_as_before(output):
         if ranks.rank == 0:
             about["probe"] = _leave_probe(output)
