@@ -4,5 +4,6 @@
 class UserError(Exception):
     """Something that the person who started the program can mend.
 
-    The message is one line: what was wrong, what was found, what to do. Programs print it and exit with code 2.
+    The message is one line: what was wrong, what was found, what to do. Where several things are wrong before a
+    training starts, it is a list of such lines. Programs print it and exit with code 2.
     """

@@ -93,7 +93,9 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
         first, second = read_starts(output / "run.json")
         assert read_starts(whole / "run.json") == [first]
         assert second["came_from"] == str(output / name)
-        assert {part for part in first if first[part] != second[part]} == {
+        assert {part for part in first if first[part] != second[part]} - {
+            "code"
+        } == {  # who tests may edit it meanwhile
             *("start", "end", "seconds", "command", "rank_0", "configuration", "came_from", "results"),
         }
         assert (second["exit"], second["step"], first["step"]) == ("finished", 12, 12)

@@ -33,7 +33,7 @@ class Conclusion(Observer):
             lines.append(f"best validation: {name} {validation[name]:.4g}, after epoch {validation['epoch']}")
         best = next((self.folder / name for name in (BEST, LAST) if (self.folder / name).is_dir()), None)
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
-        lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml'])}")
+        lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml', 'run.json'])}")
         if stopped:
             lines.append(f"to go on: {command_line(with_resume(sys.argv), self.task.ranks)}")
         elif saved:

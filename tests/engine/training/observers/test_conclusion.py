@@ -41,7 +41,7 @@ def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
     assert lines(task_of(Pretraining, config), tmp_path, saved="Epoch03") == [
         "done after step 10, last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5",
         "best validation: loss 1.25, after epoch 2",
-        f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml",
+        f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml, run.json",
         "next: deepspeed --num_gpus 2 launch/pretrain.py --recipe rn50_stage_two "
         f"--load {tmp_path}/Epoch03 --data_root '/my data'",
     ]
@@ -68,7 +68,7 @@ def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monk
     told = lines(task, tmp_path, saved="Epoch03", metric="score")
     assert told[1:] == [
         "best validation: score 50, after epoch 2",
-        f"in {tmp_path}: Epoch03, BEST, LAST, metrics.jsonl, config.yaml",
+        f"in {tmp_path}: Epoch03, BEST, LAST, metrics.jsonl, config.yaml, run.json",
         "next: torchrun --nproc-per-node 2 launch/predict_vqa.py "
         f"--load {tmp_path}/BEST --test minival --data_root {tmp_path}",
     ]
@@ -96,4 +96,4 @@ def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:
     told, folder = SimpleNamespace(say=said.append), SimpleNamespace(folder=tmp_path)
     saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=told, checkpoints=folder)
     Conclusion(task_of(Pretraining, PretrainConfig()), saver, Results()).after_training(TrainState(step=3))
-    assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml"]
+    assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml, run.json"]
