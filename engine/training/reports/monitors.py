@@ -25,9 +25,8 @@ from engine.training.run_folder import RUN_ID, drop_csv, drop_events
 
 Record = Mapping[str, Any]
 PROJECT = "clipvil"
-END = (
-    "60"  # seconds for W&B's and Comet's uploads when a run ends; without a network they would try for an hour or more
-)
+SHOWN = ("train", "valid")  # kinds of records; warnings have no numbers
+END = "60"  # seconds for W&B's and Comet's uploads at a run's end; without a network they would try for an hour or more
 
 
 class Monitor:
@@ -152,14 +151,10 @@ class Monitors(Listener):
                 self.open[name] = CLASSES[name](name, settings, output, run_id(output))
 
     def hear(self, record: Record) -> None:
-        for name, monitor in list(self.open.items()):
-            with self._or_off(name):
-                monitor.write([record])
+        self._each(lambda monitor: monitor.write([record] if record["kind"] in SHOWN else []))
 
     def restart(self, records: Sequence[Record]) -> None:
-        for name, monitor in list(self.open.items()):
-            with self._or_off(name):
-                monitor.restart(records)
+        self._each(lambda monitor: monitor.restart([record for record in records if record["kind"] in SHOWN]))
 
     def __enter__(self) -> "Monitors":
         return self
@@ -167,9 +162,12 @@ class Monitors(Listener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._each(lambda monitor: monitor.close(failed=kind is not None))
+
+    def _each(self, work: Callable[[Monitor], None]) -> None:
         for name, monitor in list(self.open.items()):
             with self._or_off(name):
-                monitor.close(failed=kind is not None)
+                work(monitor)
 
     @contextmanager
     def _or_off(self, name: str) -> Iterator[None]:

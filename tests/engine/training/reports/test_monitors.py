@@ -40,6 +40,7 @@ RECORDS: list[dict[str, Any]] = [
         "by_type": {"yes/no": 0.25, "how many": {"x": 1}},
         "text": "a",
     },
+    {"kind": "warning", "step": 4, "rank": 1, "text": "this rank holds up the others"},  # whose number is no metric
 ]
 
 
@@ -52,7 +53,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def curves(records: list[dict[str, Any]], rounded: Callable[[float], float] = float) -> Curves:
     """The points (step, value) of each tag."""
     found: Curves = {}
-    for record in records:
+    for record in (record for record in records if record["kind"] != "warning"):
         for tag, value in values(record).items():
             found.setdefault(tag, []).append((record["step"], rounded(value)))
     return found
