@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,17 @@ MODEL = Workload("tiny", layers=3, hidden_size=128, sub_feat_num=5, height=64, w
 SENTENCES = 32
 TOOLS = ("tensorboard", "csv", "wandb")
 GOAL = 0.98
+
+
+class Timed(Listener):
+    """Monitors, and the seconds that training waited for them at each report: what the noise of windows may hide."""
+
+    def __init__(self, monitors: Monitors) -> None:
+        self.monitors = monitors
+        self.seconds: list[float] = []
+
+    def hear(self, record: Mapping[str, Any]) -> None:
+        self.seconds.append(seconds_of(lambda: self.monitors.hear(record), "cpu"))
 
 
 class Epoch:
@@ -107,11 +118,13 @@ def measure(ours: Ours, report_step: int, rounds: int, steps: int, device: str) 
             raise UserError(f"{', '.join(sorted(missing))} can't be opened; install what `.[monitor]` names")
         training = Training(ours, output, report_step)
 
-        training.window(steps, [monitors])  # warm
+        timed = Timed(monitors)
+        training.window(steps, [timed])  # warm
+        timed.seconds.clear()
         on, off = Seconds(), Seconds()
         compare(
             rounds,
-            lambda: on.time(lambda: training.window(steps, [monitors]), steps, device),
+            lambda: on.time(lambda: training.window(steps, [timed]), steps, device),
             lambda: off.time(lambda: training.window(steps, []), steps, device),
         )
         if missing := set(TOOLS) - monitors.open.keys():
@@ -120,6 +133,7 @@ def measure(ours: Ours, report_step: int, rounds: int, steps: int, device: str) 
         "report_step": report_step,
         "on": asdict(on),
         "off": asdict(off),
+        "report": statistics.median(timed.seconds),
         "ratio": ratio(off.wall, on.wall),
         "ratio_of_cpu_time": ratio(off.cpu, on.cpu),
     }
@@ -172,7 +186,8 @@ def show(figures: dict[str, Any]) -> None:
         on, off = (1000 * statistics.median(row[name]["wall"]) for name in ("on", "off"))
         print(
             f"a report of every {row['report_step']} micro-batches: a step takes {off:.1f} ms, with monitors {on:.1f}; "
-            f"ratio {row['ratio']:.4f}, of the process's own time {row['ratio_of_cpu_time']:.4f}"
+            f"ratio {row['ratio']:.4f}, of the process's own time {row['ratio_of_cpu_time']:.4f}; "
+            f"it waits {1000 * row['report']:.2f} ms for a report"
         )
 
 
