@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, default=1, help="ranks of this machine")
     parser.add_argument("--steps", type=int, default=50, help="of the training that follows the dry run")
     parser.add_argument("--rounds", type=int, default=3, help="dry runs and trainings; the median is told")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     with telling_errors():
         for name in ("ranks", "steps", "rounds"):

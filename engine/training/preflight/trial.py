@@ -28,8 +28,8 @@ from engine.distributed.device import forget_peak, peak_bytes
 from engine.training.loop import Observer, TrainState, evaluate, micro_step, train
 from engine.training.reports.metrics import Metrics
 
-WARM_UP, FEWEST, MOST = 2, 3, 20  # optimiser steps: not timed, and timed
-ENOUGH = 20.0  # seconds of timed steps after which no more are taken
+WARM_UP, FEWEST, MOST = 2, 3, 60  # optimiser steps: not timed, and timed
+ENOUGH = 15.0  # seconds of timed steps after which no more are taken
 VALIDATED = 4  # batches
 SEARCHED = 2000  # batches of an epoch in which one of each orientation is looked for
 
