@@ -32,7 +32,10 @@ def test_it_measures_and_leaves_nothing_behind(flags: Flags, tmp_path: Path) -> 
     assert report["batch"].startswith("4 x 2 x 2 = 16 samples per step")
     assert report["all of it"].startswith("30 steps, 3 checkpoints and 3 epochs: ")  # 160 sentences / 16, three times
     assert re.match(r"[\d.e-]+ s, the median of \d+; \d+% of the time is spent waiting for data$", report["step"])
-    assert re.match(r"0\.\d+ GB at its peak, on rank [01], of 4 GB \(of the process\)$", report["memory"])
+    memory = (
+        r"0\.\d+ GB at its peak, on rank [01], of 4 GB \(of the process\), with batches of broad and of high images"
+    )
+    assert re.fullmatch(memory, report["memory"])
     assert re.match(r"[\d.e-]+ GB in [\d.e-]+ s, for [\d.e-]+ s of which", report["checkpoint"])
     assert re.match(r"[\d.e-]+ s each$", report["validation"])
     assert re.match(r"[\d.e-]+ GB of the [\d.e+]+ GB free", report["disk"])
@@ -48,7 +51,7 @@ def test_a_training_that_takes_more_memory_than_there_is_is_refused(flags: Flags
     assert run.code == 2
     [error] = run.errors
     assert re.search(r"rank 0 took 0\.\d+ GB, more than the 0\.2 GB that there are; lower --batch_size 4", error)
-    assert told(run.stdout)["memory"].endswith("of 0.2 GB (of the process)")
+    assert told(run.stdout)["memory"].endswith("of 0.2 GB (of the process), with batches of broad and of high images")
     assert os.listdir(tmp_path) == []
 
 

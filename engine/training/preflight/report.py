@@ -53,7 +53,8 @@ def rehearse(
             largest = largest_measured(engine, prepared.batches, config, (1 - RESERVE) * limit)
         dist.barrier()
     if first:
-        told = lines_of(found, config, prepared.plan, prepared.files, prepared.device, limit, largest)
+        about = (found, config, prepared.plan, prepared.files, prepared.device, limit, largest)
+        told = lines_of(*about, find_batch_size=find_batch_size)
         print("\n".join(told), flush=True)
     prepared.leave()
     if limit and found.peak_bytes > limit:
@@ -72,13 +73,17 @@ def lines_of(
     device: torch.device,
     limit: float,
     largest: tuple[int, int] | None,
+    *,
+    find_batch_size: bool,
 ) -> list[str]:
     """What a dry run tells, a line each."""
     ranks, on_gpu = dist.get_world_size(), device.type == "cuda"
-    stopped = plan.saves * found.seconds_stopped + plan.epochs * found.seconds_of_validation
-    seconds = plan.steps * found.seconds_per_step + stopped
+    # At an epoch's end, training waits until its checkpoint is complete.
+    saving = plan.epochs * found.seconds_of_save + (plan.saves - plan.epochs) * found.seconds_stopped
+    seconds = plan.steps * found.seconds_per_step + saving + plan.epochs * found.seconds_of_validation
     memory = f"{found.peak_bytes / GB:.3g} GB at its peak, on rank {found.fullest_rank}"
     memory += f", of {limit / GB:.3g} GB" if limit else ""
+    both = "broad and of high images" if found.orientations == 2 else "one orientation, as there are no others"
     output = Path(config.output)
     told = {
         "batch": f"{config.batch_size} x {config.gradient_accumulation_steps} x {ranks} = "
@@ -86,7 +91,7 @@ def lines_of(
         "(micro-batch x accumulation x ranks)",
         "step": f"{found.seconds_per_step:.3g} s, the median of {found.steps}; {found.data_wait:.0%} of the time is "
         "spent waiting for data",
-        "memory": f"{memory} ({'of the GPU' if on_gpu else 'of the process'})",
+        "memory": f"{memory} ({'of the GPU' if on_gpu else 'of the process'}), with batches of {both}",
         "checkpoint": f"{found.checkpoint_bytes / GB:.3g} GB in {found.seconds_of_save:.3g} s, for "
         f"{found.seconds_stopped:.3g} s of which the training stands still",
         "validation": f"{found.seconds_of_validation:.3g} s each" if found.seconds_of_validation else "none",
@@ -95,9 +100,10 @@ def lines_of(
         "disk": f"{plan.bytes_on_disk(files, config.keep) / GB:.3g} GB of the {free_bytes(output) / GB:.3g} GB free at "
         f"{output}",
     }
-    if largest is not None:
-        samples, peak = largest
-        told["would fit"] = f"--micro_batch_size {samples}, with {peak / GB:.3g} GB at its peak (measured)"
+    if find_batch_size:
+        samples, peak = largest or (0, 0)
+        fits = f"--micro_batch_size {samples}, with {peak / GB:.3g} GB at its peak (measured)"
+        told["would fit"] = fits if largest else "not even the smallest micro-batch"
     return ["nothing keeps this training from running", *(f"  {name:<11} {text}" for name, text in told.items())]
 
 

@@ -161,7 +161,9 @@ def largest_measured(
 
     def measure(samples: int) -> int:
         forget_peak(device)
-        micro_step(engine, batch_of(batches, samples).to(device), at_boundary=True)
+        batch = batch_of(batches, samples).to(device)
+        for number in reversed(range(min(2, config.gradient_accumulation_steps))):  # two show what accumulation takes
+            micro_step(engine, batch, at_boundary=number == 0)
         measured[samples] = max(of_all_ranks(peak_bytes(device)))
         return measured[samples]
 
