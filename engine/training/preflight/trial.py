@@ -6,6 +6,7 @@ import signal
 import statistics
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from engine.training.loop import Observer, TrainState, evaluate, micro_step, tra
 from engine.training.reports.metrics import Metrics
 
 WARM_UP, FEWEST, MOST = 2, 3, 60  # optimiser steps: not timed, and timed
-ENOUGH = 15.0  # seconds of timed steps after which no more are taken
+ENOUGH = 30.0  # seconds of timed steps after which no more are taken
 VALIDATED = 4  # batches
 SEARCHED = 2000  # batches of an epoch in which one of each orientation is looked for
 
@@ -223,8 +224,11 @@ def time_save(
 
 @contextmanager
 def trial_folder(output: Path) -> Iterator[Path]:
-    """A folder in --output for what a trial writes; both are as they were afterwards. A killed trial's is swept."""
-    folder = output / f".trial{UNFINISHED}"
+    """A folder in --output for what a trial writes; both are as they were afterwards. A killed trial's is swept.
+
+    All ranks call it, and get the same one.
+    """
+    folder = output / f".trial-{from_rank_0(uuid.uuid4().hex[:8])}{UNFINISHED}"
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of what follows
     with folders_as_before(output):
         try:

@@ -59,7 +59,7 @@ def model_with_answers(flags: list[str], answers: list[str], folder: Path) -> Pa
 
 def test_a_healthy_training_has_no_problems(flags: Flags, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", free_port())
-    assert problems_of(flags("--memory_limit", "8")) == []
+    assert problems_of(flags()) == []
 
 
 def test_all_problems_are_told_in_one_go(
