@@ -47,7 +47,9 @@ def test_it_measures_and_leaves_nothing_behind(flags: Flags, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_training_that_takes_more_memory_than_there_is_is_refused(flags: Flags, tmp_path: Path) -> None:
     """By measurement: what is counted is a hundredth of what Python and torch take of a CPU's memory."""
-    run = launch("launch/finetune_vqa.py", vqa(flags, "--memory_limit", "0.2"), ranks=1, launcher="warm")
+    run = launch(
+        "launch/finetune_vqa.py", vqa(flags, "--memory_limit", "0.2", "--max_steps", "4"), ranks=1, launcher="warm"
+    )
     assert run.code == 2
     [error] = run.errors
     assert re.search(r"rank 0 took 0\.\d+ GB, more than the 0\.2 GB that there are; lower --batch_size 4", error)
@@ -66,7 +68,9 @@ def test_it_goes_on_from_a_run_and_leaves_that_as_it_is(flags: Flags, tmp_path: 
     started = launch("launch/pretrain.py", flags("--max_steps", "2", "--report_step", "1"), ranks=1, launcher="warm")
     assert started.code == 0, started.stderr[-3000:]
     before = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").rglob("*"))}
-    run = launch("launch/pretrain.py", flags("--resume", "auto", "--dry_run"), ranks=1, launcher="warm")
+    run = launch(
+        "launch/pretrain.py", flags("--resume", "auto", "--dry_run", "--max_steps", "4"), ranks=1, launcher="warm"
+    )
     assert run.code == 0, run.stderr[-3000:]
     assert "nothing keeps this training from running" in run.stdout
     assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").rglob("*"))} == before
