@@ -1,7 +1,7 @@
 """What keeps a training from running, all of it in one list.
 
-Every start takes the quick checks, in a second or two. --dry_run adds those that read all annotations, look at images,
-and count memory. One rank of each machine makes them; machines.py puts their lists together.
+Every start makes the quick checks. --dry_run adds those that read all annotations, look at images, and count memory.
+One rank of each machine makes them; machines.py puts their lists together.
 """
 
 import itertools
