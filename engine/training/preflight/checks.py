@@ -37,7 +37,7 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.task import Task
 from engine.training.model import describe_model
-from engine.training.preflight.memory import check_micro_batch, device_memory, largest_micro_batch
+from engine.training.preflight.memory import check_micro_batch, largest_micro_batch, memory_of
 from engine.training.preflight.plan import Plan, check_disk, files_of
 from engine.training.run_folder import RunFolder
 
@@ -121,23 +121,21 @@ def look_closely(
             sizes[names] = len(store)
             if ranks.rank == 0:
                 tell_oddities(names, source, store)
-    sentences = sizes.get(config.train, 0)
+    sentences, per_pass = sizes.get(config.train, 0), float(config.sentences_per_image)  # at most, unless it is read
     with problems.noting():
         task.read_training()
-        sentences = len(task.training)
+        sentences, per_pass = len(task.training), task.training.sentences_per_pass()
         check_sampled_images(task.training, config.max_unreadable_images)
     with problems.noting():
         task.read_validation()
-    if config.memory_limit is not None or device.type == "cuda":
-        limit = device_memory(config, device)
+    if limit := memory_of(config, device):
+        about = (config, description, settings, ranks.world_size, limit, per_pass)
         with problems.noting():
             if config.batch_size == AUTO:
-                config = replace(
-                    config, batch_size=largest_micro_batch(config, description, settings, ranks.world_size, limit)
-                )
+                config = replace(config, batch_size=largest_micro_batch(*about))
                 config.check(ranks.world_size)
             else:
-                check_micro_batch(config, description, settings, ranks.world_size, limit)
+                check_micro_batch(*about)
     if ranks.rank == 0 and sentences and config.batch_size != AUTO:
         with torch.device("meta"):
             model = description.build()

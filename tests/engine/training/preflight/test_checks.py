@@ -152,3 +152,8 @@ def test_a_checkpoint_with_some_of_the_answers_fits(flags: Flags, damaged: Path,
     base = flags("--data_root", str(damaged), "--task_qa", "true", "--from_scratch", "false")
     some = model_with_answers(base, [table.answers[0], "gnu"], tmp_path / "some")
     assert problems_of([*base, "--load", str(some)], thorough=False) == []
+
+
+def test_sentences_that_share_a_pass_are_counted_so(flags: Flags) -> None:
+    """The micro-batch of test_all_problems_are_told_in_one_go fits if four sentences share each image."""
+    assert problems_of(flags("--memory_limit", "0.02", "--sentences_per_image", "4")) == []
