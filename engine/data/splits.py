@@ -50,13 +50,18 @@ class Split:
     summary: str  # one line on what was found
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file, by its name
 
+    @property
+    def num_images(self) -> int:
+        """Images that have a sentence."""
+        return int(np.count_nonzero(np.bincount(self.sentences.images)))
+
     def describe(self) -> dict[str, Any]:
         """What tells these data from others: their files, what the store was made of, and how many there are."""
         return {
             "files": self.digests,
             "store": self.sentences.columns.header["key"],
             "sentences": len(self.sentences),
-            "images": int(np.count_nonzero(np.bincount(self.sentences.images))),
+            "images": self.num_images,
         }
 
 

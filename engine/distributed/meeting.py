@@ -154,7 +154,7 @@ def connect(ranks: Ranks, patience: float) -> tuple[Store, str]:
         if "EADDRINUSE" not in str(error):
             raise UserError(str(error).splitlines()[0]) from None
     try:
-        store = _store(ranks, address, port + 1, patience, opens=True)
+        store = _store(ranks, address, _next(port), patience, opens=True)
     except DistError:
         raise no_port(port) from None
     store.set(INSTEAD_OF.format(port), "")
@@ -183,20 +183,27 @@ def _find_store(ranks: Ranks, address: str, port: int, patience: float) -> Store
             if mark is None or store.check([mark]):
                 found.put(store)
 
-    def start(port: int, mark: str | None) -> None:
-        threading.Thread(target=attempt, args=(port, mark), daemon=True, name="connection").start()
+    def start(port: int, mark: str | None) -> threading.Thread:
+        thread = threading.Thread(target=attempt, args=(port, mark), daemon=True, name="connection")
+        thread.start()
+        return thread
 
     start(port, None)
+    beside: threading.Thread | None = None  # one at a time
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with contextlib.suppress(queue.Empty):
             return found.get(timeout=2.0)
-        if _somebody_listens(address, port + 1):  # another run's store doesn't have the mark
-            start(port + 1, INSTEAD_OF.format(port))
+        if (beside is None or not beside.is_alive()) and _somebody_listens(address, _next(port)):
+            beside = start(_next(port), INSTEAD_OF.format(port))  # another run's store doesn't have the mark
     raise UserError(
         f"rank {ranks.rank} on {socket.gethostname()} found no rank 0 at {address}:{port} within {patience:.0f} s; "
         "see what its machine says, or give the launcher an address that reaches it (--master_addr)"
     )
+
+
+def _next(port: int) -> int:
+    return port + 1 if port < 65535 else port - 1
 
 
 def _somebody_listens(address: str, port: int) -> bool:

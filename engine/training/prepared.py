@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
@@ -195,7 +194,7 @@ def summary(
     line = f"{config.clip_model_name} and {layers} of {bert.hidden_size}, "
     line += f"{trained / 1e6:.1f}M parameters trained"
     line += f" of {all_of_them / 1e6:.1f}M, " if trained < all_of_them else ", "
-    line += f"{len(dataset):,} sentences of {np.count_nonzero(np.bincount(dataset.sentences.images)):,} images; "
+    line += f"{len(dataset):,} sentences of {dataset.split.num_images:,} images; "
     line += f"{count} rank{'s' * (count > 1)} on {computed_on}, {config.precision}, kernels of {kernels}, "
     line += f"{config.batch_size} x {config.gradient_accumulation_steps} x {count} samples per step"
     if config.sentences_per_image > 1:

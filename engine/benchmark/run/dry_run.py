@@ -1,7 +1,7 @@
 """How well a dry run predicts the seconds of a step and the peak memory of the training that follows it.
 
-    python -m engine.benchmark.run.dry_run --json dry_run.json              the demo's model: three minutes
-    python -m engine.benchmark.run.dry_run --full --json dry_run.json       RN50 and 12 layers, two images: half an hour
+    python -m engine.benchmark.run.dry_run --json dry_run.json              the demo's model: two minutes
+    python -m engine.benchmark.run.dry_run --full --json dry_run.json       RN50 and 12 layers, 2 images: a quarter hour
 
 Drawn data are trained on from random weights. Each round starts launch/pretrain.py twice, as a user does: with
 --dry_run, and for --steps steps. The training's seconds of a step are the median of its reports, of which the first is

@@ -82,26 +82,29 @@ class AnnotationFile:
         """The items of the list; `bar` advances by bytes."""
         stream = _Stream(self.path, bar)
         with stream.file:  # also of who doesn't read on
-            if stream.next_character() != "[":
-                found = type(stream.decode()).__name__
-                raise UserError(f"{self.path}: a list of items was expected, found {found}")
+            yield from self._items(stream)
+
+    def _items(self, stream: "_Stream") -> Iterator[Any]:
+        if stream.next_character() != "[":
+            found = type(stream.decode()).__name__
+            raise UserError(f"{self.path}: a list of items was expected, found {found}")
+        stream.position += 1
+        if stream.next_character() == "]":
             stream.position += 1
-            if stream.next_character() == "]":
+        else:
+            while True:
+                yield stream.decode()
+                mark = stream.next_character()
+                if mark not in (",", "]"):
+                    raise stream.broken("Expecting ',' delimiter")
                 stream.position += 1
-            else:
-                while True:
-                    yield stream.decode()
-                    mark = stream.next_character()
-                    if mark not in (",", "]"):
-                        raise stream.broken("Expecting ',' delimiter")
-                    stream.position += 1
-                    if mark == "]":
-                        break
-                    if stream.next_character() == "]":
-                        raise stream.broken("Illegal trailing comma before end of array")
-            if stream.next_character():
-                raise stream.broken("Extra data")
-            self.sha256 = stream.digest.hexdigest()
+                if mark == "]":
+                    break
+                if stream.next_character() == "]":
+                    raise stream.broken("Illegal trailing comma before end of array")
+        if stream.next_character():
+            raise stream.broken("Extra data")
+        self.sha256 = stream.digest.hexdigest()
 
 
 class _Stream:

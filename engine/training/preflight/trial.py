@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
 from torch.utils.data import DataLoader
 
 from engine.checkpoint.manifest import UNFINISHED
@@ -54,14 +54,14 @@ class Findings:
 class Stopwatch(Observer):
     """Times optimiser steps, and asks to stop after enough of them, on all ranks after the same."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.last = device, time.monotonic()
+    def __init__(self) -> None:
+        self.last = time.monotonic()
         self.seconds: list[float] = []  # of each step
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
         if not at_boundary:
             return
-        synchronize(self.device)
+        get_accelerator().synchronize()
         now = time.monotonic()
         self.seconds.append(now - self.last)
         timed = self.seconds[WARM_UP:]
@@ -73,12 +73,6 @@ class Stopwatch(Observer):
     def timed(self) -> list[float]:
         """Without the first ones, unless there are no others."""
         return self.seconds[WARM_UP:] or self.seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """So that a clock tells what the device has done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def from_rank_0(value: Any) -> Any:
@@ -114,7 +108,7 @@ def try_out(
     first = one_of_each_orientation(batches)
     for batch in first:
         micro_step(engine, batch.to(device), at_boundary=True)
-    watch, metrics, waited = Stopwatch(device), Metrics(device), batches.seconds
+    watch, metrics, waited = Stopwatch(), Metrics(device), batches.seconds
     started = time.monotonic()
     train(engine, batches, TrainState(), config, metrics, [watch])
     share = (batches.seconds - waited) / (time.monotonic() - started)
@@ -197,7 +191,7 @@ def time_validation(engine: DeepSpeedEngine, batches: DataLoader[Batch]) -> floa
     ends: list[float] = []
 
     def note(batch: Batch, output: Any) -> None:
-        synchronize(engine.device)
+        get_accelerator().synchronize()
         ends.append(time.monotonic())
 
     started = time.monotonic()
