@@ -22,6 +22,8 @@ from engine.checkpoint.weights import BACKBONE, UNUSED, LoadReport, State, compa
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.conversion.flags import TARGETS, ConvertConfig
+from engine.conversion.hub.export import save_hub
+from engine.conversion.onnx_file import check_onnx, save_onnx
 from engine.conversion.sources import Source, describe, read_source
 from engine.data.annotations.answers import AnswerTable
 from engine.distributed.device import pick_device
@@ -71,6 +73,8 @@ def convert(config: ConvertConfig) -> None:
         raise UserError(f"--to {kind}: one of {', '.join(TARGETS)} is needed")
     if target.exists():
         raise UserError(f"--to {kind} {target} is there already; remove it or choose another place")
+    if kind == "onnx":
+        check_onnx()
     sources = [read_source(*source) for source in config.sources]
     weights, unused, lines = merge(sources)
     description = describe(sources, config)
@@ -78,6 +82,8 @@ def convert(config: ConvertConfig) -> None:
         answers = AnswerTable.read(Path(config.new_answers)).answers
         weights = match_answers(weights, description.answers, answers)
         description = replace(description, answers=answers)
+    if kind == "hub" and description.vocabulary is None:
+        raise UserError("--to hub: no source says what the model's words are; name its BERT with --bert")
     set_seed(config.seed)
     model = description.build()
     report = compare(model, weights, "")
@@ -95,6 +101,14 @@ def convert(config: ConvertConfig) -> None:
         origins = ", ".join(f"{kind} {Path(path).name}" for kind, path in config.sources)  # no paths of this machine
         trained_on = next((source.trained_on for source in sources if source.trained_on is not None), None)
         save_pretrained(target, state, unused, description, origins, trained_on=trained_on)
+    elif kind == "hub":
+        if config.license is None:
+            print("no licence is in the model card; --license NAME puts one there, such as mit")
+        save_hub(
+            *(target, state, description, config.sources), max_shard_size=config.max_shard_size, license=config.license
+        )
+    elif kind == "onnx":
+        save_onnx(target, state, description)
     else:
         training = next((source.training for source in sources if source.training is not None), None)
         _write_deepspeed(target, model, unused, description, training)

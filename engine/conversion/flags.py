@@ -1,5 +1,6 @@
 """The flags of launch/convert.py."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,8 @@ from engine.configuration.parsing import Parser
 from engine.errors import UserError
 
 SOURCES = ("lxrt", "openai-clip", "bert", "deepspeed", "safetensors")
-TARGETS = ("lxrt", "safetensors", "deepspeed")
+TARGETS = ("lxrt", "safetensors", "deepspeed", "hub", "onnx")
+SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?B", re.IGNORECASE)
 
 
 @dataclass
@@ -27,6 +29,8 @@ class ConvertConfig:
     allow_unexpected: bool = HfArg(default=False, help="leave out what the model doesn't have")
     allow_mismatched: bool = HfArg(default=False, help="leave out what has another shape, as if it were missing")
     seed: int = HfArg(default=9595, help="seed of random weights")
+    max_shard_size: str = HfArg(default="50GB", help="--to hub: weights above this go into several files")
+    license: str | None = HfArg(default=None, help="--to hub: the model's licence in its card, such as mit")
 
 
 def parse_conversion(argv: list[str]) -> ConvertConfig:
@@ -44,5 +48,9 @@ def parse_conversion(argv: list[str]) -> ConvertConfig:
     if not source or not target:
         raise UserError("both --from KIND PATH and --to KIND PATH are needed; see --help")
     config = ConvertConfig(**arguments)
+    if not SIZE.fullmatch(config.max_shard_size):
+        raise UserError(f"--max_shard_size {config.max_shard_size}: a size such as 5GB or 500MB is needed")
+    if target[0] != "hub" and config.license is not None:
+        raise UserError(f"--license goes into the card of --to hub; --to {target[0]} has no place for it")
     config.sources, config.to = [(kind, path) for kind, path in source], (target[0], target[1])
     return config

@@ -51,7 +51,7 @@ def read_run(path: Path) -> Run:
     else:
         starts = _read_starts(file)
         about, results = starts[-1], _results_of(starts)
-    if path.is_dir() and (told := _read_metrics(folder / METRICS)):
+    if path.is_dir() and (told := read_metrics(folder / METRICS)):
         results |= flat(Results(told).to_dict())  # up to now, and also of a run that wrote no end
     return Run(str(path), about, results)
 
@@ -140,7 +140,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines: the run may be writing the last one."""
     records = []
     try:

@@ -12,6 +12,8 @@ manifest.json         every file's size and hash
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +128,9 @@ def save_pretrained(
     Raises:
         UserError: if there is something already, or it can't be written.
     """
-    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
     values = {"model_type": "clip-vil", **description.to_dict()}
     words = values.pop("vocabulary")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    with whole_folder(folder, replace=replace) as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
         if unused:
             save_file({name: tensor.contiguous() for name, tensor in unused.items()}, unfinished / UNUSED_WEIGHTS)
@@ -141,13 +140,26 @@ def save_pretrained(
         if words is not None:
             (unfinished / VOCABULARY).write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
         (unfinished / CARD).write_text(model_card(folder.name, state, description, origin))
-        files = sorted(unfinished.iterdir())
-        for path in files:
+        files = {path.name: fingerprint(path) for path in sorted(unfinished.iterdir())}
+        write_json(unfinished / MANIFEST, {"step": 0, **(notes or {}), "files": files}, indent=1)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write files into that gets its name, or an older one's place, when it is whole and on the disk.
+
+    Raises:
+        UserError: if there is something already, or it can't be written; nothing is left of it then.
+    """
+    unfinished = folder.with_name(f".{folder.name}{UNFINISHED}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in unfinished.iterdir():
             path.chmod(0o644)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        manifest = {"step": 0, **(notes or {}), "files": {path.name: fingerprint(path) for path in files}}
-        write_json(unfinished / MANIFEST, manifest, indent=1)
         sync_folder(unfinished)
         old = folder.with_name(f".{folder.name}{DELETED}")
         if replace and folder.exists():
@@ -155,11 +167,14 @@ def save_pretrained(
         unfinished.rename(folder)
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    except Exception as error:  # that of tokenizers has no kind of its own
         full = getattr(error, "errno", None) in NO_SPACE or "No space left" in str(error)
+        if not full and not isinstance(error, OSError | SafetensorError):
+            raise
         reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{folder} can't be written ({reason}); free space or choose another folder") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def model_card(name: str, state: State, description: ModelDescription, origin: str) -> str:

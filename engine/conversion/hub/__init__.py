@@ -1,0 +1,1 @@
+"""A folder that transformers loads: the code that goes into it, and who writes it."""
