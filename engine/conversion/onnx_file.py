@@ -1,7 +1,9 @@
 """`--to onnx`: the model as one ONNX file, by torch's exporter, for batches, texts and images of any size."""
 
 import json
+import logging
 import os
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,20 +63,22 @@ def save_onnx(target: Path, state: State, description: ModelDescription) -> None
     names = [name for name in OUTPUTS[description.architecture] if name != "answer_scores" or description.answers]
     reads = description.preprocessing
     height, width = (size // STRIDE * STRIDE for size in (reads.image_size_min, reads.image_size_max))
-    words = torch.ones(2, reads.max_seq_length, dtype=torch.int64)
-    inputs = (words, torch.zeros_like(words), words, torch.zeros(2, 3, height, width, dtype=torch.uint8))
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
-    auto = torch.export.Dim.DYNAMIC
-    sizes = [{0: batch, 1: length}] * 3 + [{0: batch, 2: auto, 3: auto}]
-    program = torch.onnx.export(
-        Outputs(hub_model(description, state), names),
-        inputs,
-        input_names=INPUTS,
-        output_names=names,
-        dynamic_shapes=tuple(sizes),
-        dynamo=True,
-        verbose=False,
-    )
+    # Three tensors, though any would do: the exporter takes one that comes twice for one input.
+    words = [torch.zeros(2, reads.max_seq_length, dtype=torch.int64) for _ in range(3)]
+    inputs = (*words, torch.zeros(2, 3, height, width, dtype=torch.uint8))
+    texts, pixels = {0: "batch", 1: "length"}, {0: "batch", 2: "height", 3: "width"}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that it would know operators of
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own affairs
+        program = torch.onnx.export(
+            Outputs(hub_model(description, state), names).eval(),
+            inputs,
+            input_names=INPUTS,
+            output_names=names,
+            dynamic_shapes=(texts, texts, texts, pixels),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props["config"] = json.dumps(hub_config(description).to_dict())
     partial = target.with_name(f".{target.name}{UNFINISHED}")

@@ -67,7 +67,7 @@ library_name: transformers
 # {name}
 
 CLIP-ViL ("How Much Can CLIP Benefit Vision-and-Language Tasks?", Shen et al., 2021): a CLIP ResNet and a BERT over one
-sequence of words and grid cells. torch, transformers and Pillow are all that it needs.
+sequence of words and grid cells. It needs torch, transformers 5.0 or newer, and Pillow.
 {USES[description.architecture].format(name=json.dumps(name))}
 {_cells(visual.sub_feat_num)}
 
@@ -133,9 +133,9 @@ def _figures(step: int, records: Sequence[Mapping[str, Any]], about: Mapping[str
     if "hosts" in about:
         places = [gpu for host in about["hosts"].values() for gpu in host["gpus"] or [host["cpu"]] * len(host["ranks"])]
         facts["ranks"] = ", ".join(f"{places.count(each)} on {each}" for each in dict.fromkeys(places))
-    facts |= {name: flags[name] for name in SETTINGS if flags.get(name) is not None}
     facts |= {f"{name}, last report": value for name, value in _numbers(reports[-1:])}
     facts |= {f"{name}, validation": value for name, value in _numbers(validations[-1:])}
+    facts |= {name: flags[name] for name in SETTINGS if flags.get(name) is not None}
     return f"## Training\n\n{_table(facts)}\n"
 
 

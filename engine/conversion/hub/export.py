@@ -80,12 +80,11 @@ def hub_model(description: ModelDescription, state: State) -> Any:
 def hub_tokenizer(description: ModelDescription) -> Any:
     """transformers' BertTokenizer that splits words as the description's does."""
     backend = description.tokenizer()
-    split = json.loads(backend.to_str())["normalizer"]
     return BertTokenizer(
         vocab=backend.get_vocab(),
-        do_lower_case=split["lowercase"],
-        strip_accents=split["strip_accents"],
-        tokenize_chinese_chars=split["handle_chinese_chars"],
+        do_lower_case=backend.normalizer.lowercase,
+        strip_accents=backend.normalizer.strip_accents,
+        tokenize_chinese_chars=backend.normalizer.handle_chinese_chars,
         model_max_length=description.preprocessing.max_seq_length,
     )
 

@@ -5,14 +5,16 @@ An image stands upright, its short side is resized to `image_size_min`, or to le
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from transformers import BatchFeature, ImageProcessingMixin, ProcessorMixin
 
+Size = tuple[int, int]
 Turn = Image.Transpose
 # How to undo each orientation that EXIF knows; 1 is upright.
 TURNS = {
@@ -24,21 +26,32 @@ TURNS = {
     7: Turn.TRANSVERSE,
     8: Turn.ROTATE_90,
 }
+EXCHANGED = (5, 6, 7, 8)  # those that make height of width
+DRAFT_PIXELS = 1 << 24  # a JPEG of more is decoded at a half, a quarter or an eighth where that is enough
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says."""
+def orientation(image: Image.Image) -> int:
+    """EXIF's number from the header, 1 where there is none or where it can't be read, and where Pillow turns itself."""
+    if image.format == "TIFF":
+        return 1
     try:
-        turn = TURNS.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))  # a PNG's own would decode it all
     except Exception:  # Pillow has many for broken EXIF, and the image itself may be whole
-        return image
-    return image if turn is None else image.transpose(turn)
+        return 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, of any mode: 16 bits are scaled to 8, and what is transparent is white."""
+    """RGB, of any mode: 16 bits are scaled to 8, and what is transparent is white.
+
+    Raises:
+        ValueError: for pixels of 32 bits that don't have the range of 16 bits, so that their white isn't known.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels don't tell what is white; convert to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode == "I" and not (grey.min() >= 0 and 255 < grey.max() <= 65535):
+            raise ValueError(f"32 bits from {grey.min()} to {grey.max()} don't tell what is white; convert to 8 bits")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65,535 / 255 = 257
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -46,7 +59,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+def resized_size(size: Size, min_size: int, max_size: int) -> Size:
     """What an image of a size is resized to. The long side can come out a few pixels over `max_size`."""
     width, height = size
     short, long = min(size), max(size)
@@ -57,7 +70,7 @@ def resized_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[i
     return (min_size, int(min_size * height / width)) if width < height else (int(min_size * width / height), min_size)
 
 
-def centred(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+def centred(pixels: np.ndarray, canvas: Size) -> np.ndarray:
     """uint8 (H, W, 3) in the middle of a black canvas, cropped where it is too large: (3, canvas H, canvas W)."""
     height, width = pixels.shape[:2]
     left, top = ((spare + 1) // 2 for spare in (canvas[0] - width, canvas[1] - height))
@@ -66,6 +79,17 @@ def centred(pixels: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     out = np.zeros((canvas[1], canvas[0], 3), dtype=np.uint8)
     out[row : row + part.shape[0], column : column + part.shape[1]] = part
     return out.transpose(2, 0, 1)
+
+
+class PixelOptions(TypedDict, total=False):
+    """What `from_pretrained` takes to override preprocessor_config.json."""
+
+    image_size_min: int
+    image_size_max: int
+    orient_after_resize: bool
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
 
 
 class ClipVilImageProcessor(ImageProcessingMixin):
@@ -78,6 +102,7 @@ class ClipVilImageProcessor(ImageProcessingMixin):
     """
 
     model_input_names = ("images",)
+    valid_kwargs = PixelOptions
 
     def __init__(
         self,
@@ -99,12 +124,17 @@ class ClipVilImageProcessor(ImageProcessingMixin):
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """uint8 (3, H, W)."""
-        image = upright(image)
-        size = resized_size(image.size, self.image_size_min, self.image_size_max)
-        width, height = size if self.orient_after_resize else image.size
-        sides = (self.image_size_max, self.image_size_min)
+        turn = orientation(image)
+        whole = image.size[::-1] if turn in EXCHANGED else image.size
+        size = resized_size(whole, self.image_size_min, self.image_size_max)
+        if isinstance(image, JpegImageFile) and image.width * image.height > DRAFT_PIXELS:
+            lying = size[::-1] if turn in EXCHANGED else size
+            image.draft(None, (2 * lying[0], 2 * lying[1]))  # does nothing if it has been decoded already
         image = to_rgb(image)
+        image = image.transpose(TURNS[turn]) if turn in TURNS else image
         image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        width, height = size if self.orient_after_resize else whole
+        sides = (self.image_size_max, self.image_size_min)
         return centred(np.asarray(image), sides if width > height else sides[::-1])
 
     def __call__(self, images: Image.Image | Sequence[Image.Image], return_tensors: str = "pt") -> BatchFeature:
@@ -148,7 +178,13 @@ class ClipVilProcessor(ProcessorMixin):
         inputs: dict[str, Any] = {}
         if text is not None:
             texts = [each.strip() for each in ([text] if isinstance(text, str) else text)]
-            inputs |= self.tokenizer(texts, padding="max_length", truncation=True, return_tensors=return_tensors)
+            inputs |= self.tokenizer(
+                texts,
+                padding="max_length",
+                truncation=True,
+                return_token_type_ids=True,
+                return_tensors=return_tensors,
+            )
         if images is not None:
             inputs |= self.image_processor(images, return_tensors)
         return BatchFeature(inputs)
