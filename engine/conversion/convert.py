@@ -108,6 +108,7 @@ def convert(config: ConvertConfig) -> None:
             *(target, state, description, config.sources), max_shard_size=config.max_shard_size, license=config.license
         )
     elif kind == "onnx":
+        print("torch exports the model, which takes minutes for a large one", flush=True)
         save_onnx(target, state, description)
     else:
         training = next((source.training for source in sources if source.training is not None), None)

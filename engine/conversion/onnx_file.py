@@ -49,7 +49,7 @@ class Outputs(nn.Module):
 def save_onnx(target: Path, state: State, description: ModelDescription) -> None:
     """Write the file, whole or not at all.
 
-    Inputs are input_ids, token_type_ids and attention_mask, int64 (B, L), and images, uint8 (B, 3, H, W) with H and W
+    Inputs are input_ids, token_type_ids and attention_mask, int64 (B, L), and images, uint8 (B, 3, H, W) H and W
     multiples of 32; all cells are read, in order. Outputs are those of the hub's model. The file's metadata has
     `config`, the hub's config.json with the answers.
 
@@ -62,11 +62,12 @@ def save_onnx(target: Path, state: State, description: ModelDescription) -> None
         )
     names = [name for name in OUTPUTS[description.architecture] if name != "answer_scores" or description.answers]
     reads = description.preprocessing
-    height, width = (size // STRIDE * STRIDE for size in (reads.image_size_min, reads.image_size_max))
+    rows, columns = (max(size // STRIDE, 2) for size in (reads.image_size_min, reads.image_size_max))
     # Three tensors, though any would do: the exporter takes one that comes twice for one input.
     words = [torch.zeros(2, reads.max_seq_length, dtype=torch.int64) for _ in range(3)]
-    inputs = (*words, torch.zeros(2, 3, height, width, dtype=torch.uint8))
-    texts, pixels = {0: "batch", 1: "length"}, {0: "batch", 2: "height", 3: "width"}
+    inputs = (*words, torch.zeros(2, 3, STRIDE * rows, STRIDE * columns, dtype=torch.uint8))
+    batch, length, *sides = (torch.export.Dim(name, min=1) for name in ("batch", "length", "rows", "columns"))
+    texts, pixels = {0: batch, 1: length}, {0: batch, 2: STRIDE * sides[0], 3: STRIDE * sides[1]}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that it would know operators of
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own affairs
@@ -81,6 +82,15 @@ def save_onnx(target: Path, state: State, description: ModelDescription) -> None
         )
     assert program is not None
     program.model.metadata_props["config"] = json.dumps(hub_config(description).to_dict())
+    write_program(target, program)
+
+
+def write_program(target: Path, program: Any) -> None:
+    """Write what torch exported, whole or not at all.
+
+    Raises:
+        UserError: if the file can't be written.
+    """
     partial = target.with_name(f".{target.name}{UNFINISHED}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -321,8 +321,8 @@ def test_an_unnamed_head_and_a_taken_target_are_refused(files: Path, tmp_path: P
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="there already"):
         run(*source, "--to", "safetensors", tmp_path / "out")
-    with pytest.raises(UserError, match="--to onnx: one of lxrt"):
-        run(*source, "--to", "onnx", tmp_path / "x")
+    with pytest.raises(UserError, match="--to tflite: one of lxrt"):
+        run(*source, "--to", "tflite", tmp_path / "x")
 
 
 def test_code_in_a_torchscript_archive_is_refused_and_not_run(tmp_path: Path) -> None:
