@@ -11,13 +11,14 @@ import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
-from engine.data.annotations.answers import AnswerTable
+from engine.configuration.tables import AnswersConfig, TableConfig
+from engine.data.annotations.named import columns_of, read_answers, read_names
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
 from engine.data.dataset import ExampleOptions, ImageTextDataset
 from engine.data.images.folder import ImageSource
 from engine.data.sampler import Sample
-from engine.data.splits import Split, annotation_files
+from engine.data.splits import Split
 from engine.errors import UserError
 from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
@@ -32,12 +33,14 @@ RECIPES = {
 
 
 @dataclass
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(AnswersConfig, TableConfig, TrainingConfig):
     """Everything that launch/pretrain.py takes."""
 
-    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
-    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
-    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    train: str = HfArg(
+        default="mscoco_train,mscoco_nominival,vgnococo",
+        help="annotation files in data/lxmert/, and paths of tables, shards or datasets; NAME:0.5 takes half an epoch",
+    )
+    valid: str = HfArg(default="mscoco_minival", help="the same, to validate on after each epoch; '' for none")
     limit_source: str | None = HfArg(
         default=None, help="sentences of these categories only, such as mscoco,vg (see docs/data.md)"
     )
@@ -152,24 +155,29 @@ class Pretraining(Task[PretrainConfig]):
 
     def read_answers(self) -> None:
         config = self.config
-        self.table = AnswerTable.read(
-            self.data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None
-        )
+        self.table = read_answers(config, self.data_root / "lxmert", ",".join(config.splits.values()))
+        if config.task_qa and not len(self.table):
+            raise UserError(
+                "--taskQA needs an answer table, and there is none; `launch/prepare.py answers --train "
+                f"{config.train} --output FILE` makes one, then give --answers FILE"
+            )
         self.answers = self.table.answers if config.task_qa else None
 
-    def source(self, names: str) -> AnnotationSource:
-        return AnnotationSource(annotation_files(self.data_root / "lxmert", names), self.encoder, self.table)
+    def source(self, names: str, split: str) -> AnnotationSource:
+        parts = read_names(names, self.data_root / "lxmert", columns=columns_of(self.config), split=split)
+        return AnnotationSource(parts, self.encoder, self.table)
 
     def read_training(self) -> None:
-        self.training = self._read(self.config.train)
+        self.training = self._read(self.config.train, "train")
 
     def read_validation(self) -> None:
-        self.validation = self._read(self.config.valid) if self.config.valid else None
+        self.validation = self._read(self.config.valid, "valid") if self.config.valid else None
 
-    def _read(self, names: str) -> PretrainingDataset:
-        config, images = self.config, self.images()
+    def _read(self, names: str, which: str) -> PretrainingDataset:
+        config, source = self.config, self.source(names, which)
+        images = self.images(source)
         categories = config.limit_source.split(",") if config.limit_source else None
-        split = self.open_split(self.source(names), images, config.allow_missing_images, categories)
+        split = self.open_split(source, images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
 
     def chance(self) -> dict[str, float]:

@@ -29,7 +29,8 @@ from engine.data.images.decoding import (
     reason,
     to_pixels,
 )
-from engine.data.images.folder import file_stamp, is_originals, recorded_or_measured_sizes, size_of
+from engine.data.images.folder import recorded_or_measured_sizes, size_of
+from engine.data.images.places import file_stamp, is_originals
 from engine.data.images.records import (
     FORMAT_KEY,
     INDEX_ENTRY,
@@ -187,7 +188,7 @@ class ImageStore:
             with environment.begin(db=keys) as transaction, transaction.cursor() as cursor:
                 return [img_id for img_id in img_ids if (key := key_of(img_id)) is None or not cursor.set_key(key)]
 
-    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """(N, 2), from the index; another program's store has none."""
         with _briefly_open(self.path) as environment:
             if self.format is None:

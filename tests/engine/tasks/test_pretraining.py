@@ -18,15 +18,16 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
 from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.named import read_names
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import ImageShape
-from engine.data.images.folder import image_path
+from engine.data.images.places import image_path
 from engine.data.images.writer import write_image_store
 from engine.data.loading import Collator, evaluation_loader, training_loader
 from engine.data.sampler import Sample
 from engine.data.shared_memory import check_shared_memory
-from engine.data.splits import annotation_files, open_images, read_split
+from engine.data.splits import open_images, read_split
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
 from engine.tasks import pretraining
@@ -81,7 +82,7 @@ def open_source(data_root, image_store=None):
 
 def read(data_root, names="train", *, answers=("yes", "no"), image_store=None, **options):
     images, table = open_source(data_root, image_store), AnswerTable(answers, f"{data_root}/lxmert/all_ans.json")
-    source = AnnotationSource(annotation_files(data_root / "lxmert", names), TextEncoder(tokenizer()), table)
+    source = AnnotationSource(read_names(names, data_root / "lxmert"), TextEncoder(tokenizer()), table)
     return read_split(source, images, data_root / "cache", **options)
 
 

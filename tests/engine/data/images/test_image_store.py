@@ -20,8 +20,9 @@ from PIL import Image
 
 from engine.data.images import lmdb_store, writer
 from engine.data.images.decoding import ImageShape, UnreadableImage
-from engine.data.images.folder import ImageFolder, image_path
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path
 from engine.data.images.records import FORMAT_KEY, image_of, pack
 from engine.data.images.writer import StoreSummary, write_image_store
 from engine.errors import UserError

@@ -11,7 +11,8 @@ from PIL import Image
 from engine.data.images import decoding
 from engine.data.images import folder as module
 from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, UnreadableImage, to_pixels
-from engine.data.images.folder import SIZES_FILE, ImageFolder, image_path
+from engine.data.images.folder import SIZES_FILE, ImageFolder
+from engine.data.images.places import image_path
 from engine.data.images.transforms import resize_and_pad
 from engine.errors import UserError
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from engine.data.images.decoding import ImageShape, to_pixels
-from engine.data.images.folder import ImageFolder, image_path, is_originals
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path, is_originals
 from engine.data.images.upright import to_rgb
 from engine.data.images.writer import write_image_store
 
