@@ -63,20 +63,30 @@ class JsonLinesFile(LinesFile):
     format = "jsonl"
 
     def rows(self, bar: Bar | None) -> Iterator[dict[str, Any]]:
+        scan = json.JSONDecoder().scan_once  # half of the time that loads takes for a short line
         for line in self.lines(bar):
-            if line.isspace():
-                continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                place = f"{self.path}, line {self.number}, column {error.colno}"
-                hint = "this is one JSON list, and an object in each line is needed" if line[0] == "[" else error.msg
-                raise UserError(f"{place}: not valid JSON ({hint}); mend that line") from None
-            except RecursionError:
-                raise self.error(FieldError("nested too deeply")) from None
+                row, end = scan(line, 0)
+                if end < len(line) - 1:
+                    row = self.parsed(line)
+            except (StopIteration, ValueError, RecursionError):
+                if line.isspace():
+                    continue
+                row = self.parsed(line)
             if not isinstance(row, dict):
                 raise self.error(FieldError(f"a JSON object was expected, found {type(row).__name__}"))
             yield row
+
+    def parsed(self, line: str) -> Any:
+        """A line that has spaces around it, or isn't JSON."""
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError as error:
+            place = f"{self.path}, line {self.number}, column {error.colno}"
+            hint = "this is one JSON list, and an object in each line is needed" if line[0] == "[" else error.msg
+            raise UserError(f"{place}: not valid JSON ({hint}); mend that line") from None
+        except RecursionError:
+            raise self.error(FieldError("nested too deeply")) from None
 
 
 class CommaFile(LinesFile):

@@ -105,16 +105,17 @@ class TableFile(AnnotationFile):
         found = False
         for row in self.rows(bar):
             try:
-                for texts in self.texts_of(row, place):
-                    found = True
-                    yield texts
+                texts = self.texts_of(row, place)
             except FieldError as error:
                 raise self.error(error) from None
+            if texts:
+                found = True
+                yield from texts
         if not found:
             raise self._no_texts()
         self._check_given()
 
-    def texts_of(self, row: Row, place: str) -> Iterator[Texts]:
+    def texts_of(self, row: Row, place: str) -> list[Texts]:
         """Those of one row.
 
         Raises:
@@ -125,31 +126,38 @@ class TableFile(AnnotationFile):
         if roles.split is not None and (split := str(row[roles.split])) not in SPLITS[self.split]:
             self.others.add(split)
             self.dropped["of another split"] += 1
-            return
+            return []
         image = self.image_name(row[roles.image], roles.image)
         if not image:
             self.dropped["without an image"] += 1
-            return
+            return []
         img_id = f"{place}/{image}"
-        if roles.text is not None:
-            captions = [text for value in listed(row[roles.text]) if (text := self.cleaned(value, roles.text))]
-            if captions:
-                yield Texts(img_id, CAPTIONS, captions, None)
-        if roles.question is not None:
-            asked = listed(row[roles.question])
-            answers = row[roles.answer] if roles.answer is not None else None
-            if len(asked) == 1:
-                answers = [answers]
-            elif not isinstance(answers, list) or len(answers) != len(asked):
-                found = len(answers) if isinstance(answers, list) else type(answers).__name__
-                raise FieldError(f"there are {len(asked)} questions, and {found} in {roles.answer!r}")
-            pairs = [
-                (text, label_of(answer, roles.answer))
-                for value, answer in zip(asked, answers, strict=True)
-                if (text := self.cleaned(value, roles.question))
-            ]
-            if pairs:
-                yield Texts(img_id, QUESTIONS, [text for text, _ in pairs], [label for _, label in pairs])
+        captions = [] if roles.text is None else [self.cleaned(one, roles.text) for one in listed(row[roles.text])]
+        pairs = [] if roles.question is None else self.questions(row, roles.question, roles.answer)
+        with_words = [text for text in captions if text]
+        asked = [pair for pair in pairs if pair[0]]
+        if empty := len(captions) + len(pairs) - len(with_words) - len(asked) or not (captions or pairs):
+            self.dropped["without words"] += empty
+        found = []
+        if with_words:
+            found.append(Texts(img_id, CAPTIONS, with_words, None))
+        if asked:
+            found.append(Texts(img_id, QUESTIONS, [text for text, _ in asked], [label for _, label in asked]))
+        return found
+
+    def questions(self, row: Row, question: str, answer: str | None) -> list[tuple[str, dict[str, float]]]:
+        """Those of a row, with their answers."""
+        asked = listed(row[question])
+        answers = row[answer] if answer is not None else None
+        if not isinstance(row[question], list):
+            answers = [answers] * len(asked)
+        elif answers is None:
+            answers = [None] * len(asked)
+        elif not isinstance(answers, list) or len(answers) != len(asked):
+            found = len(answers) if isinstance(answers, list) else type(answers).__name__
+            raise FieldError(f"there are {len(asked)} questions, and {found} in {answer!r}")
+        labels = [label_of(one, answer) for one in answers]
+        return list(zip((self.cleaned(text, question) for text in asked), labels, strict=True))
 
     def find_roles(self, names: tuple[str, ...]) -> Roles:
         """Raises FieldError where a row has no image, or neither text nor question."""
@@ -187,15 +195,10 @@ class TableFile(AnnotationFile):
     def cleaned(self, text: Any, column: str) -> str:
         """A text with HTML's entities as characters; "" if nothing of it is left to read."""
         if text is None:
-            text = ""
+            return ""
         if not isinstance(text, str):
             raise FieldError(f"{column!r} holds {type(text).__name__}, and text is needed")
-        if "&" in text:
-            text = html.unescape(text)
-        text = text.strip()
-        if not text:
-            self.dropped["without words"] += 1
-        return text
+        return (html.unescape(text) if "&" in text else text).strip()
 
     def error(self, reason: Exception) -> UserError:
         return UserError(f"{self.path}, {self.unit} {self.number}: {reason}; mend or remove it")
@@ -221,8 +224,8 @@ class TableFile(AnnotationFile):
 
 
 def listed(value: Any) -> list[Any]:
-    """Several values as they are, a single one as a list."""
-    return value if isinstance(value, list) else [value]
+    """Several values as they are, a single one as a list, nothing as an empty one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def label_of(answers: Any, column: str | None) -> dict[str, float]:
