@@ -60,7 +60,8 @@ from engine.data.annotations.answers import AnswerTable, normalise_answer
 from engine.data.annotations.questions import read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import SIZES_FILE, ImageFolder, ImageShape, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import SIZES_FILE, ImageFolder, image_path
 from engine.data.images.lmdb_store import ImageStore
 from engine.data.images.transforms import (
     aspect_ratio_bins,

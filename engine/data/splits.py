@@ -10,7 +10,8 @@ import numpy as np
 from engine.data.annotations.columns import SharedColumns
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
-from engine.data.images.folder import Decoder, ImageFolder, ImageShape, ImageSource
+from engine.data.images.decoding import Decoder, ImageShape
+from engine.data.images.folder import ImageFolder, ImageSource
 from engine.data.images.lmdb_store import ImageStore
 from engine.errors import UserError
 

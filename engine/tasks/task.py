@@ -11,7 +11,8 @@ from engine.configuration.flags import TrainingConfig
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.dataset import ImageTextDataset
-from engine.data.images.folder import ImageShape, ImageSource
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import ImageSource
 from engine.data.splits import Split, open_images, read_split
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node

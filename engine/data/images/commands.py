@@ -8,15 +8,8 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.commands import read_texts
-from engine.data.images.folder import (
-    COCO_SPLITS,
-    GENOME_FOLDER,
-    SIZES_FILE,
-    UNREADABLE_SIZE,
-    ImageFolder,
-    ImageShape,
-    image_path,
-)
+from engine.data.images.decoding import UNREADABLE_SIZE, ImageShape
+from engine.data.images.folder import COCO_SPLITS, GENOME_FOLDER, SIZES_FILE, ImageFolder, image_path
 from engine.data.images.writer import write_image_store
 from engine.data.preparation import PrepareConfig, QuestionFilesConfig, Summary, print_problems
 from engine.errors import UserError

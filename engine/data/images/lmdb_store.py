@@ -19,20 +19,17 @@ import lmdb
 import numpy as np
 from PIL import Image
 
-from engine.data.images.folder import (
+from engine.data.images.decoding import (
     IMAGE_ERRORS,
     UNREADABLE_SIZE,
     Decoder,
     ImageShape,
     UnreadableImage,
     check_decoder,
-    file_stamp,
-    is_originals,
     reason,
-    recorded_or_measured_sizes,
-    size_of,
     to_pixels,
 )
+from engine.data.images.folder import file_stamp, is_originals, recorded_or_measured_sizes, size_of
 from engine.data.images.records import (
     FORMAT_KEY,
     INDEX_ENTRY,

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import lmdb
 from PIL import Image
 
-from engine.data.images.folder import IMAGE_ERRORS, UNREADABLE_SIZE, image_path, is_originals, reason, size_of
+from engine.data.images.decoding import IMAGE_ERRORS, UNREADABLE_SIZE, reason
+from engine.data.images.folder import image_path, is_originals, size_of
 from engine.data.images.lmdb_store import data_file, open_store, read_format, release, short
 from engine.data.images.records import FORMAT_KEY, INDEX_ENTRY, INDEX_KEY, StoreFormat, key_of, pack
 from engine.data.images.transforms import Size, placement, resize_rgb

@@ -11,7 +11,7 @@ from transformers.hf_argparser import HfArg
 from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
 from engine.data.annotations.source import AnnotationSource
 from engine.data.dataset import ExampleOptions
-from engine.data.images.folder import ImageShape
+from engine.data.images.decoding import ImageShape
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
 from engine.data.verification.annotations import (

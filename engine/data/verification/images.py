@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.data.images.folder import ImageFolder, ImageSource, UnreadableImage, image_path, size_of
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageFolder, ImageSource, image_path, size_of
 from engine.errors import UserError
 from engine.progress import Bar
 

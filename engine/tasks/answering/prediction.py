@@ -22,7 +22,7 @@ from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import IMAGE_ERRORS, ImageShape, reason, to_pixels
+from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pixels
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.splits import annotation_files, open_images, read_split

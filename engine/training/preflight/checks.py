@@ -29,7 +29,8 @@ from engine.configuration.monitors import check_packages
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions, ImageTextDataset
-from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageSource
 from engine.data.shared_memory import check_shared_memory
 from engine.data.verification.annotations import question_problems, sentence_problems
 from engine.distributed.meeting import no_port

@@ -20,7 +20,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import ImageShape, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import image_path
 from engine.data.images.writer import write_image_store
 from engine.data.loading import Collator, evaluation_loader, training_loader
 from engine.data.sampler import Sample

@@ -11,7 +11,8 @@ from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.questions import QuestionFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import ImageShape, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import image_path
 from engine.data.loading import evaluation_loader
 from engine.data.sampler import Sample
 from engine.data.splits import annotation_files, open_images, read_split

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from engine.data.images.folder import ImageFolder, ImageShape, image_path, is_originals, to_pixels
+from engine.data.images.decoding import ImageShape, to_pixels
+from engine.data.images.folder import ImageFolder, image_path, is_originals
 from engine.data.images.lmdb_store import ImageStore
 from engine.data.images.upright import to_rgb
 from engine.data.images.writer import write_image_store
