@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from engine.data.annotations.answers import read_json
 from engine.data.images.decoding import (
@@ -22,11 +21,11 @@ from engine.data.images.decoding import (
     ImageShape,
     UnreadableImage,
     check_decoder,
+    open_image,
     reason,
     to_pixels,
 )
 from engine.data.images.transforms import Size
-from engine.data.images.upright import upright_size
 from engine.distributed.workers import reading
 from engine.errors import UserError
 from engine.progress import Bar
@@ -80,11 +79,6 @@ def is_originals(img_id: str) -> bool:
     return image_path(img_id).parent != GENOME_FOLDER or img_id.isdecimal()
 
 
-def size_of(image: Image.Image, img_id: str) -> Size:
-    """From the header, as `to_pixels` takes it."""
-    return image.size if is_originals(img_id) else upright_size(image)
-
-
 @dataclass(frozen=True)
 class ImageFolder:
     """Image files below a data root, in the original project's folders."""
@@ -121,8 +115,8 @@ class ImageFolder:
         """(N, 2), from `width_heigths.json` where it lists the image, else from the file's header."""
 
         def measure(img_id: str) -> Size:
-            with Image.open(self.data_root / image_path(img_id)) as image:
-                return size_of(image, img_id)
+            with open_image(self.data_root / image_path(img_id), as_original=is_originals(img_id)) as image:
+                return image.size
 
         return recorded_or_measured_sizes(img_ids, self.data_root, measure, progress=progress)
 
@@ -133,7 +127,7 @@ class ImageFolder:
         path = self.data_root / image_path(img_id)
         try:
             with reading(str(path)):
-                return to_pixels(path.read_bytes(), self.shape, self.decoder, stand_up=not is_originals(img_id))
+                return to_pixels(path.read_bytes(), self.shape, self.decoder, as_original=is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{path}: {reason(error)}") from None
 

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
-from engine.data.images.decoding import UnreadableImage
-from engine.data.images.folder import ImageFolder, ImageSource, image_path, size_of
+from engine.data.images.decoding import UnreadableImage, open_image
+from engine.data.images.folder import ImageFolder, ImageSource, image_path, is_originals
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -36,10 +34,9 @@ def check_images(images: ImageSource, img_ids: Sequence[str], log: Path) -> tupl
         if isinstance(images, ImageFolder):  # a store's sizes are those of its records
             path = images.data_root / image_path(img_ids[number])
             recorded = tuple(sizes[number].tolist())
-            with Image.open(path) as image:
-                size = size_of(image, img_ids[number])
-                if size != recorded:
-                    found = "{} x {} pixels, recorded are {} x {}".format(*size, *recorded)
+            with open_image(path, as_original=is_originals(img_ids[number])) as image:
+                if image.size != recorded:
+                    found = "{} x {} pixels, recorded are {} x {}".format(*image.size, *recorded)
                     return "", f"{path} has {found}"
         return "", ""
 
