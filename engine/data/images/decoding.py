@@ -59,8 +59,20 @@ class OpenImage:
             width, height = upright_size(smallest, self.orientation)
             self.image.draft(None, (2 * width, 2 * height))
             check_pixels(self.image)
-        self.image.load()
+        with _as_image_errors():
+            self.image.load()
         return upright(to_rgb(self.image), self.orientation)
+
+
+@contextmanager
+def _as_image_errors() -> Iterator[None]:
+    """Around Pillow's decoders, of which some have yet other exceptions for damaged files."""
+    try:
+        yield
+    except IMAGE_ERRORS:
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -79,9 +91,10 @@ def open_image(image: bytes | Path, *, as_original: bool = False) -> Iterator[Op
             with Image.open(file) as original:
                 yield OpenImage(original, original.size, as_original=True)
             return
-        opened = _identify(file)
+        with _as_image_errors():
+            opened = _identify(file)
         if opened.mode == "F":
-            raise ValueError("floating-point pixels don't tell what is white; convert it to 8 bits")
+            raise ValueError("floating-point pixels don't tell what is white; convert to 8 bits")
         if not _has_one_scan(opened):
             check_pixels(opened)
         turn = orientation(opened)

@@ -51,9 +51,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to 255
         grey = np.asarray(image).astype(np.int64)
         if image.mode == "I" and not (grey.min() >= 0 and 255 < grey.max() <= 65535):
-            raise ValueError(
-                f"32 bits from {grey.min()} to {grey.max()} don't tell what is white; convert it to 8 bits"
-            )
+            raise ValueError(f"32 bits from {grey.min()} to {grey.max()} don't tell what is white; convert to 8 bits")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65,535 / 255 = 257
     if image.has_transparency_data:
         image = image.convert("RGBA")
