@@ -79,20 +79,19 @@ def _as_image_errors() -> Iterator[None]:
 def open_image(image: bytes | Path, *, as_original: bool = False) -> Iterator[OpenImage]:
     """An image file, or its bytes, to be measured or decoded; of an animation or of pages, the first.
 
-    `as_original` reads it as the original did: EXIF isn't heeded, and what is large is left to Pillow's checks. Without
-    it, images of more than Pillow's MAX_IMAGE_PIXELS are refused without a warning, apart from JPEGs of one scan, of
-    which libjpeg needn't hold more than a few rows.
+    `as_original` reads it as the original did: EXIF isn't heeded, and what is large is left to Pillow's own checks.
+    Without it, images of more than Pillow's MAX_IMAGE_PIXELS are refused without a warning, except JPEGs that can be
+    decoded small (`OpenImage.rgb`).
 
     Raises:
         One of IMAGE_ERRORS.
     """
     with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
-        if as_original:
-            with Image.open(file) as original:
-                yield OpenImage(original, original.size, as_original=True)
-            return
         with _as_image_errors():
-            opened = _identify(file)
+            opened = Image.open(file) if as_original else _identify(file)
+        if as_original:
+            yield OpenImage(opened, opened.size, as_original=True)
+            return
         if opened.mode == "F":
             raise ValueError("floating-point pixels don't tell what is white; convert to 8 bits")
         if not _has_one_scan(opened):
@@ -121,7 +120,7 @@ def _identify(file: BinaryIO) -> Image.Image:
 
 
 def _has_one_scan(image: Image.Image) -> bool:
-    """Whether it is a JPEG that is decoded row by row. Of others, libjpeg holds all coefficients, however large."""
+    """Whether it is a JPEG that libjpeg decodes row by row; of others, it holds the coefficients of the whole image."""
     if type(image) is not JpegImageFile or "progressive" in image.info or image.fp is None:
         return False
     length = 6 + 2 * image.layers  # of the header of a scan with all colours, which Pillow has just read
