@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image
 
 from engine.data.annotations.answers import read_json
 from engine.data.images.decoding import (
@@ -21,12 +20,12 @@ from engine.data.images.decoding import (
     ImageShape,
     UnreadableImage,
     check_decoder,
+    open_image,
     reason,
     to_pixels,
 )
 from engine.data.images.places import OriginalFolders, Place, image_path, is_originals
 from engine.data.images.transforms import Size
-from engine.data.images.upright import upright_size
 from engine.distributed.workers import reading
 from engine.errors import UserError
 from engine.progress import Bar
@@ -66,11 +65,6 @@ class ImageSource(Protocol):
         Raises:
             UnreadableImage: if the image is missing, damaged or none at all.
         """
-
-
-def size_of(image: Image.Image, img_id: str) -> Size:
-    """From the header, as `to_pixels` takes it."""
-    return image.size if is_originals(img_id) else upright_size(image)
 
 
 @dataclass(frozen=True)
@@ -129,8 +123,8 @@ class ImageFolder:
 
     def measure(self, img_id: str) -> Size:
         """Raises one of IMAGE_ERRORS."""
-        with self.open(img_id) as file, Image.open(file) as image:
-            return size_of(image, img_id)
+        with self.open(img_id) as file, open_image(file, as_original=is_originals(img_id)) as image:
+            return image.size
 
     def stamp(self, img_id: str) -> str:
         place, name = self.find(img_id)
@@ -139,7 +133,7 @@ class ImageFolder:
     def load(self, img_id: str) -> np.ndarray:
         try:
             with reading(self.where(img_id)), self.open(img_id) as file:
-                return to_pixels(file.read(), self.shape, self.decoder, stand_up=not is_originals(img_id))
+                return to_pixels(file.read(), self.shape, self.decoder, as_original=is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.where(img_id)}: {reason(error)}") from None
 

@@ -8,7 +8,6 @@ Other programs' LMDB files are read as well: see records.image_of.
 """
 
 import contextlib
-import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import lmdb
 import numpy as np
-from PIL import Image
 
 from engine.data.images.decoding import (
     IMAGE_ERRORS,
@@ -26,10 +24,11 @@ from engine.data.images.decoding import (
     ImageShape,
     UnreadableImage,
     check_decoder,
+    open_image,
     reason,
     to_pixels,
 )
-from engine.data.images.folder import recorded_or_measured_sizes, size_of
+from engine.data.images.folder import recorded_or_measured_sizes
 from engine.data.images.places import file_stamp, is_originals
 from engine.data.images.records import (
     FORMAT_KEY,
@@ -202,8 +201,8 @@ class ImageStore:
         image, _ = image_of(self._value(img_id))
         if isinstance(image, np.ndarray):
             return image.shape[1], image.shape[0]
-        with Image.open(io.BytesIO(image)) as opened:
-            return size_of(opened, img_id)
+        with open_image(image, as_original=is_originals(img_id)) as opened:
+            return opened.size
 
     def stamp(self, img_id: str) -> str:
         return file_stamp(data_file(self.path))
@@ -213,7 +212,7 @@ class ImageStore:
         try:
             with reading(f"{self.path}, key {img_id},"):
                 image, original = image_of(self._value(img_id))
-                return to_pixels(image, self.shape, self.decoder, original, stand_up=not is_originals(img_id))
+                return to_pixels(image, self.shape, self.decoder, original, as_original=is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
-from PIL import Image
 
-from engine.data.images.decoding import IMAGE_ERRORS, UNREADABLE_SIZE, ImageShape, reason
-from engine.data.images.folder import ImageFolder, size_of
+from engine.data.images.decoding import IMAGE_ERRORS, UNREADABLE_SIZE, ImageShape, open_image, reason
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import data_file, open_store, read_format, release, short
 from engine.data.images.places import Place, is_originals
 from engine.data.images.records import FORMAT_KEY, INDEX_ENTRY, INDEX_KEY, StoreFormat, key_of, pack
 from engine.data.images.transforms import Size, placement, resize_rgb
-from engine.data.images.upright import upright
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -181,16 +179,14 @@ def encode(img_id: str, images: ImageFolder, store_format: StoreFormat) -> Encod
     try:
         with images.open(img_id) as file:
             content = file.read()
-        with Image.open(io.BytesIO(content)) as image:
-            size = size_of(image, img_id)
+        with open_image(content, as_original=is_originals(img_id)) as image:
+            size = image.size
             if store_format.resize is None:
-                image.load()
+                image.rgb()
             else:
                 buffer = io.BytesIO()
-                standing = image if is_originals(img_id) else upright(image)
-                resize_rgb(standing, placement(size, *store_format.resize)[0]).save(
-                    buffer, "JPEG", quality=store_format.quality
-                )
+                resized, _ = placement(size, *store_format.resize)
+                resize_rgb(image.rgb(resized), resized).save(buffer, "JPEG", quality=store_format.quality)
                 content = buffer.getvalue()
     except IMAGE_ERRORS as error:
         return Encoded(key, problem=f"{images.where(img_id)}: {reason(error)}")

@@ -210,7 +210,7 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
     reads = saved.description.preprocessing
     shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
     try:
-        pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder, stand_up=True)
+        pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder)
     except IMAGE_ERRORS as error:
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
     encoder = TextEncoder(saved.description.tokenizer())

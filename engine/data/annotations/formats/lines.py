@@ -63,13 +63,13 @@ class JsonLinesFile(LinesFile):
     format = "jsonl"
 
     def rows(self, bar: Bar | None) -> Iterator[dict[str, Any]]:
-        scan = json.JSONDecoder().scan_once  # half of the time that loads takes for a short line
+        scan = json.JSONDecoder().raw_decode  # quicker than loads for a short line
         for line in self.lines(bar):
             try:
-                row, end = scan(line, 0)
+                row, end = scan(line)
                 if end < len(line) - 1:
                     row = self.parsed(line)
-            except (StopIteration, ValueError, RecursionError):
+            except (ValueError, RecursionError):
                 if line.isspace():
                     continue
                 row = self.parsed(line)
