@@ -74,17 +74,18 @@ class JsonLinesFile(LinesFile):
                     continue
                 row = self.parsed(line)
             if not isinstance(row, dict):
-                raise self.error(FieldError(f"a JSON object was expected, found {type(row).__name__}"))
+                raise self.error(FieldError(f"an object in each line was expected, found {type(row).__name__}"))
             yield row
 
     def parsed(self, line: str) -> Any:
         """A line that has spaces around it, or isn't JSON."""
         try:
-            return json.loads(line)
+            return json.loads(line.rstrip())
         except json.JSONDecodeError as error:
+            if line.startswith("["):
+                return []  # the begin of a list, which is no object either
             place = f"{self.path}, line {self.number}, column {error.colno}"
-            hint = "this is one JSON list, and an object in each line is needed" if line[0] == "[" else error.msg
-            raise UserError(f"{place}: not valid JSON ({hint}); mend that line") from None
+            raise UserError(f"{place}: not valid JSON ({error.msg}); mend that line") from None
         except RecursionError:
             raise self.error(FieldError("nested too deeply")) from None
 

@@ -229,7 +229,10 @@ def listed(value: Any) -> list[Any]:
 
 
 def label_of(answers: Any, column: str | None) -> dict[str, float]:
-    """Answers with scores: of one answer, or of several, of which one that comes more often counts more."""
+    """Answers with scores: of one answer, or of several, of which one that comes more often counts more.
+
+    {answer: score} and [{"answer": ..., "score": ...}, ...] tell the scores themselves.
+    """
     if answers is None:
         return {}
     if isinstance(answers, str):
@@ -238,9 +241,16 @@ def label_of(answers: Any, column: str | None) -> dict[str, float]:
         answers = dict(answers)
     if isinstance(answers, dict) and all(isinstance(score, int | float) for score in answers.values()):
         return answers
-    if isinstance(answers, list) and all(isinstance(answer, str) for answer in answers):
-        share = 1 / max(1, len(answers))
-        return {answer: share * answers.count(answer) for answer in answers}
+    if isinstance(answers, list) and all(isinstance(answer, str | dict) for answer in answers):
+        label: dict[str, float] = {}
+        for answer in answers:
+            text, score = (answer, None) if isinstance(answer, str) else (answer.get("answer"), answer.get("score"))
+            score = 1 / len(answers) if score is None else score
+            if not isinstance(text, str) or not isinstance(score, int | float):
+                break
+            label[text] = label.get(text, 0.0) + score
+        else:
+            return label
     raise FieldError(f"{column!r}: an answer, a list of answers, or answers with scores were expected")
 
 

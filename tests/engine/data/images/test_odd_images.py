@@ -328,7 +328,7 @@ def test_what_is_cut_off_is_unreadable(tmp_path, format, decoder):
 def test_a_path_may_have_any_name_and_be_a_link(tmp_path, name):
     (tmp_path / "elsewhere").write_bytes(file(FIELD, "PNG"))
     (tmp_path / name).symlink_to("elsewhere")
-    with open_image(tmp_path / name) as image:
+    with (tmp_path / name).open("rb") as opened, open_image(opened) as image:
         assert image.size == (40, 24)
         assert np.array_equal(image.rgb(), FIELD)
 
