@@ -105,7 +105,7 @@ def test_grid_of_each_shape(name, size):
     assert SHAPES[name].channels == 32 * PUBLISHED[name][1]
     assert grid.shape == (2, 32 * PUBLISHED[name][1], height // 32, width // 32)
     assert STRIDE == 32
-    check_grid(VisualShape(SHAPES[name], sub_feat_num=None), height, width, STRIDE)
+    check_grid(VisualShape(SHAPES[name], sub_feat_num=None), height, width)
 
 
 def openais_layout(blocks, width):

@@ -396,13 +396,13 @@ SAMPLED = VisualShape(BACKBONE, sub_feat_num=100, pos_num=25)
 
 
 def test_grid_with_enough_cells_and_table_rows_passes():
-    check_grid(SAMPLED, 384, 640, 32)
-    check_grid(VisualShape(BACKBONE, sub_feat_num=240, pos_num=20), 384, 640, 32)
+    check_grid(SAMPLED, 384, 640)
+    check_grid(VisualShape(BACKBONE, sub_feat_num=240, pos_num=20), 384, 640)
 
 
 def test_grid_with_too_few_cells_is_refused():
     with pytest.raises(UserError) as error:
-        check_grid(SAMPLED, 288, 352, 32)
+        check_grid(SAMPLED, 288, 352)
     assert str(error.value) == (
         "--sub_feat_num 100 is more than the 9 x 11 = 99 cells of a 288 x 352 image; "
         "lower it or raise --image_size_min/--image_size_max"
@@ -412,7 +412,7 @@ def test_grid_with_too_few_cells_is_refused():
 @pytest.mark.parametrize(("height", "width"), [(384, 832), (832, 384)], ids=["landscape", "portrait"])
 def test_grid_longer_than_the_tables_is_refused(height, width):
     with pytest.raises(UserError) as error:
-        check_grid(SAMPLED, height, width, 32)
+        check_grid(SAMPLED, height, width)
     assert str(error.value) == (
         f"a {height} x {width} image has a grid of {height // 32} x {width // 32} cells, the position tables have "
         "25 rows; raise --pos_num or lower --image_size_max"
@@ -420,4 +420,4 @@ def test_grid_longer_than_the_tables_is_refused(height, width):
 
 
 def test_grid_without_sampling_or_tables_is_free():
-    check_grid(VisualShape(BACKBONE, sub_feat_num=None, use_positional_embedding=False), 32, 3200, 32)
+    check_grid(VisualShape(BACKBONE, sub_feat_num=None, use_positional_embedding=False), 32, 3200)
