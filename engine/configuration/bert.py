@@ -1,5 +1,6 @@
 """What --bert names: a BERT's configuration and vocabulary."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertTokenizer
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from engine.errors import UserError
@@ -60,16 +60,21 @@ def read_bert(name: str) -> tuple[BertConfig, Tokenizer]:
     """
     try:
         config = _read_config(name)
-        words, splitting = _read_words(name)
+        ids, splitting = _read_words(name)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise no_bert(name, error) from None
-    if len(words) > config.vocab_size:
+    size = max(ids.values(), default=-1) + 1
+    if size > config.vocab_size:
         raise UserError(
-            f"{name}: the vocabulary has {len(words)} entries, config.json says {config.vocab_size}; the two files are "
-            "not of one model"
+            f"{name}: the vocabulary has {size} entries, config.json says {config.vocab_size}; the two files are not "
+            "of one model"
         )
-    if lacking := [word for word in SPECIAL_TOKENS if word not in words]:
+    if lacking := [word for word in SPECIAL_TOKENS if word not in ids]:
         raise UserError(f"{name}: the vocabulary lacks {lacking[0]}; {TAKEN}")
+    # Of a piece that the file names twice, the last place counts; the other one has none.
+    words = [f"[no piece {number}]" for number in range(size)]
+    for word, number in ids.items():
+        words[number] = word
     return config, bert_tokenizer(words, splitting)
 
 
@@ -96,9 +101,10 @@ def _read_config(name: str) -> BertConfig:
     return config
 
 
-def _read_words(name: str) -> tuple[list[str], Splitting]:
-    """Word pieces in the order of their ids, and how a text is split before."""
-    stated = get_tokenizer_config(name)
+def _read_words(name: str) -> tuple[dict[str, int], Splitting]:
+    """Word pieces with their ids, and how a text is split before."""
+    path = _find(name, "tokenizer_config.json")
+    stated = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(stated, dict):
         raise ValueError("tokenizer_config.json holds no object")
     splitting = Splitting()
@@ -110,20 +116,13 @@ def _read_words(name: str) -> tuple[list[str], Splitting]:
         if kind not in TOKENIZERS:
             raise UserError(f"{name} has a tokenizer of kind {kind}; {TAKEN}")
         with path.open(encoding="utf-8") as file:
-            ids = {line.rstrip("\n"): number for number, line in enumerate(file)}
+            ids = {line.rstrip(): number for number, line in enumerate(file)}
     else:
         raise FileNotFoundError("it has neither vocab.txt nor tokenizer.json")
-    words = sorted(ids, key=lambda word: ids[word])
-    for number, word in enumerate(words):
-        if ids[word] != number:
-            raise UserError(
-                f"{name}: the vocabulary has no piece {number}, as if its file named one twice; give each id a piece "
-                "of its own"
-            )
     given = {field: stated[field] for field in asdict(splitting) if stated.get(field) is not None}
     if odd := [field for field, value in given.items() if not isinstance(value, bool)]:
         raise ValueError(f"tokenizer_config.json has {odd[0]} {given[odd[0]]!r}, not true or false")
-    return words, replace(splitting, **given)
+    return ids, replace(splitting, **given)
 
 
 def _find(name: str, file: str) -> Path | None:
