@@ -3,6 +3,7 @@
 import random
 from array import array
 from dataclasses import asdict
+from unicodedata import normalize
 
 import pytest
 from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, models, normalizers, pre_tokenizers
@@ -86,9 +87,12 @@ SCRIPTS = [
 @pytest.mark.parametrize("splitting", SPLITTINGS, ids=str)
 def test_any_script_gets_the_ids_that_transformers_gives(splitting):
     """Its pieces are all characters of these texts, so that none is lost in an unknown word."""
-    characters = sorted(
-        {letter for line in [*SCRIPTS, *ODD] for form in (line, line.lower()) for letter in form if letter.strip()}
-    )
+    forms = [
+        form
+        for line in [*SCRIPTS, *ODD]
+        for form in (line, line.lower(), normalize("NFD", line), normalize("NFD", line.lower()))
+    ]
+    characters = sorted({letter for form in forms for letter in form if letter.strip()})
     words = [*dict.fromkeys([*WORDS, "Cab", *characters, *(f"##{letter}" for letter in characters)])]
     theirs = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, **asdict(splitting))
     draw = random.Random(1)
@@ -96,14 +100,7 @@ def test_any_script_gets_the_ids_that_transformers_gives(splitting):
     texts += ["".join(draw.choices([*characters, " ", "a", "A"], k=12)) for _ in range(1000)]
     quick, slow = quick_and_slow(bert_tokenizer(words, splitting), texts * 2, "I")
     assert quick == slow == [theirs(line, add_special_tokens=False)["input_ids"] for line in texts * 2]
-    assert (
-        quick[0]
-        != quick_and_slow(
-            bert_tokenizer(words, Splitting(splitting.do_lower_case, not splitting.resolved.strip_accents)),
-            texts[:1],
-            "I",
-        )[0][0]
-    )
+    assert WORDS.index("[UNK]") not in quick[0]
 
 
 def joining_spaces():
