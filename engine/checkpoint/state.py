@@ -124,7 +124,8 @@ def load_weights(
     rows = {(len(state[key]), number) for key, number in wanted.items() if key in state and len(state[key]) != number}
     state |= {key: resize_rows(state[key], number) for key, number in wanted.items() if key in state}
     report = load_state(model, state, saved.source, may_miss=(HEAD,))
-    report.notes += [f"position tables: {before} rows interpolated to {now}" for before, now in sorted(rows)]
+    told = "position tables: {} rows interpolated to {}, and so are their moments, if these are loaded"
+    report.notes += [told.format(before, now) for before, now in sorted(rows)]
     return report
 
 

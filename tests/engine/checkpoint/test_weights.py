@@ -342,7 +342,8 @@ def test_position_tables_with_other_rows_are_interpolated_and_told(tmp_path, pos
     source, model = make(1), make(2, pos_num=pos_num)
     torch.save(original_state(source), tmp_path / "Epoch09_LXRT.pth")
     report = load_weights(model, open_checkpoint(str(tmp_path / "Epoch09")), None)
-    assert str(report).endswith(f"0 missing, 0 unexpected\n    position tables: 3 rows interpolated to {pos_num}")
+    told = f"position tables: 3 rows interpolated to {pos_num}, and so are their moments, if these are loaded"
+    assert str(report).endswith(f"0 missing, 0 unexpected\n    {told}")
     theirs, ours = source.state_dict(), model.state_dict()
     for name, tensor in theirs.items():
         wanted = resize_rows(tensor, pos_num) if name in POSITION_TABLES else tensor
