@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers.hf_argparser import HfArg
@@ -45,6 +45,9 @@ class PretrainConfig(AnswersConfig, TableConfig, TrainingConfig):
         default=None, help="sentences of these categories only, such as mscoco,vg (see docs/data.md)"
     )
     word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    long_captions: Literal["cut", "window"] = HfArg(
+        default="cut", help="of a text that is longer than --max_seq_length: its beginning, or a part drawn each time"
+    )
     task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
     task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
     task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
@@ -66,6 +69,7 @@ class PretrainingOptions(ExampleOptions):
     task_mask_lm: bool = True
     task_matched: bool = True
     word_mask_rate: float = 0.15
+    long_captions: str = "cut"
 
 
 class Pair(NamedTuple):
@@ -134,13 +138,17 @@ class PretrainingDataset(ImageTextDataset):
 
     def _masked_words(self, token_ids: Sequence[int], generator: Generator) -> dict[str, Any]:
         options, vocabulary = self.options, self.vocabulary
-        tokens = token_ids[: options.max_seq_length - 2]
+        room = options.max_seq_length - 2
+        begin = 0
+        if options.long_captions == "window" and len(token_ids) > room:
+            begin = generator.randrange(len(token_ids) - room + 1)
+        tokens = token_ids[begin : begin + room]
         masked, labels = list(tokens), [IGNORE] * len(tokens)
         if options.task_mask_lm:
             masked, labels = mask_tokens(
                 tokens, generator, rate=options.word_mask_rate, mask_id=vocabulary.mask_id, vocab_size=vocabulary.size
             )
-        padding = options.max_seq_length - 2 - len(tokens)
+        padding = room - len(tokens)
         return {**self.words(masked), "masked_lm_labels": [IGNORE, *labels, IGNORE] + [IGNORE] * padding}
 
 
