@@ -12,7 +12,7 @@ from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.configuration.tables import AnswersConfig, TableConfig
-from engine.data.annotations.named import columns_of, read_answers, read_names
+from engine.data.annotations.named import columns_of, is_own, read_answers, read_names, weight_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
 from engine.data.dataset import ExampleOptions, ImageTextDataset
@@ -192,7 +192,9 @@ class Pretraining(Task[PretrainConfig]):
         return {"mask_lm_accuracy": most_frequent_share(self.training)} if self.config.task_mask_lm else {}
 
     def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
-        """Stage two behind stage one, and behind that the fine-tuning on questions."""
+        """Stage two, then the fine-tuning on questions; behind a training on data of one's own, the way out of here."""
+        if any(is_own(weight_of(word)[0], self.data_root / "lxmert") for word in self.config.train.split(",")):
+            return ["launch/convert.py", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
         model = self.config.clip_model_name
         recipes = RECIPES.get(model)
         if self.config.task_qa:

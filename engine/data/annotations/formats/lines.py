@@ -91,7 +91,10 @@ class JsonLinesFile(LinesFile):
 
 
 class CommaFile(LinesFile):
-    """A first line that names the columns, and a row in each other; quotes as in spreadsheets' files."""
+    """A first line that names the columns, and a row in each other; quotes as in spreadsheets' files.
+
+    An empty value is none.
+    """
 
     format = "csv"
     delimiter: ClassVar[str] = ","
@@ -109,7 +112,7 @@ class CommaFile(LinesFile):
                     continue  # an empty line
                 if len(values) != len(columns):
                     raise self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}"))
-                yield dict(zip(columns, values, strict=True))
+                yield {name: value or None for name, value in zip(columns, values, strict=True)}
         except csv.Error as error:
             raise self.error(FieldError(f"{error}; a value with quotes in it has to be quoted itself")) from None
 

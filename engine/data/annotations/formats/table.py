@@ -119,7 +119,7 @@ class TableFile(AnnotationFile):
         """Those of one row.
 
         Raises:
-            FieldError: naming the column that is missing or wrong.
+            FieldError: naming the column that is wrong.
         """
         names = tuple(row)
         roles = self.roles.get(names) or self.roles.setdefault(names, self.find_roles(names))
@@ -160,7 +160,7 @@ class TableFile(AnnotationFile):
         return list(zip((self.cleaned(text, question) for text in asked), labels, strict=True))
 
     def find_roles(self, names: tuple[str, ...]) -> Roles:
-        """Raises FieldError where a row has no image, or neither text nor question."""
+        """Raises UserError where a row has no image, or neither text nor question."""
         found: dict[str, str | None] = {}
         for role, usual in USUAL_NAMES.items():
             given = getattr(self.columns, role)
@@ -174,7 +174,8 @@ class TableFile(AnnotationFile):
             if is_needed and found[role] is None:
                 given = getattr(self.columns, role)
                 what = f"is called {given!r}" if given else f"has a usual name for the {role}"
-                raise FieldError(f"none of the columns {there} {what}; name it with --{role}_column")
+                place = f"{self.path}, {self.unit} {self.number}" if self.number else f"{self.path}"
+                raise UserError(f"{place}: none of the columns {there} {what}; name it with --{role}_column")
         return Roles(**found)  # type: ignore[arg-type]  # the image's isn't None
 
     def image_name(self, value: Any, column: str) -> str:
