@@ -141,8 +141,8 @@ def original_file(folder: Path, name: str) -> Path:
     if not file.is_file():
         found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
         raise UserError(
-            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; files "
-            "of your own are named by their paths"
+            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
+            "files of your own by their paths"
         )
     return file
 
