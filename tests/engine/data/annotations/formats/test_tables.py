@@ -21,6 +21,7 @@ from engine.data.images.writer import write_image_store
 from engine.data.loading import training_loader
 from engine.data.sampler import Weights
 from engine.data.splits import open_images, read_split
+from engine.distributed.workers import end_workers
 from engine.errors import UserError
 from engine.synthetic import tables
 from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
@@ -87,12 +88,21 @@ def read(root: Path, names: str, columns: Columns | None = None, split: str = "t
     return read_split(source, images, root / "cache", **options), images
 
 
-def batches(root: Path, names: str, epoch: int = 0, done: int = 0, rank: int = 0, world_size: int = 1, **options):
+def batches(
+    root: Path,
+    names: str,
+    epoch: int = 0,
+    done: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    **options,
+):
     """A rank's batches of the rest of an epoch."""
     split, images = read(root, names, **options)
     sizes = {"image_size_min": 12, "image_size_max": 20, "aspect_ratio_group_factor": 0, "max_seq_length": 8}
     dataset = PretrainingDataset(split, images, TextEncoder(tokenizer()).vocabulary, PretrainingOptions(**sizes))
-    shares = {"accumulation": 1, "num_workers": 0, "same_order": False, "rank": rank, "world_size": world_size}
+    shares = {"accumulation": 1, "num_workers": workers, "same_order": False, "rank": rank, "world_size": world_size}
     loader = training_loader(dataset, 4, **shares)
     loader.batch_sampler.set_epoch(epoch, done)
     return list(loader)
@@ -113,6 +123,14 @@ def test_all_forms_give_the_same_batches(root, form):
         expected = batches(root, "data", **place)
         assert len(expected) >= 4
         assert same(batches(root, NAMES[form].format(root), **place), expected)
+
+
+@pytest.mark.parametrize("form", ["tar", "dataset"])
+def test_workers_open_shards_and_datasets_for_themselves(root, form):
+    try:
+        assert same(batches(root, NAMES[form].format(root), workers=2), batches(root, "data"))
+    finally:
+        end_workers()
 
 
 def test_another_epoch_has_other_batches(root):
