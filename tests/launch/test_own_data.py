@@ -1,6 +1,7 @@
 """One's own images and texts, trained on as a user does: the losses of LXMERT's JSON, whatever form the data have."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,12 @@ def expected() -> dict[int, list[dict]]:
 def test_every_form_trains_and_resumes_as_lxmerts_json(
     flags: Flags, forms: Path, scenes: Path, tmp_path: Path, expected: dict[int, list[dict]], form: str, ranks: int
 ) -> None:
-    """The same reports over 20 steps, also where a run ends at step 13, and goes on from step 8, inside an epoch."""
+    """The same reports over 20 steps, also where a run ends at step 13, and goes on from step 8, inside an epoch.
+
+    CI has the case with most that is new. The batches of all forms are compared in test_tables.py.
+    """
+    if (form, ranks) != ("tar", 2) and not os.environ.get("CLIPVIL_ALL_FORMS"):
+        pytest.skip("minutes; set CLIPVIL_ALL_FORMS=1 for each form on one and on two ranks")
     if ranks not in expected:
         expected[ranks] = train("lxmert", flags, forms, scenes, tmp_path / "lxmert", ranks=ranks)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
