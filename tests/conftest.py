@@ -22,7 +22,7 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a machine with a GPU as well
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from more, and tests run side by side
 
-from engine.data.images.folder import image_path
+from engine.data.images.places import image_path
 from engine.synthetic.demo import write_demo
 from tests.warm import WarmProcess, WarmServer
 

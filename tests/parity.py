@@ -57,11 +57,14 @@ from engine.checkpoint.weights import HEAD, load_state
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.named import read_names
 from engine.data.annotations.questions import read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import SIZES_FILE, ImageFolder, ImageShape, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import SIZES_FILE, ImageFolder
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path
 from engine.data.images.transforms import (
     aspect_ratio_bins,
     aspect_ratio_group,
@@ -384,7 +387,7 @@ def _check_batches(
     shape = arrays["batch_0_visual_feats"].shape[2:]
     images = ImageFolder(scratch, ImageShape(min(shape), max(shape), orient_after_resize=True))
     text = _text_encoder(folder)
-    source = AnnotationSource((scratch / "lxmert" / "tiny_train.json",), text, answers)
+    source = AnnotationSource(read_names("tiny_train", scratch / "lxmert"), text, answers)
     split = read_split(source, images, scratch / "cache", allow_missing_images=True)
     # The store of training holds no texts; the one with them holds the sentences without an image, too.
     with_text = replace(source, with_text=True).open(scratch / "cache")

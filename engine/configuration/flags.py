@@ -165,6 +165,11 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
     train: str = HfArg(default="", help="annotation files to train on")
     valid: str = HfArg(default="", help="annotation files to validate on after each epoch; '' for none")
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """The names of what there is to train and to validate on."""
+        return {split: names for split, names in (("train", self.train), ("valid", self.valid)) if names}
+
     def check(self, world_size: int) -> None:
         """Derive the accumulation and refuse what can't work, before anything is read.
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.annotations.text import Vocabulary
-from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageSource
 from engine.data.images.transforms import aspect_ratio_bins, aspect_ratio_group, canvas_size
 from engine.data.sampler import Sample, passes_per_image
 from engine.data.splits import Split

@@ -121,6 +121,7 @@ def training_loader(
         seed=dataset.options.seed,
         images=dataset.sentences.images,
         sentences_per_image=dataset.options.sentences_per_image,
+        weights=dataset.split.weights,
         rank=rank,
         world_size=world_size,
         same_order_each_epoch=same_order,
@@ -128,7 +129,7 @@ def training_loader(
     if len(sampler) < accumulation:
         needed = batch_size * world_size * accumulation
         raise UserError(
-            f"{dataset.split.name} has {len(dataset)} sentences, but one optimiser step takes {needed} (batches of "
+            f"{dataset.split.name} has {sampler.samples} sentences, but one optimiser step takes {needed} (batches of "
             f"{batch_size} x {world_size} ranks x accumulation {accumulation}); lower --batchSize or add data"
         )
     return _loader(dataset, sampler, num_workers, start_method, pin_memory=_has_gpu())

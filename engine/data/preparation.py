@@ -10,6 +10,7 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import parse_command
+from engine.configuration.tables import TableConfig
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 
@@ -30,16 +31,23 @@ class PrepareConfig:
 
 
 @dataclass
-class AnnotationFilesConfig(PrepareConfig):
+class AnnotationFilesConfig(TableConfig, PrepareConfig):
     """Commands that read annotation files."""
 
-    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
+    train: str = HfArg(
+        default="mscoco_train,mscoco_nominival,vgnococo",
+        help="annotation files in data/lxmert/, and paths of tables, shards or datasets",
+    )
     valid: str = HfArg(default="mscoco_minival", help="those of the validation; '' for none")
 
     @property
-    def splits(self) -> dict[str, list[str]]:
-        """The names of each split's files, with commas between them, by the folder that holds the files."""
-        return {"lxmert": [names for names in (self.train, self.valid) if names]}
+    def splits(self) -> dict[str, list[tuple[str, str]]]:
+        """Of each split, the names of its files, with commas between them, and whether it is for train or valid.
+
+        By the folder that holds the original's files.
+        """
+        named = ((self.train, "train"), (self.valid, "valid"))
+        return {"lxmert": [(names, which) for names, which in named if names]}
 
     def check(self) -> None:
         if not any(self.splits.values()):
@@ -57,11 +65,12 @@ class QuestionFilesConfig(AnnotationFilesConfig):
     )
 
     @property
-    def splits(self) -> dict[str, list[str]]:
+    def splits(self) -> dict[str, list[tuple[str, str]]]:
         names = [name for name in dict.fromkeys(self.vqa.split(",")) if name]
         fine_tuned_on = ",".join(name for name in FINE_TUNED_ON if name in names)  # in fine-tuning's order
         others = [name for name in names if name not in FINE_TUNED_ON]
-        return {**super().splits, "vqa": [split for split in (fine_tuned_on, *others) if split]}
+        vqa = [(split, "train" if split == fine_tuned_on else "valid") for split in (fine_tuned_on, *others) if split]
+        return {**super().splits, "vqa": vqa}
 
 
 Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]

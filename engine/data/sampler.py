@@ -7,6 +7,7 @@ the midst of an epoch.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,39 @@ class Sample(NamedTuple):
     index: int  # type: ignore[assignment]  # in the data set; hides tuple.index
     position: int  # in the epoch, over all ranks
     epoch: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often the sentences of each part of a split come in an epoch: 0.5 is half of them, 2 is each twice."""
+
+    weights: tuple[float, ...]
+    parts: np.ndarray  # which part each sentence belongs to, uint8 (N,)
+
+    def counts(self) -> list[int]:
+        """Samples of each part in an epoch."""
+        sentences = np.bincount(self.parts, minlength=len(self.weights)).tolist()
+        return [round(weight * count) for weight, count in zip(self.weights, sentences, strict=True)]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return sum(self.counts())
+
+    def samples(self, seed: int, epoch: int) -> np.ndarray:
+        """The sentences of an epoch by number, int32 (sum of counts,).
+
+        Each part is dealt out like a pack of cards that is shuffled anew whenever it is through, so over the epochs
+        its sentences come equally often.
+        """
+        drawn = []
+        for part, count in enumerate(self.counts()):
+            members = np.flatnonzero(self.parts == part).astype(np.int32)
+            first, last = epoch * count, (epoch + 1) * count
+            rounds = range(first // max(1, len(members)), -(-last // max(1, len(members))))
+            packs = [np.random.default_rng([seed, part, number]).permutation(members) for number in rounds]
+            start = rounds.start * len(members)
+            drawn.append(np.concatenate([members[:0], *packs])[first - start : last - start])
+        return np.concatenate(drawn)
 
 
 def grouped_batches(order: np.ndarray, groups: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -120,7 +154,7 @@ class TrainingSampler(DealtSampler):
     """Grouped batches in a new order each epoch; every rank gets the same number of them.
 
     With `sentences_per_image` above 1, about as many sentences of an image follow each other in a batch. `images` then
-    gives the number of each sentence's image.
+    gives the number of each sentence's image. With `weights`, sentences come more or less often than once.
     """
 
     def __init__(
@@ -131,12 +165,15 @@ class TrainingSampler(DealtSampler):
         seed: int,
         images: np.ndarray | None = None,
         sentences_per_image: int = 1,
+        weights: Weights | None = None,
         rank: int = 0,
         world_size: int = 1,
         same_order_each_epoch: bool = False,
     ) -> None:
         self.groups = np.asarray(groups)
         self.images, self.sentences_per_image = images, sentences_per_image
+        self.weights = weights
+        self.samples = len(self.groups) if weights is None else weights.samples_per_epoch
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
@@ -153,15 +190,19 @@ class TrainingSampler(DealtSampler):
 
     def batches_left(self, batches_done: int) -> int:
         """Batches for each rank in the rest of an epoch, of which so many are done, whoever did them."""
-        return max(0, len(self.groups) // self.batch_size - batches_done) // self.world_size
+        return max(0, self.samples // self.batch_size - batches_done) // self.world_size
 
     def order(self) -> np.ndarray:
         """All samples in the order of this epoch."""
-        draw = np.random.default_rng([self.seed, 0 if self.same_order_each_epoch else self.epoch])
+        epoch = 0 if self.same_order_each_epoch else self.epoch
+        draw = np.random.default_rng([self.seed, epoch])
+        samples = None if self.weights is None else self.weights.samples(self.seed, epoch)
         if self.images is not None and self.sentences_per_image > 1:
-            return order_by_image(self.images, self.sentences_per_image, draw)
-        order = np.arange(len(self.groups), dtype=np.int32)  # half the memory of a permutation(), and the same draws
-        draw.shuffle(order)
+            images = self.images if samples is None else self.images[samples]
+            order = order_by_image(images, self.sentences_per_image, draw)
+            return order if samples is None else samples[order]
+        order = np.arange(len(self.groups), dtype=np.int32) if samples is None else samples
+        draw.shuffle(order)  # half the memory of a permutation(), and the same draws
         return order
 
     def batches(self) -> Iterator[list[Sample]]:

@@ -1,6 +1,7 @@
 """One split: the sentences of some annotation files, with their images."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,34 +11,30 @@ import numpy as np
 from engine.data.annotations.columns import SharedColumns
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
-from engine.data.images.folder import Decoder, ImageFolder, ImageShape, ImageSource
+from engine.data.images.decoding import Decoder, ImageShape
+from engine.data.images.folder import ImageFolder, ImageSource
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import Place
+from engine.data.sampler import Weights
+from engine.data.sizes import SizeCache
 from engine.errors import UserError
 
 
-def open_images(data_root: Path, image_store: str | None, shape: ImageShape, decoder: Decoder) -> ImageSource:
-    """The images of the folders, or of an LMDB where one is named."""
-    if image_store is None:
-        return ImageFolder(data_root, shape, decoder)
-    return ImageStore(Path(image_store), data_root, shape, decoder)
+def open_images(
+    data_root: Path,
+    image_store: str | None,
+    shape: ImageShape,
+    decoder: Decoder,
+    places: Mapping[str, Place] | None = None,
+) -> ImageSource:
+    """The images of the folders, or of an LMDB where one is named.
 
-
-def annotation_files(folder: Path, names: str) -> tuple[Path, ...]:
-    """The files of a comma-separated list of names.
-
-    Raises:
-        UserError: if one isn't there, with the names of those that are.
+    Args:
+        places: those of one's own images, by the name that their ids begin with.
     """
-    files = tuple(folder / f"{name}.json" for name in names.split(",") if name)
-    if not files:
-        raise UserError(f"{names!r} names no file in {folder}")
-    for file in files:
-        if not file.is_file():
-            found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
-            raise UserError(
-                f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files"
-            )
-    return files
+    if image_store is None:
+        return ImageFolder(data_root, shape, decoder, places or {})
+    return ImageStore(Path(image_store), data_root, shape, decoder)
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,16 @@ class Split:
     sizes: SharedColumns  # width and height in pixels, by image code
     summary: str  # one line on what was found
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file, by its name
+    weights: Weights | None = None  # how often sentences come in an epoch; None where all come once
 
     @property
     def num_images(self) -> int:
         """Images that have a sentence."""
         return int(np.count_nonzero(np.bincount(self.sentences.images)))
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return len(self.sentences) if self.weights is None else self.weights.samples_per_epoch
 
     def describe(self) -> dict[str, Any]:
         """What tells these data from others: their files, what the store was made of, and how many there are."""
@@ -104,7 +106,7 @@ def read_split(
             "add them, or pass --allow_missing_images to leave them out"
         )
     count = sentences.label_count
-    if count.unknown and not count.known:
+    if count.unknown and not count.known and len(source.answers):
         raise UserError(
             f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
             f"first answer is {count.example!r}); the table belongs to other data"
@@ -112,17 +114,47 @@ def read_split(
     present = used.copy()
     present[used] = [img_id not in missing for img_id in img_ids]
     sizes = np.ones((len(names), 2), np.int32)
-    sizes[present] = images.sizes([img_id for img_id in img_ids if img_id not in missing], progress=progress)
+    size_cache = SizeCache(cache, sentences.columns.header["key"], images, len(names))
+    known = size_cache.read()
+    there = [img_id for img_id in img_ids if img_id not in missing]
+    sizes[present] = images.sizes(there, known=known[present], progress=progress)
+    size_cache.keep(known, sizes)
     if missing:
         sentences = sentences.select(present[sentences.images])
-    summary = f"{name}: {len(sentences):,} sentences, {len(img_ids) - len(missing):,} images"
+    summary = f"{name}: {len(sentences):,} sentences, {len(there):,} images"
+    if sentences.dropped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sentences.dropped.items())
+        summary += f"; rows or texts left out: {reasons}"
     if missing:
         summary += f", {len(missing):,} images without a file left out"
-    if count.unknown:
+    if count.unknown and len(source.answers):
         summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
-    columns = SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]})
-    hashes = {file.name: digest for file, digest in zip(source.files, digests, strict=True)}
-    return Split(name, sentences, columns, summary, hashes)
+    return Split(
+        name,
+        sentences,
+        SharedColumns.of({"width": sizes[:, 0], "height": sizes[:, 1]}),
+        summary,
+        digests_by_name(source, digests),
+        weights_of(source, sentences),
+    )
+
+
+def digests_by_name(source: AnnotationSource, digests: Sequence[str]) -> dict[str, str]:
+    """That of each file; one for all shards of a part."""
+    found, left = {}, iter(digests)
+    for part in source.parts:
+        of_part = [next(left) for _ in part.files]
+        name = part.files[0].path.name if len(of_part) == 1 else part.name
+        found[name] = of_part[0] if len(of_part) == 1 else hashlib.sha256("".join(of_part).encode()).hexdigest()
+    return found
+
+
+def weights_of(source: AnnotationSource, sentences: AnnotationStore) -> Weights | None:
+    """How often the sentences of each part come in an epoch; None where all come once."""
+    if all(part.weight == 1 for part in source.parts):
+        return None
+    parts = np.searchsorted(source.part_ends(sentences), sentences.places, side="right").astype(np.uint8)
+    return Weights(tuple(part.weight for part in source.parts), parts)
 
 
 def of_categories(sentences: AnnotationStore, categories: Sequence[str], name: str) -> np.ndarray:

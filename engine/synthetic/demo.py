@@ -14,7 +14,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 from tokenizers import BertWordPieceTokenizer
 
-from engine.data.images.folder import SIZES_FILE, image_path
+from engine.data.images.folder import SIZES_FILE
+from engine.data.images.places import image_path
 from engine.progress import Bar
 
 COLORS = {

@@ -11,10 +11,10 @@ from deepspeed.accelerator import get_accelerator
 
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
+from engine.data.annotations.named import annotation_files
 from engine.data.annotations.questions import read_questions
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.sampler import Sample
-from engine.data.splits import annotation_files
 from engine.distributed.ranks import Ranks
 from engine.synthetic.demo import VISUAL_WORDS
 from engine.tasks.answering.flags import PredictConfig

@@ -16,9 +16,11 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.named import read_names
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import SIZES_FILE, image_path
+from engine.data.images.folder import SIZES_FILE
+from engine.data.images.places import image_path
 from engine.progress import Bar
 
 NAME = "synthetic"  # of the annotation file, as for --train
@@ -170,7 +172,7 @@ def annotation_source(data_root: Path) -> AnnotationSource:
     """What the store of a synthetic data set is made of."""
     encoder = TextEncoder(Tokenizer.from_file(str(data_root / "tokenizer.json")))
     answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
-    return AnnotationSource((data_root / "lxmert" / f"{NAME}.json",), encoder, answers)
+    return AnnotationSource(read_names(NAME, data_root / "lxmert"), encoder, answers)
 
 
 def write_photos(data_root: Path, count: int, seed: int) -> list[str]:

@@ -5,19 +5,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
-from engine.data.annotations.answers import AnswerTable
+from engine.configuration.tables import AnswersConfig, TableConfig
+from engine.data.annotations.named import columns_of, is_own, read_answers, read_names, weight_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
 from engine.data.dataset import ExampleOptions, ImageTextDataset
 from engine.data.images.folder import ImageSource
 from engine.data.sampler import Sample
-from engine.data.splits import Split, annotation_files
+from engine.data.splits import Split
 from engine.errors import UserError
 from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
@@ -32,16 +33,21 @@ RECIPES = {
 
 
 @dataclass
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(AnswersConfig, TableConfig, TrainingConfig):
     """Everything that launch/pretrain.py takes."""
 
-    train: str = HfArg(default="mscoco_train,mscoco_nominival,vgnococo", help="annotation files in data/lxmert/")
-    valid: str = HfArg(default="mscoco_minival", help="annotation files to validate on after each epoch; '' for none")
-    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
+    train: str = HfArg(
+        default="mscoco_train,mscoco_nominival,vgnococo",
+        help="annotation files in data/lxmert/, and paths of tables, shards or datasets; NAME:0.5 takes half an epoch",
+    )
+    valid: str = HfArg(default="mscoco_minival", help="the same, to validate on after each epoch; '' for none")
     limit_source: str | None = HfArg(
         default=None, help="sentences of these categories only, such as mscoco,vg (see docs/data.md)"
     )
     word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    long_captions: Literal["cut", "window"] = HfArg(
+        default="cut", help="of a text that is longer than --max_seq_length: its beginning, or a part drawn each time"
+    )
     task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
     task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
     task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
@@ -63,6 +69,7 @@ class PretrainingOptions(ExampleOptions):
     task_mask_lm: bool = True
     task_matched: bool = True
     word_mask_rate: float = 0.15
+    long_captions: str = "cut"
 
 
 class Pair(NamedTuple):
@@ -131,13 +138,17 @@ class PretrainingDataset(ImageTextDataset):
 
     def _masked_words(self, token_ids: Sequence[int], generator: Generator) -> dict[str, Any]:
         options, vocabulary = self.options, self.vocabulary
-        tokens = token_ids[: options.max_seq_length - 2]
+        room = options.max_seq_length - 2
+        begin = 0
+        if options.long_captions == "window" and len(token_ids) > room:
+            begin = generator.randrange(len(token_ids) - room + 1)
+        tokens = token_ids[begin : begin + room]
         masked, labels = list(tokens), [IGNORE] * len(tokens)
         if options.task_mask_lm:
             masked, labels = mask_tokens(
                 tokens, generator, rate=options.word_mask_rate, mask_id=vocabulary.mask_id, vocab_size=vocabulary.size
             )
-        padding = options.max_seq_length - 2 - len(tokens)
+        padding = room - len(tokens)
         return {**self.words(masked), "masked_lm_labels": [IGNORE, *labels, IGNORE] + [IGNORE] * padding}
 
 
@@ -152,31 +163,38 @@ class Pretraining(Task[PretrainConfig]):
 
     def read_answers(self) -> None:
         config = self.config
-        self.table = AnswerTable.read(
-            self.data_root / "lxmert" / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None
-        )
+        self.table = read_answers(config, self.data_root / "lxmert", ",".join(config.splits.values()))
+        if config.task_qa and not len(self.table):
+            raise UserError(
+                "--taskQA needs an answer table, and there is none; `launch/prepare.py answers --train "
+                f"{config.train} --output FILE` makes one, then give --answers FILE"
+            )
         self.answers = self.table.answers if config.task_qa else None
 
-    def source(self, names: str) -> AnnotationSource:
-        return AnnotationSource(annotation_files(self.data_root / "lxmert", names), self.encoder, self.table)
+    def source(self, names: str, split: str) -> AnnotationSource:
+        parts = read_names(names, self.data_root / "lxmert", columns=columns_of(self.config), split=split)
+        return AnnotationSource(parts, self.encoder, self.table)
 
     def read_training(self) -> None:
-        self.training = self._read(self.config.train)
+        self.training = self._read(self.config.train, "train")
 
     def read_validation(self) -> None:
-        self.validation = self._read(self.config.valid) if self.config.valid else None
+        self.validation = self._read(self.config.valid, "valid") if self.config.valid else None
 
-    def _read(self, names: str) -> PretrainingDataset:
-        config, images = self.config, self.images()
+    def _read(self, names: str, which: str) -> PretrainingDataset:
+        config, source = self.config, self.source(names, which)
+        images = self.images(source)
         categories = config.limit_source.split(",") if config.limit_source else None
-        split = self.open_split(self.source(names), images, config.allow_missing_images, categories)
+        split = self.open_split(source, images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
 
     def chance(self) -> dict[str, float]:
         return {"mask_lm_accuracy": most_frequent_share(self.training)} if self.config.task_mask_lm else {}
 
     def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
-        """Stage two behind stage one, and behind that the fine-tuning on questions."""
+        """Stage two, then the fine-tuning on questions; behind a training on data of one's own, the way out of here."""
+        if any(is_own(weight_of(word)[0], self.data_root / "lxmert") for word in self.config.train.split(",")):
+            return ["launch/convert.py", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
         model = self.config.clip_model_name
         recipes = RECIPES.get(model)
         if self.config.task_qa:

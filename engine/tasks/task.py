@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from tokenizers import Tokenizer
 
 from engine.configuration.flags import TrainingConfig
+from engine.data.annotations.formats.table import places_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.dataset import ImageTextDataset
-from engine.data.images.folder import ImageShape, ImageSource
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import ImageSource
 from engine.data.splits import Split, open_images, read_split
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
@@ -62,8 +64,8 @@ class Task(ABC, Generic[Config]):
         """Set `answers`."""
 
     @abstractmethod
-    def source(self, names: str) -> AnnotationSource:
-        """The annotation files of a split, as --train and --valid name them.
+    def source(self, names: str, split: str) -> AnnotationSource:
+        """The annotation files of a split (train or valid), as the flag of that name names them.
 
         Raises:
             UserError: if one is missing.
@@ -171,7 +173,9 @@ class Task(ABC, Generic[Config]):
             ),
         )
 
-    def images(self) -> ImageSource:
+    def images(self, source: AnnotationSource) -> ImageSource:
+        """Where those of a split come from."""
         config = self.config
         shape = ImageShape(config.image_size_min, config.image_size_max, config.orient_after_resize)
-        return open_images(self.data_root, config.image_store, shape, config.image_decoder)
+        places = places_of(source.files)
+        return open_images(self.data_root, config.image_store, shape, config.image_decoder, places)

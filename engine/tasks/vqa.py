@@ -8,9 +8,9 @@ from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.data.annotations.answers import AnswerTable, ExactAnswers
+from engine.data.annotations.named import read_names
 from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
 from engine.data.annotations.source import AnnotationSource
-from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.scoring import AnswerCollector, score_answers, score_table
@@ -88,28 +88,30 @@ class Vqa(Task[VqaConfig]):
         self.table = ExactAnswers.of_task(self.data_root / "vqa")
         self.answers = self.table.answers
 
-    def source(self, names: str) -> AnnotationSource:
-        files = annotation_files(self.data_root / "vqa", names)
-        return AnnotationSource(files, self.encoder, self.table, reader=QuestionFile)
+    def source(self, names: str, split: str) -> AnnotationSource:
+        parts = read_names(names, self.data_root / "vqa", original=QuestionFile)
+        return AnnotationSource(parts, self.encoder, self.table)
 
     def read_training(self) -> None:
-        self.training = self._read(self.config.train, allow_missing_images=self.config.allow_missing_images)
+        self.training = self._read(self.config.train, "train", allow_missing_images=self.config.allow_missing_images)
 
     def read_validation(self) -> None:
         config = self.config
         self.validation = None
         if config.valid:
-            self.validation = self._read(config.valid, allow_missing_images=False)
+            self.validation = self._read(config.valid, "valid", allow_missing_images=False)
             human_answers = [Path(path) for path in (config.human_answers or "").split(",") if path]
-            questions = read_questions(annotation_files(self.data_root / "vqa", config.valid), human_answers)
+            files = [file.path for file in self.source(config.valid, "valid").files]
+            questions = read_questions(files, human_answers)
             asked = set(self.validation.sentences.question_ids.tolist())  # --tiny leaves some out
             self.questions = [question for question in questions if question.question_id in asked]
             if self.questions[0].label is None:
                 raise UserError(f"--valid {config.valid} has no labels to score; launch/predict_vqa.py predicts it")
 
-    def _read(self, names: str, *, allow_missing_images: bool) -> QuestionDataset:
-        config, images = self.config, self.images()
-        split = self.open_split(self.source(names), images, allow_missing_images)
+    def _read(self, names: str, which: str, *, allow_missing_images: bool) -> QuestionDataset:
+        config, source = self.config, self.source(names, which)
+        images = self.images(source)
+        split = self.open_split(source, images, allow_missing_images)
         check_unique(split.sentences.question_ids, names)
         options = of_flags(QuestionOptions, config, num_answers=len(self.table))
         return QuestionDataset(split, images, self.encoder.vocabulary, options)

@@ -24,7 +24,7 @@ MAY_CHANGE = frozenset(
     | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "monitor", "stop_on", "save_step", "keep", "resume", "start_timeout"}
-    | {"load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
+    | {"image_root", "answers", "load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
 

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from engine.data.images.folder import SIZES_FILE, image_path
+from engine.data.images.folder import SIZES_FILE
+from engine.data.images.places import image_path
 from launch.prepare import main
 from tests.conftest import launch, small_tmpfs
 

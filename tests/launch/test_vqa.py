@@ -17,9 +17,9 @@ from engine.checkpoint.manifest import read_manifest
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.parsing import parse
+from engine.data.annotations.named import annotation_files
 from engine.data.annotations.questions import read_questions
 from engine.data.loading import evaluation_loader
-from engine.data.splits import annotation_files
 from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError

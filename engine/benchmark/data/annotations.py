@@ -28,7 +28,8 @@ from engine.benchmark.data.twin import Twin, check_same, read_items
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.columns import SharedColumns
 from engine.data.annotations.store import AnnotationStore
-from engine.data.images.folder import ImageFolder, ImageShape
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import ImageFolder
 from engine.synthetic.lxmert import annotation_source
 
 BATCH = 32

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from engine.benchmark.data.measuring import Results, median_ratio, side_by_side
-from engine.data.images.folder import ImageFolder, ImageShape, ImageSource, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import ImageFolder, ImageSource
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path
 from engine.data.images.transforms import resize_and_pad, stack_images
 from engine.data.images.writer import write_image_store
 from engine.progress import Bar

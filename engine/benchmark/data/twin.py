@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.data.annotations.files import AnnotationFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore, Sentence
 
@@ -61,7 +60,7 @@ class Twin:
 
 def read_items(source: AnnotationSource) -> Iterator[Item]:
     """Items as the original would read them."""
-    for texts in AnnotationFile(source.files[0]).texts():
+    for texts in source.files[0].texts():
         labels = texts.labels or itertools.repeat(None)
         for index, (text, scores) in enumerate(zip(texts.texts, labels, strict=False)):
             label = None if scores is None else source.answers.label(scores)

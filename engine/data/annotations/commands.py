@@ -7,26 +7,27 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
+from engine.configuration.tables import AnswersConfig
 from engine.data.annotations.answers import AnswerTable, ExactAnswers, normalise_answer
-from engine.data.annotations.files import AnnotationFile, Texts
+from engine.data.annotations.formats.file import AnnotationFile, Texts
+from engine.data.annotations.formats.lxmert import LxmertFile
+from engine.data.annotations.named import Part, columns_of, read_answers, read_names
 from engine.data.annotations.questions import QuestionFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.preparation import AnnotationFilesConfig, QuestionFilesConfig, Summary
-from engine.data.splits import annotation_files
 from engine.errors import UserError
 from engine.files import write_json
 from engine.progress import Bar
 
-READERS: dict[str, type[AnnotationFile]] = {"lxmert": AnnotationFile, "vqa": QuestionFile}  # by folder
+READERS: dict[str, type[AnnotationFile]] = {"lxmert": LxmertFile, "vqa": QuestionFile}  # by folder
 
 
 @dataclass
-class PrepareAnnotations(QuestionFilesConfig):
+class PrepareAnnotations(AnswersConfig, QuestionFilesConfig):
     """Build the annotation stores that trainings and predictions with these files open."""
 
     bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
-    qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")
     cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
     with_text: bool = HfArg(default=False, help="a second store that keeps the sentences themselves, too")
 
@@ -59,11 +60,11 @@ def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource
     """What the stores are made of, by split."""
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
-    answers = {folder: _answer_table(config, folder) for folder, splits in config.splits.items() if splits}
+    tables = {folder: _answer_table(config, folder) for folder, splits in config.splits.items() if splits}
     encoder = TextEncoder(read_bert(config.bert)[1])
     return {
-        name: AnnotationSource(files, encoder, answers[folder], config.with_text, READERS[folder])
-        for name, (folder, files) in split_files(config).items()
+        name: AnnotationSource(parts, encoder, tables[folder], config.with_text)
+        for name, (folder, parts) in split_parts(config).items()
     }
 
 
@@ -71,16 +72,22 @@ def _answer_table(config: PrepareAnnotations, folder: str) -> AnswerTable:
     path = Path(config.data_root, folder)
     if folder == "vqa":
         return ExactAnswers.of_task(path)
-    return AnswerTable.read(path / "all_ans.json", config.qa_sets.split(",") if config.qa_sets else None)
+    return read_answers(config, path, ",".join(names for names, _ in config.splits[folder]))
 
 
-def split_files(config: AnnotationFilesConfig) -> dict[str, tuple[str, tuple[Path, ...]]]:
-    """Folder and files of each split. VQA's are called vqa/NAMES: a file in data/lxmert/ may have the same name."""
-    found = {}
+def split_parts(config: AnnotationFilesConfig) -> dict[str, tuple[str, tuple[Part, ...]]]:
+    """Folder and parts of each split. VQA's are called vqa/NAMES: a file in data/lxmert/ may have the same name.
+
+    Two splits of one table are TABLE and TABLE (valid).
+    """
+    found: dict[str, tuple[str, tuple[Part, ...]]] = {}
     for folder, splits in config.splits.items():
-        for names in splits:
+        for names, split in splits:
+            columns = columns_of(config) if folder == "lxmert" else None
+            path = Path(config.data_root, folder)
             name = names if folder == "lxmert" else f"{folder}/{names}"
-            found[name] = folder, annotation_files(Path(config.data_root, folder), names)
+            name = f"{name} ({split})" if name in found else name
+            found[name] = folder, read_names(names, path, original=READERS[folder], columns=columns, split=split)
     return found
 
 
@@ -90,10 +97,15 @@ def cache_folder(config: PrepareAnnotations) -> Path:
 
 def read_texts(config: AnnotationFilesConfig) -> Iterator[Texts]:
     """All sentences of all splits, file by file, with progress."""
-    folders = {path: folder for folder, files in split_files(config).values() for path in files}
-    for path, folder in folders.items():
-        with Bar(total=path.stat().st_size, desc=f"reading {path.stem}", unit="B", unit_scale=True) as bar:
-            yield from READERS[folder](path).texts(bar)
+    for file in annotation_files_of(config):
+        with Bar(total=file.size(), desc=f"reading {file.path.stem}", unit="B", unit_scale=True) as bar:
+            yield from file.texts(bar)
+
+
+def annotation_files_of(config: AnnotationFilesConfig) -> list[AnnotationFile]:
+    """All files of all splits, each once."""
+    files = (file for _, parts in split_parts(config).values() for part in parts for file in part.files)
+    return list({(file.path, *map(str, file.identity)): file for file in files}.values())
 
 
 def prepare_answers(config: PrepareAnswers) -> Summary:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.data.annotations.answers import read_json
-from engine.data.annotations.files import AnnotationFile, FieldError, Texts, field, is_label
+from engine.data.annotations.formats.file import FieldError, Texts
+from engine.data.annotations.formats.lxmert import LxmertFile, field, is_label
 from engine.errors import UserError
 
 LARGEST_ID = (1 << 63) - 1
@@ -34,7 +35,7 @@ class Question:
     human_answers: tuple[str, ...] = ()
 
 
-class QuestionFile(AnnotationFile):
+class QuestionFile(LxmertFile):
     """A stream of questions."""
 
     format: ClassVar[str] = "vqa"

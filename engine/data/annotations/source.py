@@ -1,6 +1,6 @@
 """How an annotation store is made.
 
-    JSON -> build -> CACHE/annotations-KEY.store -> verify -> sealed memory -> ranks and workers
+    files -> build -> CACHE/annotations-KEY.store -> verify -> sealed memory -> ranks and workers
 
 KEY is a hash of everything that the content depends on, so a store is never out of date. The first process to need it
 builds it, others on the machine wait for its lock; a builder that is killed leaves nothing that the next one minds.
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,9 +25,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from engine.data.annotations.answers import AnswerTable, no_such_file
+from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.columns import ColumnWriter, DamagedFile, SharedColumns, new_memory
-from engine.data.annotations.files import CHUNK, AnnotationFile, FieldError, Texts
+from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
+from engine.data.annotations.named import Part
 from engine.data.annotations.store import AnnotationStore, LabelCount
 from engine.data.annotations.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
@@ -44,26 +46,46 @@ CANT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 class AnnotationSource:
     """What a store is made of."""
 
-    files: tuple[Path, ...]
+    parts: tuple[Part, ...]
     encoder: TextEncoder
     answers: AnswerTable
     with_text: bool = False
-    reader: type[AnnotationFile] = AnnotationFile
 
     @property
     def name(self) -> str:
-        """Its files, as --train names them."""
-        return ",".join(path.stem for path in self.files)
+        """Its parts, as --train names them, without folders and weights."""
+        return ",".join(part.name for part in self.parts)
+
+    @property
+    def files(self) -> tuple[AnnotationFile, ...]:
+        return tuple(file for part in self.parts for file in part.files)
+
+    @property
+    def has_question_ids(self) -> bool:
+        return all(file.has_question_ids for file in self.files)
+
+    @property
+    def size(self) -> int:
+        """Of all files, in bytes."""
+        return sum(file.size() for file in self.files)
+
+    def part_ends(self, store: AnnotationStore) -> list[int]:
+        """How many of all sentences there are up to the end of each part."""
+        last_files = itertools.accumulate(len(part.files) for part in self.parts)
+        return [store.columns.header["file_ends"][number - 1] for number in last_files]
 
     def digests(self) -> list[str]:
-        """sha256 of each file; reads them all, side by side."""
+        """Of each file; reads them side by side."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(_digest, self.files))
+            return list(pool.map(lambda file: file.digest(), self.files))
 
     def key(self, digests: list[str]) -> str:
         """Hash of the files, the vocabulary, the answers, the options and the format."""
         vocabulary = hashlib.sha256(self.encoder.tokenizer.to_str().encode()).hexdigest()
-        parts = [FORMAT, self.reader.format, digests, vocabulary, self.answers.answers, self.with_text]
+        formats: Any = [[file.format, *file.identity] for file in self.files]
+        if all(one == [self.files[0].format] for one in formats):  # as earlier versions named their stores
+            formats = self.files[0].format
+        parts = [FORMAT, formats, digests, vocabulary, self.answers.answers, self.with_text]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open(self, cache: Path, *, digests: list[str] | None = None, progress: bool = False) -> AnnotationStore:
@@ -85,7 +107,7 @@ class AnnotationSource:
                 cache.mkdir(parents=True, exist_ok=True)
                 with _locked(path.with_suffix(".lock"), progress):
                     if not path.exists():  # else another process built it while this one waited
-                        _publish(path, lambda file: self.build(file, cache, key, digests, progress=progress))
+                        publish(path, lambda file: self.build(file, cache, key, digests, progress=progress))
             except OSError as error:
                 if error.errno not in CANT_WRITE:
                     raise self._no_cache(cache, error) from None
@@ -114,19 +136,18 @@ class AnnotationSource:
             UserError: for a broken file, or one that isn't any more what `digests` say.
         """
         builder = _Builder(self, folder)
-        size = sum(path.stat().st_size for path in self.files)
-        with Bar(total=size, desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
-            for path, digest in zip(self.files, digests, strict=True):
-                file = self.reader(path)
+        with Bar(total=self.size, desc="annotations", unit="B", unit_scale=True, disable=not progress) as bar:
+            for file, digest in zip(self.files, digests, strict=True):
                 for texts in file.texts(bar):
                     try:
                         builder.add(texts)
                     except FieldError as error:
                         raise file.error(error) from None
                     bar.set_postfix_str(f"{builder.sentences:,} sentences", refresh=False)
-                if file.sha256 != digest:
-                    raise UserError(f"{path} changed while it was read; start again when it is complete")
+                if not file.was(digest):
+                    raise UserError(f"{file.path} changed while it was read; start again when it is complete")
                 builder.file_ends.append(builder.sentences)
+                builder.dropped.update(file.dropped)
         builder.finish(target, key)
 
     def _build_in_memory(self, key: str, digests: list[str], progress: bool) -> SharedColumns:
@@ -137,7 +158,7 @@ class AnnotationSource:
     def _no_cache(self, cache: Path, error: OSError) -> UserError:
         if error.errno not in NO_SPACE:
             return UserError(f"the cache folder {cache} can't be used ({error.strerror}); choose one with --cache_dir")
-        megabytes = sum(path.stat().st_size for path in self.files) >> 20
+        megabytes = self.size >> 20
         return UserError(
             f"no space is left in {cache}, where preparing the annotations takes about {megabytes + 1} MB; "
             "free some or choose another folder with --cache_dir"
@@ -157,7 +178,7 @@ class _Builder:
             "image_starts": array("I"),
             "image_names": bytearray(),
         }
-        if source.reader.has_question_ids:
+        if source.has_question_ids:
             self.pending["question_ids"] = array("q")
         if source.with_text:
             self.pending |= {"text_starts": array("Q"), "texts": bytearray()}
@@ -172,6 +193,7 @@ class _Builder:
         self.label_count = LabelCount()
         self.sentences = 0
         self.file_ends: list[int] = []  # how many sentences there are up to the end of each file
+        self.dropped: Counter[str] = Counter()
 
     def add(self, texts: Texts) -> None:
         """Raises FieldError for what no column can hold."""
@@ -247,19 +269,9 @@ class _Builder:
             "file_ends": self.file_ends,
             "categories": list(self.categories),
             "label_count": asdict(self.label_count),
+            **({"dropped": dict(self.dropped)} if self.dropped else {}),
         }
         self.columns.finish(target, header)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while data := file.read(CHUNK):
-                digest.update(data)
-    except OSError as error:
-        raise no_such_file(path, error) from None
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -278,7 +290,7 @@ def _locked(path: Path, progress: bool) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file that is there whole or not at all: it gets its name when it is on the disk."""
     partial = path.with_suffix(".partial")
     folder = os.open(path.parent, os.O_RDONLY)

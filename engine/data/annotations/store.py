@@ -68,6 +68,7 @@ class AnnotationStore(Sequence[Sentence]):
         self._length = len(self._rows) - 1 if self._places is None else len(self._places)
         self._scores: list[float] = columns["score_values"].tolist()
         self.categories: list[str] = columns.header["categories"]
+        self.dropped: dict[str, int] = columns.header.get("dropped", {})  # what reading has left out, by its reason
         self._suffixes = [f"_{category}" for category in self.categories]
         self._word_size = columns["words"].itemsize
         self._unpack = _Unpack(columns["words"].dtype.char)
@@ -140,6 +141,11 @@ class AnnotationStore(Sequence[Sentence]):
     def image(self, number: int) -> int:
         """Code of a sentence's image."""
         return self._views["rows"][FIELDS * self._place(number) + IMAGE]
+
+    @property
+    def places(self) -> np.ndarray:
+        """Which sentences of the files these are, by number, shape (len,)."""
+        return np.arange(self._length) if self._places is None else self._places
 
     @property
     def images(self) -> np.ndarray:

@@ -4,19 +4,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
-from engine.data.annotations.commands import read_texts
-from engine.data.images.folder import (
-    COCO_SPLITS,
-    GENOME_FOLDER,
-    SIZES_FILE,
-    UNREADABLE_SIZE,
-    ImageFolder,
-    ImageShape,
-    image_path,
-)
+from engine.data.annotations.commands import annotation_files_of, read_texts
+from engine.data.annotations.formats.table import places_of
+from engine.data.images.decoding import UNREADABLE_SIZE, ImageShape
+from engine.data.images.folder import SIZES_FILE, ImageFolder
+from engine.data.images.places import COCO_SPLITS, GENOME_FOLDER, image_path
 from engine.data.images.writer import write_image_store
 from engine.data.preparation import PrepareConfig, QuestionFilesConfig, Summary, print_problems
 from engine.errors import UserError
@@ -52,9 +48,9 @@ def prepare_images(config: PrepareImages) -> Summary:
         resize = (int(sides[1]), int(sides[2]))
     workers = config.workers if config.workers is not None else len(os.sched_getaffinity(0))
     img_ids = list(dict.fromkeys(texts.img_id for texts in read_texts(config)))
-    found = write_image_store(
-        store, img_ids, data_root, resize=resize, quality=config.quality, workers=workers, progress=True
-    )
+    places = places_of(annotation_files_of(config))
+    options: dict[str, Any] = {"resize": resize, "quality": config.quality, "workers": workers, "places": places}
+    found = write_image_store(store, img_ids, data_root, **options, progress=True)
     print(f"{store}: {found.written:,} images written, {found.bytes:,} bytes; {found.skipped_existing:,} were there")
     print_problems(found.unreadable)
     return {

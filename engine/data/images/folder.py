@@ -1,50 +1,37 @@
 """Where the images come from: which there are, how large they are, and their pixels.
 
-Here is the folder of files; lmdb_store.py has the LMDB store.
+Here are images that have a file each, or a part of one (places.py); lmdb_store.py has the LMDB store.
 """
 
-import io
-import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from engine.data.annotations.answers import read_json
-from engine.data.images.transforms import Size, centre, placement, resize_and_pad
-from engine.data.images.upright import orientation, upright, upright_size
+from engine.data.images.decoding import (
+    IMAGE_ERRORS,
+    UNREADABLE_SIZE,
+    Decoder,
+    ImageShape,
+    UnreadableImage,
+    check_decoder,
+    open_image,
+    reason,
+    to_pixels,
+)
+from engine.data.images.places import OriginalFolders, Place, image_path, is_originals
+from engine.data.images.transforms import Size
 from engine.distributed.workers import reading
 from engine.errors import UserError
 from engine.progress import Bar
 
-COCO_SPLITS = ("train2014", "val2014", "test2015")
-GENOME_FOLDER = Path("vg_raw_images/VG_100K")
 SIZES_FILE = Path("mscoco/width_heigths.json")  # the original's spelling
-UNREADABLE_SIZE = (1, 1)
 COMPARED_SIZES = 256  # recorded sizes that are compared with the images at each start
-# Pillow's for bad bytes; its warnings are errors where Python is told to take them for such.
-IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError, Warning)
-
-Decoder = Literal["pillow", "simplejpeg"]
-
-
-class UnreadableImage(Exception):
-    """An image that is missing, damaged or none at all; the message names it."""
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """What images are resized and padded to; see transforms.resize_and_pad."""
-
-    min_size: int
-    max_size: int
-    orient_after_resize: bool = False
 
 
 class ImageSource(Protocol):
@@ -60,10 +47,13 @@ class ImageSource(Protocol):
             UserError: if the source can't be read.
         """
 
-    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """Width and height of each image before any resizing: int32 (N, 2).
 
         An unreadable image counts as 1 x 1; it is met again, and reported, when its pixels are wanted.
+
+        Args:
+            known: what was measured earlier, int32 (N, 2), with 0 for images that weren't.
         """
 
     def stamp(self, img_id: str) -> str:
@@ -77,80 +67,75 @@ class ImageSource(Protocol):
         """
 
 
-def image_path(img_id: str) -> Path:
-    """Path of an image below the data root: COCO names carry their split, all others are Visual Genome's."""
-    for split in COCO_SPLITS:
-        if img_id.startswith(f"COCO_{split}"):
-            return Path("mscoco", split, f"{img_id}.jpg")
-    return GENOME_FOLDER / f"{img_id}.jpg"
-
-
-def is_originals(img_id: str) -> bool:
-    """Whether an image is COCO's or, with a number for a name, Visual Genome's: those the original knows."""
-    return image_path(img_id).parent != GENOME_FOLDER or img_id.isdecimal()
-
-
-def size_of(image: Image.Image, img_id: str) -> Size:
-    """From the header, as `to_pixels` takes it."""
-    return image.size if is_originals(img_id) else upright_size(image)
-
-
 @dataclass(frozen=True)
 class ImageFolder:
-    """Image files below a data root, in the original project's folders."""
+    """Image files: in the original project's folders below a data root, and in places of one's own."""
 
     data_root: Path
     shape: ImageShape
     decoder: Decoder = "pillow"
+    places: Mapping[str, Place] = field(default_factory=dict)  # by the name that ids of their images begin with
 
     def __post_init__(self) -> None:
         check_decoder(self.decoder)
 
     def __str__(self) -> str:
-        return f"the image folders of {self.data_root}"
+        return " or ".join(map(str, self.places.values())) or str(OriginalFolders(self.data_root))
+
+    def find(self, img_id: str) -> tuple[Place, str]:
+        """The place of an image, and its name there."""
+        first, slash, rest = img_id.partition("/")
+        if slash and first in self.places:
+            return self.places[first], rest
+        return OriginalFolders(self.data_root), img_id
+
+    def open(self, img_id: str) -> BinaryIO:
+        place, name = self.find(img_id)
+        return place.open(name)
+
+    def where(self, img_id: str) -> str:
+        """What to call an image in a message."""
+        place, name = self.find(img_id)
+        return place.where(name)
 
     def missing(self, img_ids: Iterable[str]) -> list[str]:
-        """The ids without a file. Each folder is listed once, so that 180,000 images cost no look-up each."""
-        missing: list[str] = []
-        listings: dict[Path, set[str]] = {}
+        """The ids without a file."""
+        by_place: dict[Place, dict[str, str]] = {}
+        img_ids = list(img_ids)
         for img_id in img_ids:
-            path = self.data_root / image_path(img_id)
-            if path.parent not in listings:
-                try:
-                    listings[path.parent] = set(os.listdir(path.parent))
-                except OSError as error:
-                    raise UserError(
-                        f"the image folder {path.parent} can't be read ({error.strerror}), and {img_id} should be in "
-                        "it; unpack the images there or point --data_root at the folder that holds mscoco/"
-                    ) from None
-            if path.name not in listings[path.parent]:
-                missing.append(img_id)
-        return missing
+            place, name = self.find(img_id)
+            by_place.setdefault(place, {})[name] = img_id
+        missing = {ids[name] for place, ids in by_place.items() for name in place.missing(ids)}
+        return [img_id for img_id in img_ids if img_id in missing]
 
-    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """(N, 2), from `width_heigths.json` where it lists the image, else from the file's header."""
+    def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
+        """(N, 2), from the files' headers, but for sizes that `width_heigths.json` lists or that are `known`."""
+        own = np.array([isinstance(self.find(img_id)[0], OriginalFolders) for img_id in img_ids], bool) ^ True
+        sizes = np.zeros((len(img_ids), 2), np.int32)
+        if not own.all():
+            originals = [img_ids[number] for number in np.flatnonzero(~own).tolist()]
+            sizes[~own] = recorded_or_measured_sizes(originals, self.data_root, self.measure, progress=progress)
+        if own.any():
+            others = [img_ids[number] for number in np.flatnonzero(own).tolist()]
+            earlier = known[own] if known is not None else np.zeros((len(others), 2), np.int32)
+            sizes[own] = known_or_measured_sizes(others, earlier, self.measure, progress=progress)
+        return sizes
 
-        def measure(img_id: str) -> Size:
-            with Image.open(self.data_root / image_path(img_id)) as image:
-                return size_of(image, img_id)
-
-        return recorded_or_measured_sizes(img_ids, self.data_root, measure, progress=progress)
+    def measure(self, img_id: str) -> Size:
+        """Raises one of IMAGE_ERRORS."""
+        with self.open(img_id) as file, open_image(file, as_original=is_originals(img_id)) as image:
+            return image.size
 
     def stamp(self, img_id: str) -> str:
-        return file_stamp(self.data_root / image_path(img_id))
+        place, name = self.find(img_id)
+        return place.stamp(name)
 
     def load(self, img_id: str) -> np.ndarray:
-        path = self.data_root / image_path(img_id)
         try:
-            with reading(str(path)):
-                return to_pixels(path.read_bytes(), self.shape, self.decoder, stand_up=not is_originals(img_id))
+            with reading(self.where(img_id)), self.open(img_id) as file:
+                return to_pixels(file.read(), self.shape, self.decoder, as_original=is_originals(img_id))
         except IMAGE_ERRORS as error:
-            raise UnreadableImage(f"{path}: {reason(error)}") from None
-
-
-def file_stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}"
+            raise UnreadableImage(f"{self.where(img_id)}: {reason(error)}") from None
 
 
 def recorded_or_measured_sizes(
@@ -181,21 +166,10 @@ def recorded_or_measured_sizes(
             if sizes[number].min() < 1:
                 raise UserError(f"{file}, {path}: [height, width] was expected, found {entry!r}")
 
-    def measured(number: int) -> Size:
-        try:
-            return measure(img_ids[number])
-        except IMAGE_ERRORS:
-            return UNREADABLE_SIZE
-
     known, unknown = np.flatnonzero(sizes[:, 0]).tolist(), np.flatnonzero(sizes[:, 0] == 0).tolist()
-    sample = random.Random(0).sample(known, min(COMPARED_SIZES, len(known)))
-    with ThreadPoolExecutor() as pool:
-        compared = dict(zip(sample, pool.map(measured, sample), strict=True))
-        found = pool.map(measured, unknown)
-        bar = Bar(found, desc="image sizes", total=len(unknown), unit="image", disable=not (progress and unknown))
-        for number, size in zip(unknown, bar, strict=True):
-            sizes[number] = size
-    told = check_recorded_sizes(file, {img_ids[n]: (tuple(sizes[n].tolist()), compared[n]) for n in sample})
+    compared = compare(img_ids, sizes, measure)
+    sizes[unknown] = measure_all([img_ids[number] for number in unknown], measure, progress=progress)
+    told = check_recorded_sizes(file, compared)
     if recorded and img_ids and not known:
         told = (
             f"{file} lists none of these {len(img_ids):,} images, so each start has to measure them: its keys are like "
@@ -204,6 +178,44 @@ def recorded_or_measured_sizes(
     if told and progress:
         print(f"warning: {told}", flush=True)
     return sizes
+
+
+def known_or_measured_sizes(
+    img_ids: Sequence[str], known: np.ndarray, measure: Callable[[str], Size], *, progress: bool = False
+) -> np.ndarray:
+    """Width and height, int32 (N, 2): what is `known` (int32 (N, 2), else 0), if a sample is still right."""
+    if any(earlier != found for earlier, found in compare(img_ids, known, measure).values()):
+        if progress:
+            print("note: images have changed since they were measured, so all are measured again", flush=True)
+        known = np.zeros_like(known)
+    sizes = known.copy()
+    unknown = np.flatnonzero(sizes[:, 0] == 0).tolist()
+    sizes[unknown] = measure_all([img_ids[number] for number in unknown], measure, progress=progress)
+    return sizes
+
+
+def compare(img_ids: Sequence[str], sizes: np.ndarray, measure: Callable[[str], Size]) -> dict[str, tuple[Size, Size]]:
+    """Some of the sizes that aren't 0, each with what the image's header says, by image."""
+    known = np.flatnonzero(sizes[:, 0]).tolist()
+    sample = random.Random(0).sample(known, min(COMPARED_SIZES, len(known)))
+    found = measure_all([img_ids[number] for number in sample], measure).tolist()
+    return {img_ids[n]: (tuple(sizes[n].tolist()), tuple(size)) for n, size in zip(sample, found, strict=True)}
+
+
+def measure_all(img_ids: Sequence[str], measure: Callable[[str], Size], *, progress: bool = False) -> np.ndarray:
+    """Width and height, int32 (N, 2), by threads; UNREADABLE_SIZE for what can't be measured."""
+
+    def measured(img_id: str) -> Size:
+        try:
+            return measure(img_id)
+        except IMAGE_ERRORS:
+            return UNREADABLE_SIZE
+
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(measured, img_ids)
+        hidden = not (progress and img_ids)
+        bar = Bar(found, desc="image sizes", total=len(img_ids), unit="image", disable=hidden)
+        return np.array(list(bar), np.int32).reshape(-1, 2)
 
 
 def check_recorded_sizes(file: Path, sizes: Mapping[str, tuple[Size, Size]]) -> str:
@@ -227,81 +239,3 @@ def check_recorded_sizes(file: Path, sizes: Mapping[str, tuple[Size, Size]]) -> 
         f"{file} differs from {len(differing)} of {len(sizes)} images that were compared ({example}); "
         "`prepare.py verify` compares all of them"
     )
-
-
-def to_pixels(
-    image: bytes | np.ndarray,
-    shape: ImageShape,
-    decoder: Decoder,
-    original: Size | None = None,
-    *,
-    stand_up: bool = False,
-) -> np.ndarray:
-    """An image file's bytes, or uint8 (H, W, 3), resized and padded: uint8 (3, H, W).
-
-    `original` is the size before an earlier resizing. `stand_up` has it turned as EXIF says. What simplejpeg doesn't
-    take, or would leave lying, goes Pillow's way.
-
-    Raises:
-        One of IMAGE_ERRORS.
-    """
-    if decoder == "simplejpeg" and isinstance(image, bytes) and not (stand_up and _lies(image)):
-        decoded = _decode_jpeg(image)
-        if decoded is not None:
-            size, canvas = placement(
-                original or (decoded.shape[1], decoded.shape[0]),
-                shape.min_size,
-                shape.max_size,
-                orient_after_resize=shape.orient_after_resize,
-            )
-            return centre(_resize_tensor(decoded, size), canvas)
-    with Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image) as opened:
-        return resize_and_pad(
-            upright(opened) if stand_up else opened,
-            shape.min_size,
-            shape.max_size,
-            orient_after_resize=shape.orient_after_resize,
-            original=original,
-        )
-
-
-def _lies(data: bytes) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return orientation(image) != 1
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """uint8 (H, W, 3), or None for what Pillow had better see: damage to report, no JPEG, CMYK, a size it refuses."""
-    import simplejpeg  # an optional package
-
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray", "RGB") or width * height > (Image.MAX_IMAGE_PIXELS or np.inf):
-            return None
-        return simplejpeg.decode_jpeg(data)
-    except ValueError:
-        return None
-
-
-def _resize_tensor(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """uint8 (H, W, 3) to (size H, size W, 3), by torch's antialiased bilinear filter."""
-    if (pixels.shape[1], pixels.shape[0]) == size:
-        return pixels
-    import torch  # those who stay with Pillow don't pay for it
-
-    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(channels_first, size=size[::-1], mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
-
-
-def check_decoder(decoder: Decoder) -> None:
-    """Raises UserError where the decoder's package is missing."""
-    if decoder == "simplejpeg" and find_spec("simplejpeg") is None:
-        raise UserError(
-            "the image decoder simplejpeg is not installed; run `pip install simplejpeg`, or use the decoder pillow"
-        )
-
-
-def reason(error: Exception) -> str:
-    """What was wrong with an image; Pillow would name the buffer that it couldn't identify."""
-    return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -8,7 +8,6 @@ Other programs' LMDB files are read as well: see records.image_of.
 """
 
 import contextlib
-import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,22 +16,20 @@ from typing import Any
 
 import lmdb
 import numpy as np
-from PIL import Image
 
-from engine.data.images.folder import (
+from engine.data.images.decoding import (
     IMAGE_ERRORS,
     UNREADABLE_SIZE,
     Decoder,
     ImageShape,
     UnreadableImage,
     check_decoder,
-    file_stamp,
-    is_originals,
+    open_image,
     reason,
-    recorded_or_measured_sizes,
-    size_of,
     to_pixels,
 )
+from engine.data.images.folder import recorded_or_measured_sizes
+from engine.data.images.places import file_stamp, is_originals
 from engine.data.images.records import (
     FORMAT_KEY,
     INDEX_ENTRY,
@@ -190,7 +187,7 @@ class ImageStore:
             with environment.begin(db=keys) as transaction, transaction.cursor() as cursor:
                 return [img_id for img_id in img_ids if (key := key_of(img_id)) is None or not cursor.set_key(key)]
 
-    def sizes(self, img_ids: Sequence[str], *, progress: bool = False) -> np.ndarray:
+    def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """(N, 2), from the index; another program's store has none."""
         with _briefly_open(self.path) as environment:
             if self.format is None:
@@ -204,8 +201,8 @@ class ImageStore:
         image, _ = image_of(self._value(img_id))
         if isinstance(image, np.ndarray):
             return image.shape[1], image.shape[0]
-        with Image.open(io.BytesIO(image)) as opened:
-            return size_of(opened, img_id)
+        with open_image(image, as_original=is_originals(img_id)) as opened:
+            return opened.size
 
     def stamp(self, img_id: str) -> str:
         return file_stamp(data_file(self.path))
@@ -215,7 +212,7 @@ class ImageStore:
         try:
             with reading(f"{self.path}, key {img_id},"):
                 image, original = image_of(self._value(img_id))
-                return to_pixels(image, self.shape, self.decoder, original, stand_up=not is_originals(img_id))
+                return to_pixels(image, self.shape, self.decoder, original, as_original=is_originals(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 

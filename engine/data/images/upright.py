@@ -22,28 +22,36 @@ EXCHANGED = (5, 6, 7, 8)  # those that make height of width
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 where there is none or where it can't be read."""
+    """EXIF's number from the header, 1 where there is none or where it can't be read, and where Pillow turns itself."""
+    if image.format == "TIFF":  # already its size is that of the turned image
+        return 1
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))  # a PNG's own would decode it all
     except Exception:  # Pillow has many for broken EXIF, and the image itself may be whole
         return 1
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """The size that `upright` will give, from the header."""
-    return (image.height, image.width) if orientation(image) in EXCHANGED else image.size
+def upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """What an image of `size` has once it is turned, and the other way round."""
+    return size[::-1] if orientation in EXCHANGED else size
 
 
-def upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
     """Turned as EXIF says."""
-    turn = TURNS.get(orientation(image))
+    turn = TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, of any mode; an image that is RGB is given back as it is."""
+    """RGB, of any mode; an image that is RGB is given back as it is.
+
+    Raises:
+        ValueError: for 32-bit pixels that don't have the range of 16 bits: which white and black they mean isn't told.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip them to 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode == "I" and not (grey.min() >= 0 and 255 < grey.max() <= 65535):
+            raise ValueError(f"32 bits from {grey.min()} to {grey.max()} don't tell what is white; convert to 8 bits")
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65,535 / 255 = 257
     if image.has_transparency_data:
         image = image.convert("RGBA")

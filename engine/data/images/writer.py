@@ -5,20 +5,20 @@ import io
 import multiprocessing
 import shutil
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lmdb
-from PIL import Image
 
-from engine.data.images.folder import IMAGE_ERRORS, UNREADABLE_SIZE, image_path, is_originals, reason, size_of
+from engine.data.images.decoding import IMAGE_ERRORS, UNREADABLE_SIZE, ImageShape, open_image, reason
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import data_file, open_store, read_format, release, short
+from engine.data.images.places import Place, is_originals
 from engine.data.images.records import FORMAT_KEY, INDEX_ENTRY, INDEX_KEY, StoreFormat, key_of, pack
 from engine.data.images.transforms import Size, placement, resize_rgb
-from engine.data.images.upright import upright
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -54,8 +54,11 @@ def write_image_store(
     quality: int,
     workers: int,
     progress: bool,
+    places: Mapping[str, Place] | None = None,
 ) -> StoreSummary:
-    """Write the images of a data root to a store, or complete one; `workers` 0 encodes in this process.
+    """Write the images of a data root, or of places of one's own, to a store, or complete one.
+
+    `workers` 0 encodes in this process.
 
     Without `resize` (min, max) a record holds the file as it is, and `quality` has no meaning. Images that are in the
     store already are skipped. Whatever ends the program, the images of all finished transactions stay.
@@ -71,12 +74,13 @@ def write_image_store(
     if workers < 0:
         raise UserError(f"--workers {workers} was given; give the number of processes, 0 for none but this one")
     store_format = StoreFormat(resize, quality if resize else None)
+    images = ImageFolder(data_root, ImageShape(1, 1), places=places or {})
     wanted = dict.fromkeys(img_ids)
     written, size, unreadable = 0, 0, []
     with contextlib.closing(_Writer(path.resolve(), store_format)) as writer:
         stored = writer.stored()
         todo = [img_id for img_id in wanted if key_of(img_id) not in stored]
-        with contextlib.closing(_encode_all(todo, data_root, store_format, workers)) as encoded:
+        with contextlib.closing(_encode_all(todo, images, store_format, workers)) as encoded:
             for image in Bar(encoded, desc="images", total=len(todo), unit="image", disable=not progress):
                 if image.problem:
                     unreadable.append(image.problem)
@@ -167,32 +171,30 @@ class _Writer:
         self.environment.close()
 
 
-def encode(img_id: str, data_root: Path, store_format: StoreFormat) -> Encoded:
+def encode(img_id: str, images: ImageFolder, store_format: StoreFormat) -> Encoded:
     """One image's record. An image that is kept as it is gets decoded all the same: damage is told now."""
-    path = data_root / image_path(img_id)
     key = key_of(img_id)
     if key is None:
-        return Encoded(b"", problem=f"{path}: {img_id!r} can't be a key of the store")
+        return Encoded(b"", problem=f"{images.where(img_id)}: {img_id!r} can't be a key of the store")
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            size = size_of(image, img_id)
+        with images.open(img_id) as file:
+            content = file.read()
+        with open_image(content, as_original=is_originals(img_id)) as image:
+            size = image.size
             if store_format.resize is None:
-                image.load()
+                image.rgb()
             else:
                 buffer = io.BytesIO()
-                standing = image if is_originals(img_id) else upright(image)
-                resize_rgb(standing, placement(size, *store_format.resize)[0]).save(
-                    buffer, "JPEG", quality=store_format.quality
-                )
+                resized, _ = placement(size, *store_format.resize)
+                resize_rgb(image.rgb(resized), resized).save(buffer, "JPEG", quality=store_format.quality)
                 content = buffer.getvalue()
     except IMAGE_ERRORS as error:
-        return Encoded(key, problem=f"{path}: {reason(error)}")
+        return Encoded(key, problem=f"{images.where(img_id)}: {reason(error)}")
     return Encoded(key, pack({"jpeg": content, "size": size}), size)
 
 
 def _encode_all(
-    img_ids: Sequence[str], data_root: Path, store_format: StoreFormat, workers: int
+    img_ids: Sequence[str], images: ImageFolder, store_format: StoreFormat, workers: int
 ) -> Generator[Encoded, None, None]:
     """Each image, in the order in which the workers have them ready.
 
@@ -201,7 +203,7 @@ def _encode_all(
     instead of a Pool, which would wait for ever for a worker that was killed.
     """
     if workers == 0:
-        yield from (encode(img_id, data_root, store_format) for img_id in img_ids)
+        yield from (encode(img_id, images, store_format) for img_id in img_ids)
         return
     context = multiprocessing.get_context("spawn")
     processes: dict[Any, Any] = {}
@@ -213,7 +215,7 @@ def _encode_all(
             for _ in shares:
                 pipe, far_end = context.Pipe()
                 with far_end:
-                    process = context.Process(target=_work, args=(far_end, data_root, store_format), daemon=True)
+                    process = context.Process(target=_work, args=(far_end, images, store_format), daemon=True)
                     process.start()
                 processes[pipe] = process
         finally:
@@ -235,11 +237,11 @@ def _encode_all(
             process.join()
 
 
-def _work(pipe: Any, data_root: Path, store_format: StoreFormat) -> None:
+def _work(pipe: Any, images: ImageFolder, store_format: StoreFormat) -> None:
     """A worker: receives its share of the ids, sends their records, ends when the other side has."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for img_id in pipe.recv():
-            pipe.send(encode(img_id, data_root, store_format))
+            pipe.send(encode(img_id, images, store_format))
 
 
 def _check_end(process: Any) -> None:

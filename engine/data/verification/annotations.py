@@ -13,15 +13,15 @@ from engine.errors import UserError
 CHUNK = 1 << 15  # sentences that are hashed at a time
 
 
-def describe(store: AnnotationStore, files: list[str]) -> dict[str, Any]:
-    """Counts of a split, by file and category."""
+def describe(store: AnnotationStore, source: AnnotationSource) -> dict[str, Any]:
+    """Counts of a split, by part and category."""
     categories = store.category_codes
     sources, first = {}, 0
-    for name, last in zip(files, store.columns.header["file_ends"], strict=True):
+    for part, last in zip(source.parts, source.part_ends(store), strict=True):
         counts: Counter[str] = Counter()
         for code, count in zip(*np.unique(categories[first:last], return_counts=True), strict=True):
             counts[store.categories[code]] += int(count)
-        sources[name] = dict(counts)
+        sources[part.name] = dict(counts)
         first = last
     only_questions = "question_ids" in store.columns  # as in VQA's files, where those of `test` have no label
     return {
@@ -29,6 +29,7 @@ def describe(store: AnnotationStore, files: list[str]) -> dict[str, Any]:
         "questions": len(store) if only_questions else int(store.questions.sum()),
         "images": len(store.image_ids),
         "repeated_sentences": repeats(store, _hashes(store))[0],  # of one image; regions are often described alike
+        **({"left_out": store.dropped} if store.dropped else {}),
         **({"questions_without_known_answer": unknown} if (unknown := store.label_count.unknown) else {}),
         "sources": sources,
     }
@@ -39,16 +40,20 @@ def print_split(names: str, found: dict[str, Any]) -> None:
     print(f"{names}: {', '.join(counts)}, {found['repeated_sentences']:,} sentences that their image has already")
     for source, categories in found["sources"].items():
         print(f"  {source}: " + ", ".join(f"{category} {count:,}" for category, count in categories.items()))
+    for reason, count in found.get("left_out", {}).items():
+        print(f"  left out: {count:,} {reason}")
 
 
-def sentence_problems(name: str, store: AnnotationStore) -> list[str]:
+def sentence_problems(name: str, store: AnnotationStore, source: AnnotationSource) -> list[str]:
     """What is wrong with a split of captions and questions. A training drops answers that its table doesn't have."""
     problems = []
     repeated, example = repeats(store, store.uid_codes)
-    if repeated:
+    if repeated and not any(file.repeats_images for file in source.files):
         problems.append(f"{name}: {repeated:,} sentences have the uid of another one, such as {example}")
     count = store.label_count
     share = count.unknown / max(1, int(store.questions.sum()))
+    if not len(source.answers):
+        return problems
     if count.unknown and not count.known:
         problems.append(f"{name}: no answer is in the answer table (the first is {count.example!r})")
     elif share > 0.5:
@@ -62,7 +67,7 @@ def question_problems(name: str, store: AnnotationStore, source: AnnotationSourc
     The store doesn't say which answers were dropped, so the files are read again.
     """
     problems, known = [], source.answers.ids.keys()
-    labels = (label for path in source.files for texts in source.reader(path).texts() for label in texts.labels or ())
+    labels = (label for file in source.files for texts in file.texts() for label in texts.labels or ())
     unknown = [answers for label in labels if (answers := sorted(label.keys() - known))]
     if unknown:
         problems.append(

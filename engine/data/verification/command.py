@@ -9,9 +9,10 @@ import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
+from engine.data.annotations.formats.table import places_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.dataset import ExampleOptions
-from engine.data.images.folder import ImageShape
+from engine.data.images.decoding import ImageShape
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
 from engine.data.verification.annotations import (
@@ -59,23 +60,24 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     """
     data_root = Path(config.data_root)
     shape = ImageShape(config.image_size_min, config.image_size_max)
-    images = open_images(data_root, config.image_store, shape, config.image_decoder)
+    places = places_of(file for source in sources.values() for file in source.files)
+    images = open_images(data_root, config.image_store, shape, config.image_decoder, places)
     problems: list[str] = []
     splits: dict[str, dict[str, Any]] = {}
     img_ids: dict[str, None] = {}
     question_ids: dict[str, np.ndarray] = {}
-    store_bytes: Counter[str] = Counter()  # by format; a training opens the stores of one
+    store_bytes: Counter[bool] = Counter()  # of fine-tuning's and of others; a training opens those of one kind
     most_sentences = 0
     for names, source in sources.items():
         store = source.open(cache, progress=True)
-        splits[names] = describe(store, [path.stem for path in source.files])
-        if source.reader.has_question_ids:
+        splits[names] = describe(store, source)
+        if source.has_question_ids:
             problems += question_problems(names, store, source)
             question_ids[names] = store.question_ids
         else:
-            problems += sentence_problems(names, store)
+            problems += sentence_problems(names, store, source)
         img_ids |= dict.fromkeys(store.image_ids)
-        store_bytes[source.reader.format] += store.columns.nbytes
+        store_bytes[source.has_question_ids] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
     if question_ids:

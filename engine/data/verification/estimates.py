@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.dataset import ExampleOptions
-from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageSource
 from engine.data.shared_memory import check_shared_memory, shared_memory_per_worker
 from engine.errors import UserError
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
-from engine.data.images.folder import ImageFolder, ImageSource, UnreadableImage, image_path, size_of
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageFolder, ImageSource
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -33,13 +32,10 @@ def check_images(images: ImageSource, img_ids: Sequence[str], log: Path) -> tupl
         except UnreadableImage as error:
             return str(error), ""
         if isinstance(images, ImageFolder):  # a store's sizes are those of its records
-            path = images.data_root / image_path(img_ids[number])
-            recorded = tuple(sizes[number].tolist())
-            with Image.open(path) as image:
-                size = size_of(image, img_ids[number])
-                if size != recorded:
-                    found = "{} x {} pixels, recorded are {} x {}".format(*size, *recorded)
-                    return "", f"{path} has {found}"
+            size, recorded = images.measure(img_ids[number]), tuple(sizes[number].tolist())
+            if size != recorded:
+                found = "{} x {} pixels, recorded are {} x {}".format(*size, *recorded)
+                return "", f"{images.where(img_ids[number])} has {found}"
         return "", ""
 
     try:

@@ -19,13 +19,14 @@ from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.named import Part, annotation_files
 from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import IMAGE_ERRORS, ImageShape, reason, to_pixels
+from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pixels
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.shared_memory import check_shared_memory
-from engine.data.splits import annotation_files, open_images, read_split
+from engine.data.splits import open_images, read_split
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
@@ -34,7 +35,6 @@ from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 from engine.files import check_writable, write_json
-from engine.model.clip_resnet import STRIDE
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.progress import Bar
@@ -64,7 +64,7 @@ def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
         raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
     reads = saved.description.preprocessing
     for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
-        check_grid(saved.description.visual, height, width, STRIDE)
+        check_grid(saved.description.visual, height, width)
     list_of_task = Path(config.data_root, "vqa", "trainval_label2ans.json")
     if config.test is not None and list_of_task.exists():
         table = ExactAnswers.of_task(list_of_task.parent)
@@ -94,7 +94,8 @@ def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], r
     data_root = Path(config.data_root)
     shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
     images = open_images(data_root, config.image_store, shape, config.image_decoder)
-    source = AnnotationSource(files, encoder, ExactAnswers(description.answers, saved.source), reader=QuestionFile)
+    parts = tuple(Part(file.stem, (QuestionFile(file),)) for file in files)
+    source = AnnotationSource(parts, encoder, ExactAnswers(description.answers, saved.source))
     cache, first = Path(config.cache_dir or data_root / "cache"), ranks.rank == 0
     split = share_on_node(ranks, str(config.test), lambda: read_split(source, images, cache, progress=first))
     if not len(split.sentences):
@@ -208,7 +209,7 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
     reads = saved.description.preprocessing
     shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
     try:
-        pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder, stand_up=True)
+        pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder)
     except IMAGE_ERRORS as error:
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
     encoder = TextEncoder(saved.description.tokenizer())

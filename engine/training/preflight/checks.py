@@ -21,15 +21,17 @@ from tokenizers.models import WordLevel
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
-from engine.checkpoint.state import load_weights, open_checkpoint
+from engine.checkpoint.state import check_words, load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import monitor_settings
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.configuration.monitors import check_packages
+from engine.data.annotations.formats.file import AnnotationFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions, ImageTextDataset
-from engine.data.images.folder import ImageSource, UnreadableImage
+from engine.data.images.decoding import UnreadableImage
+from engine.data.images.folder import ImageSource
 from engine.data.shared_memory import check_shared_memory
 from engine.data.verification.annotations import question_problems, sentence_problems
 from engine.distributed.meeting import no_port
@@ -88,9 +90,13 @@ def find_problems(
         task = task_class(config, tokenizer if bert is not None else words_of_none(), alone)
     if task is None:
         return problems
-    for names in filter(None, (config.train, config.valid)):
+    for split, names in config.splits.items():
         with problems.noting():
-            check_first_sentences(task.source(names), task.images(), missing=config.allow_missing_images)
+            source = task.source(names, split)
+            images = task.images(source)
+            for file in source.files[:: max(1, len(source.files) - 1)]:  # of many shards, the first and the last
+                with problems.noting():
+                    check_first_sentences(file, images, missing=config.allow_missing_images)
     description = None
     if bert is not None:
         with problems.noting():
@@ -114,9 +120,9 @@ def look_closely(
 ) -> None:
     """All annotations, a sample of the images, and what is counted: memory and disk."""
     sizes: dict[str, int] = {}  # sentences of each split
-    for names in filter(None, (config.train, config.valid)):
+    for split, names in config.splits.items():
         with problems.noting():
-            source = task.source(names)
+            source = task.source(names, split)
             store = source.open(task.cache, progress=ranks.rank == 0)
             sizes[names] = len(store)
             if ranks.rank == 0:
@@ -124,7 +130,7 @@ def look_closely(
     sentences, per_pass = sizes.get(config.train, 0), float(config.sentences_per_image)  # at most, unless it is read
     with problems.noting():
         task.read_training()
-        sentences, per_pass = len(task.training), task.training.sentences_per_pass()
+        sentences, per_pass = task.training.split.samples_per_epoch, task.training.sentences_per_pass()
         check_sampled_images(task.training, config.max_unreadable_images)
     with problems.noting():
         task.read_validation()
@@ -148,8 +154,8 @@ def look_closely(
 
 def tell_oddities(names: str, source: AnnotationSource, store: AnnotationStore) -> None:
     """Print what is wrong with annotations and doesn't keep a training from running."""
-    with_ids = source.reader.has_question_ids
-    odd = question_problems(names, store, source) if with_ids else sentence_problems(names, store)
+    with_ids = source.has_question_ids
+    odd = question_problems(names, store, source) if with_ids else sentence_problems(names, store, source)
     for oddity in odd[:TOLD_ODDITIES]:
         print(f"note: {oddity}", flush=True)
     if len(odd) > TOLD_ODDITIES:
@@ -201,19 +207,19 @@ def check_workers(config: TrainingConfig, ranks: Ranks) -> None:
         )
 
 
-def check_first_sentences(source: AnnotationSource, images: ImageSource, *, missing: bool) -> None:
+def check_first_sentences(file: AnnotationFile, images: ImageSource, *, missing: bool) -> None:
     """Raises UserError if an annotation file doesn't begin as it should, or none of its first images is there.
 
     Args:
         missing: whether images may be.
     """
-    for path in source.files:
-        img_ids = [texts.img_id for texts in itertools.islice(source.reader(path).texts(), FIRST_SENTENCES)]
-        if img_ids and not missing and len(images.missing(img_ids)) == len(img_ids):
-            raise UserError(
-                f"none of the first images of {path} is in {images}, the first is {img_ids[0]}; add the images, or "
-                "point --data_root at the folder that holds mscoco/"
-            )
+    img_ids = [texts.img_id for texts in itertools.islice(file.texts(), FIRST_SENTENCES)]
+    if img_ids and not missing and len(images.missing(img_ids)) == len(img_ids):
+        flag = "--data_root at the folder that holds mscoco/" if file.place is None else "--image_root at their folder"
+        raise UserError(
+            f"none of the first images of {file.path} is in {images}, the first is {img_ids[0]}; add the images, or "
+            f"point {flag}"
+        )
 
 
 def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDescription, output: Path) -> None:
@@ -225,6 +231,7 @@ def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDes
         if not config.from_scratch:
             check_parts(bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name)
         return
+    check_words(saved, description)
     task.check_answers(saved)
     with torch.device("meta"):
         model = description.build()

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.named import read_names
 from engine.data.annotations.questions import QuestionFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import ImageShape, image_path
+from engine.data.images.decoding import ImageShape
+from engine.data.images.places import image_path
 from engine.data.loading import evaluation_loader
 from engine.data.sampler import Sample
-from engine.data.splits import annotation_files, open_images, read_split
+from engine.data.splits import open_images, read_split
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
@@ -46,9 +48,9 @@ def write(data_root, name, content):
 
 
 def read(data_root, names="train", **options):
-    files = annotation_files(data_root / "vqa", names)
+    parts = read_names(names, data_root / "vqa", original=QuestionFile)
     table = ExactAnswers.of_task(data_root / "vqa")
-    source = AnnotationSource(files, TextEncoder(tokenizer()), table, reader=QuestionFile)
+    source = AnnotationSource(parts, TextEncoder(tokenizer()), table)
     images = open_images(data_root, None, ImageShape(12, 20), "pillow")
     return read_split(source, images, data_root / "cache", **options)
 

@@ -18,6 +18,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from engine.benchmark.data.measuring import own_memory
 from engine.data.annotations import source as module
 from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.formats.lxmert import LxmertFile
+from engine.data.annotations.named import Part
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import LabelCount, Sentence
 from engine.data.annotations.text import TextEncoder
@@ -48,7 +50,8 @@ def write(folder, name="train", items=(ITEM, OTHER)):
 
 
 def source(*paths, words=WORDS, answers=TABLE, with_text=False):
-    return AnnotationSource(paths, encoder(words), answers, with_text)
+    parts = tuple(Part(path.stem, (LxmertFile(path),)) for path in paths)
+    return AnnotationSource(parts, encoder(words), answers, with_text)
 
 
 def stores(cache):

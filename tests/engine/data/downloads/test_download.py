@@ -26,7 +26,7 @@ from engine.data.downloads.download import download
 from engine.data.downloads.plan import plan, print_plan
 from engine.data.downloads.resources import RESOURCES, Resource, choose
 from engine.data.downloads.unpacking import unpack_zip
-from engine.data.images.folder import image_path
+from engine.data.images.places import image_path
 from engine.errors import UserError
 from tests.conftest import small_tmpfs
 

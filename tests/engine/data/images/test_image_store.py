@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 from engine.data.images import lmdb_store, writer
-from engine.data.images.folder import ImageFolder, ImageShape, UnreadableImage, image_path
+from engine.data.images.decoding import ImageShape, UnreadableImage
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path
 from engine.data.images.records import FORMAT_KEY, image_of, pack
 from engine.data.images.writer import StoreSummary, write_image_store
 from engine.errors import UserError
@@ -466,7 +468,7 @@ def test_store_of_another_size_is_refused_with_the_flags(data_root, path):
 
 def test_missing_simplejpeg_is_told(data_root, path, monkeypatch):
     write(path, data_root)
-    monkeypatch.setattr("engine.data.images.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.data.images.decoding.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install simplejpeg"):
         ImageStore(path, data_root, SHAPE, "simplejpeg")
 

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.data.images import decoding
 from engine.data.images import folder as module
-from engine.data.images.folder import (
-    IMAGE_ERRORS,
-    SIZES_FILE,
-    ImageFolder,
-    ImageShape,
-    UnreadableImage,
-    image_path,
-    to_pixels,
-)
+from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, UnreadableImage, to_pixels
+from engine.data.images.folder import SIZES_FILE, ImageFolder
+from engine.data.images.places import image_path
 from engine.data.images.transforms import resize_and_pad
 from engine.errors import UserError
 
@@ -185,7 +180,7 @@ def test_simplejpeg_is_within_two_levels_of_pillow(tmp_path, size, draw):
     rounded values differ by 1 at most. The second pass carries that on: 1.06 before rounding, so 2 after it.
     """
     path = save(tmp_path, COCO, size, draw=draw)
-    assert np.array_equal(module._decode_jpeg(path.read_bytes()), np.asarray(Image.open(path)))
+    assert np.array_equal(decoding._decode_jpeg(path.read_bytes()), np.asarray(Image.open(path)))
     shape = ImageShape(96, 160)
     ours = ImageFolder(tmp_path, shape, "simplejpeg").load(COCO)
     pillows = ImageFolder(tmp_path, shape).load(COCO)
@@ -216,7 +211,7 @@ def test_simplejpeg_is_used_where_it_can_be(monkeypatch):
 
 
 def test_missing_simplejpeg_is_told_with_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
     ImageFolder(tmp_path, SHAPE)
     with pytest.raises(UserError, match=r"simplejpeg is not installed; run `pip install simplejpeg`"):
         ImageFolder(tmp_path, SHAPE, "simplejpeg")
@@ -232,7 +227,7 @@ def test_folder_is_small_to_pickle_and_says_what_it_is(tmp_path, folder):
 
 def test_pillows_users_do_not_load_torch():
     program = (
-        "import sys, engine.data.images.lmdb_store; from engine.data.images.folder import *\n"
+        "import sys, engine.data.images.lmdb_store; from engine.data.images.decoding import *\n"
         "from PIL import Image; to_pixels(__import__('numpy').zeros((9, 9, 3), 'u1'), ImageShape(12, 20), 'pillow')\n"
         "sys.exit('torch' in sys.modules or 'simplejpeg' in sys.modules)"
     )

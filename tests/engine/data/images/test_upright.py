@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from engine.data.images.folder import ImageFolder, ImageShape, image_path, is_originals, to_pixels
+from engine.data.images.decoding import ImageShape, to_pixels
+from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import ImageStore
+from engine.data.images.places import image_path, is_originals
 from engine.data.images.upright import to_rgb
 from engine.data.images.writer import write_image_store
 
@@ -106,10 +108,10 @@ def test_simplejpeg_turns_them_as_well():
     pytest.importorskip("simplejpeg")
     buffer, image = io.BytesIO(), photo(6)
     image.save(buffer, "JPEG", exif=image.getexif())
-    turned, lying = (to_pixels(buffer.getvalue(), SHAPE, "simplejpeg", stand_up=stand_up) for stand_up in (True, False))
+    turned, lying = (to_pixels(buffer.getvalue(), SHAPE, "simplejpeg", as_original=lying) for lying in (False, True))
     assert turned.shape == (3, 20, 12)
     assert lying.shape == (3, 12, 20)
-    assert np.array_equal(turned, to_pixels(buffer.getvalue(), SHAPE, "pillow", stand_up=True))
+    assert np.array_equal(turned, to_pixels(buffer.getvalue(), SHAPE, "pillow", as_original=False))
 
 
 def test_exif_that_cant_be_read_leaves_a_sound_image_as_it_is(monkeypatch):
@@ -121,5 +123,5 @@ def test_exif_that_cant_be_read_leaves_a_sound_image_as_it_is(monkeypatch):
     buffer = io.BytesIO()
     photo(1).save(buffer, "JPEG")
     monkeypatch.setattr(Image.Image, "getexif", getexif)
-    stood_up, left = (to_pixels(buffer.getvalue(), SHAPE, "pillow", stand_up=stand_up) for stand_up in (True, False))
+    stood_up, left = (to_pixels(buffer.getvalue(), SHAPE, "pillow", as_original=lying) for lying in (False, True))
     assert np.array_equal(stood_up, left)

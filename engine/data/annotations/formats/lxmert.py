@@ -5,47 +5,30 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from engine.data.annotations.answers import no_such_file
+from engine.data.annotations.formats.file import CHUNK, AnnotationFile, FieldError, Texts
 from engine.errors import UserError
 from engine.progress import Bar
 
-CHUNK = 1 << 20
 # How far before the end of a buffer an unfinished item can be called broken: "\uD83D\uDE00" and "-Infinity" fit in.
 UNFINISHED = 16
 
 
-class Texts(NamedTuple):
-    """The sentences of one category of one image."""
-
-    img_id: str
-    category: str
-    texts: list[str]
-    labels: list[dict[str, float]] | None  # answers with scores, one dict for each question; None for captions
-    question_id: int | None = None  # of the only text, in a format that has ids
-
-
-class AnnotationFile:
+class LxmertFile(AnnotationFile):
     """[{"img_id": ..., "sentf": {category: [text]}, "labelf": {category: [{answer: score}]}}, ...]
 
     Categories with labels are questions.
     """
 
     format: ClassVar[str] = "lxmert"
-    has_question_ids: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.number = 0  # of the item that was read last
+        super().__init__(path)
         self.sha256 = ""  # of the bytes that were read, once all are
 
     def texts(self, bar: Bar | None = None) -> Iterator[Texts]:
-        """All sentences in the order of the file.
-
-        Raises:
-            UserError: for a file that can't be read or is no such JSON, naming the line or the item.
-        """
         for number, item in enumerate(self.items(bar)):
             self.number = number
             try:
@@ -74,9 +57,8 @@ class AnnotationFile:
                     raise FieldError(f"'labelf', category {category!r}: answers with scores were expected")
             yield Texts(img_id, category, texts, labels)
 
-    def error(self, reason: Exception) -> UserError:
-        """What to say of the item that was read last."""
-        return UserError(f"{self.path}, item {self.number}: {reason}; mend or remove the item")
+    def was(self, digest: str) -> bool:
+        return self.sha256 == digest
 
     def items(self, bar: Bar | None = None) -> Iterator[Any]:
         """The items of the list; `bar` advances by bytes."""
@@ -183,10 +165,6 @@ class _Stream:
             f"{self.path}, line {self.lines + newlines + 1}, column {column}: not valid JSON ({reason}); "
             "download the file again or mend that line"
         )
-
-
-class FieldError(Exception):
-    """An item that isn't as it should be; the message says which part."""
 
 
 def field(item: Any, name: str, kind: type) -> Any:

@@ -6,8 +6,9 @@ import tracemalloc
 
 import pytest
 
-from engine.data.annotations import files as module
-from engine.data.annotations.files import AnnotationFile, Texts
+from engine.data.annotations.formats import lxmert as module
+from engine.data.annotations.formats.file import Texts
+from engine.data.annotations.formats.lxmert import LxmertFile
 from engine.errors import UserError
 
 ITEM = {
@@ -24,7 +25,7 @@ def write(folder, name, content):
 
 
 def read(path):
-    return list(AnnotationFile(path).texts())
+    return list(LxmertFile(path).texts())
 
 
 def test_texts_of_an_item_by_category(tmp_path):
@@ -60,7 +61,7 @@ def test_items_are_those_of_json_whatever_the_buffer(tmp_path, monkeypatch, dump
     monkeypatch.setattr(module, "CHUNK", chunk)
     path = tmp_path / "items.json"
     path.write_bytes(dump(ITEMS).encode())
-    file = AnnotationFile(path)
+    file = LxmertFile(path)
     assert list(file.items()) == ITEMS
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -73,7 +74,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 1 << 14)
     path = write(tmp_path, "large", [ITEM] * 20_000)  # 4 MB
     tracemalloc.start()
-    for _ in AnnotationFile(path).items():
+    for _ in LxmertFile(path).items():
         pass
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -108,7 +109,7 @@ def test_the_place_of_broken_json_is_told(tmp_path, monkeypatch, text, line, col
             json.loads(text)
         line, column = expected.value.lineno, expected.value.colno
     with pytest.raises(UserError) as error:
-        list(AnnotationFile(path).items())
+        list(LxmertFile(path).items())
     assert str(error.value).startswith(f"{path}, line {line}, column {column}: not valid JSON (")
     assert "\n" not in str(error.value)
 
@@ -120,7 +121,7 @@ def test_a_broken_item_at_the_start_of_a_large_file_is_found_without_reading_all
     read_bytes = []
     bar = type("Bar", (), {"update": lambda self, count: read_bytes.append(count)})()
     with pytest.raises(UserError, match="line 1, column 13"):
-        list(AnnotationFile(path).items(bar))
+        list(LxmertFile(path).items(bar))
     assert sum(read_bytes) < 1 << 14
 
 
@@ -130,7 +131,7 @@ def test_the_byte_that_is_not_utf8_is_told(tmp_path, monkeypatch, chunk):
     path = tmp_path / "latin.json"
     path.write_bytes(b'[{"img_id": "caf\xe9"}]')
     with pytest.raises(UserError, match=r"latin\.json, byte 16: not UTF-8"):
-        list(AnnotationFile(path).items())
+        list(LxmertFile(path).items())
 
 
 BROKEN = {
@@ -179,7 +180,7 @@ def test_nesting_without_end_is_told(tmp_path):
     path = tmp_path / "deep.json"
     path.write_text("[" * 200_000)
     with pytest.raises(UserError, match="nested too deeply"):
-        list(AnnotationFile(path).items())
+        list(LxmertFile(path).items())
 
 
 def test_file_that_is_no_list_is_refused(tmp_path):

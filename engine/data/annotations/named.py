@@ -1,0 +1,198 @@
+"""What --train and --valid name: LXMERT's files, and files of one's own, each with a weight.
+
+mscoco_train,own/captions.jsonl:0.5,shards/{00000..00099}.tar
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.configuration.tables import AnswersConfig, TableConfig
+from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.formats.dataset import SPLIT_NAMES, STATE, DatasetFolder
+from engine.data.annotations.formats.file import AnnotationFile
+from engine.data.annotations.formats.lines import CommaFile, JsonLinesFile, TabFile
+from engine.data.annotations.formats.lxmert import LxmertFile
+from engine.data.annotations.formats.parquet import ParquetFile
+from engine.data.annotations.formats.shards import ShardFile
+from engine.data.annotations.formats.table import Columns, TableFile
+from engine.errors import UserError
+
+FORMATS: dict[str, type[TableFile]] = {
+    ".jsonl": JsonLinesFile,
+    ".ndjson": JsonLinesFile,
+    ".csv": CommaFile,
+    ".tsv": TabFile,
+    ".parquet": ParquetFile,
+    ".tar": ShardFile,
+}
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of shards
+
+
+@dataclass(frozen=True)
+class Part:
+    """One name of a split: its files, and how often their sentences come in an epoch."""
+
+    name: str
+    files: tuple[AnnotationFile, ...]
+    weight: float = 1.0
+
+
+def read_names(
+    names: str,
+    folder: Path,
+    *,
+    original: type[AnnotationFile] = LxmertFile,
+    columns: Columns | None = None,
+    split: str = "train",
+) -> tuple[Part, ...]:
+    """The parts of a comma-separated list of names.
+
+    Args:
+        folder: where the original's files are, which go by their names alone.
+        original: their format.
+        columns: of tables; None where only the original's files may be named.
+        split: train or valid, for tables that have a column for it.
+
+    Raises:
+        UserError: if one isn't there, or is no file of a known format.
+    """
+    parts = []
+    for word in filter(None, names.split(",")):
+        name, weight = weight_of(word)
+        if not is_own(name, folder):
+            parts.append(Part(name, (original(original_file(folder, name)),), weight))
+        elif columns is None:
+            raise UserError(f"{name!r} is a path, and this task takes names of files in {folder} alone")
+        else:
+            parts.append(Part(short_name(name), own_files(name, columns, split), weight))
+    if not parts:
+        raise UserError(f"{names!r} names no file in {folder}")
+    return tuple(parts)
+
+
+def columns_of(config: TableConfig) -> Columns:
+    """What the flags say of tables."""
+    return Columns(
+        config.image_column,
+        config.text_column,
+        config.question_column,
+        config.answer_column,
+        config.split_column,
+        config.image_root,
+    )
+
+
+def read_answers(config: AnswersConfig, folder: Path, names: str) -> AnswerTable:
+    """The answer table of pre-training; an empty one where only one's own files are named and there is none.
+
+    Args:
+        folder: where the original's files are.
+        names: of all files, with commas between them.
+    """
+    file = Path(config.answers) if config.answers is not None else folder / "all_ans.json"
+    originals = [word for word in names.split(",") if word and not is_own(weight_of(word)[0], folder)]
+    if config.answers is None and not file.exists():
+        if not originals:
+            return AnswerTable([])
+        if len(originals) < len(names.split(",")):
+            raise UserError(
+                f"{file} is missing, which {originals[0]} needs; to use files of your own alone, name one of them in "
+                "--valid as well, or give --valid ''"
+            )
+    return AnswerTable.read(file, config.qa_sets.split(",") if config.qa_sets else None)
+
+
+def weight_of(word: str) -> tuple[str, float]:
+    """NAME or NAME:WEIGHT."""
+    name, colon, number = word.rpartition(":")
+    try:
+        weight = float(number) if colon and name else None
+    except ValueError:
+        weight = None
+    if weight is None:
+        return word, 1.0
+    if not 0 < weight < 1000:
+        raise UserError(f"{word}: a weight above 0 and below 1,000 is needed behind the colon")
+    return name, weight
+
+
+def is_own(name: str, folder: Path) -> bool:
+    """Whether a name is a path, and not that of one of the original's files."""
+    return not (folder / f"{name}.json").is_file() and ("/" in name or bool(Path(name).suffix) or Path(name).is_dir())
+
+
+def annotation_files(folder: Path, names: str) -> tuple[Path, ...]:
+    """The original's files of a comma-separated list of names.
+
+    Raises:
+        UserError: if one isn't there, with the names of those that are.
+    """
+    files = tuple(original_file(folder, name) for name in names.split(",") if name)
+    if not files:
+        raise UserError(f"{names!r} names no file in {folder}")
+    return files
+
+
+def original_file(folder: Path, name: str) -> Path:
+    """Raises UserError if it isn't there, with the names of those that are."""
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
+        raise UserError(
+            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
+            "files of your own by their paths"
+        )
+    return file
+
+
+def own_files(name: str, columns: Columns, split: str) -> tuple[AnnotationFile, ...]:
+    """The files that a path, a range of shards or a pattern names."""
+    paths = expanded(name)
+    if missing := [path for path in paths if not path.exists()]:
+        more = f", and {len(missing) - 1:,} more of {len(paths):,}" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]} is missing{more}; relative paths start from {Path.cwd()}")
+    return tuple(own_file(path, columns, split) for path in paths)
+
+
+def own_file(path: Path, columns: Columns, split: str) -> AnnotationFile:
+    """Raises UserError for what is no file of a known format."""
+    if path.is_dir():
+        if (path / STATE).is_file() or (path / SPLIT_NAMES).is_file():
+            return DatasetFolder(path, columns, split)
+        raise UserError(
+            f"{path} is a folder, and no dataset that `datasets` has saved there; name a table in it, or shards, as in "
+            f"'{path}/*.tar'"
+        )
+    if path.suffix == ".json":
+        return LxmertFile(path)
+    if path.suffix not in FORMATS:
+        raise UserError(
+            f"{path}: {path.suffix or 'no ending'!r} isn't the ending of a known format; {', '.join(FORMATS)}, and "
+            ".json in LXMERT's form are read"
+        )
+    return FORMATS[path.suffix](path, columns, split)
+
+
+def expanded(name: str) -> Sequence[Path]:
+    """The paths of a range, {00000..00099}, or of a pattern with * or ?; one of any other name."""
+    if found := RANGE.search(name):
+        first, last = found[1], found[2]
+        if int(last) < int(first):
+            raise UserError(f"{name}: the range ends before it begins")
+        numbers = range(int(first), int(last) + 1)
+        return [Path(f"{name[: found.start()]}{n:0{len(first)}d}{name[found.end() :]}") for n in numbers]
+    if "*" in name or "?" in name:
+        pattern = Path(name)
+        paths = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+        if not paths:
+            raise UserError(f"no file is called like {name!r}; relative paths start from {Path.cwd()}")
+        return paths
+    return [Path(name)]
+
+
+def short_name(name: str) -> str:
+    """What a split is called: a file's name without its ending, for shards without their numbers, else the folder's."""
+    stem = re.split(r"[{*?]", Path(name).name)[0]
+    return (Path(stem).stem if stem == Path(name).name else stem.rstrip("-_.")) or Path(name).parent.resolve().name
