@@ -25,7 +25,7 @@ from engine.conversion.hub.export import hub_tokenizer
 from engine.conversion.hub.modeling_clip_vil import draw_cells
 from engine.conversion.hub.processing_clip_vil import ClipVilImageProcessor
 from engine.data.annotations.text import TextEncoder
-from engine.data.images.folder import ImageShape, to_pixels
+from engine.data.images.decoding import DRAFT_PIXELS, ImageShape, to_pixels
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape, normalise_images
@@ -184,7 +184,7 @@ def compare_inputs(image: Path, found: dict[Any, Any], architecture: str) -> Non
     encoder = TextEncoder(describe(architecture).tokenizer())
     inputs = found[architecture, "inputs"]
     assert inputs.keys() == {"input_ids", "token_type_ids", "attention_mask", "images"}
-    pixels = torch.from_numpy(to_pixels(image.read_bytes(), ImageShape(64, 96), "pillow", stand_up=True))
+    pixels = torch.from_numpy(to_pixels(image.read_bytes(), ImageShape(64, 96), "pillow"))
     assert pixels.shape == (3, 96, 64)  # it stands
     assert not inputs["token_type_ids"].any()
     for row, text in enumerate(TEXTS):
@@ -235,8 +235,21 @@ SIZES = ((96, 64), (33, 1000), (701, 700), (2, 1))  # as it has to be, cropped, 
 @pytest.mark.parametrize("orient_after_resize", [False, True])
 def test_pixels_are_the_engines(data: bytes, orient_after_resize: bool) -> None:
     processor = ClipVilImageProcessor(64, 96, orient_after_resize)
-    ours = to_pixels(data, ImageShape(64, 96, orient_after_resize), "pillow", stand_up=True)
+    ours = to_pixels(data, ImageShape(64, 96, orient_after_resize), "pillow")
     assert np.array_equal(processor.pixels(Image.open(io.BytesIO(data))), ours)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_jpeg_is_decoded_at_the_same_scale(turn: int) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = turn
+    small = Image.open(io.BytesIO(odd_image("RGB")))
+    small.resize((6000, 3000)).save(file, "JPEG", exif=exif)
+    image = Image.open(io.BytesIO(file.getvalue()))
+    assert image.width * image.height > DRAFT_PIXELS
+    ours = to_pixels(file.getvalue(), ImageShape(64, 96), "pillow")
+    assert np.array_equal(ClipVilImageProcessor(64, 96).pixels(image), ours)
+    assert image.width < 6000  # by a draft
 
 
 def test_what_does_not_make_a_batch_is_refused() -> None:
