@@ -49,10 +49,15 @@ class LinesFile(TableFile):
             with self.path.open("rb", buffering=0) as file:
                 hashed = _Hashed(file, bar)
                 for self.number, line in enumerate(io.BufferedReader(hashed, CHUNK), start=1):
-                    yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                    try:
+                        text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                    except UnicodeDecodeError as error:
+                        self.pass_over(
+                            UserError(f"{self.path}, line {self.number}: not UTF-8 ({error.reason}); mend that line")
+                        )
+                        continue
+                    yield text
                 self.sha256 = hashed.sha256.hexdigest()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}, line {self.number}: not UTF-8 ({error.reason}); mend that line") from None
         except OSError as error:
             raise no_such_file(self.path, error) from None
 
@@ -66,15 +71,19 @@ class JsonLinesFile(LinesFile):
         scan = json.JSONDecoder().raw_decode  # quicker than loads for a short line
         for line in self.lines(bar):
             try:
-                row, end = scan(line)
-                if end < len(line) - 1:
+                try:
+                    row, end = scan(line)
+                    if end < len(line) - 1:
+                        row = self.parsed(line)
+                except (ValueError, RecursionError):
+                    if line.isspace():
+                        continue
                     row = self.parsed(line)
-            except (ValueError, RecursionError):
-                if line.isspace():
-                    continue
-                row = self.parsed(line)
-            if not isinstance(row, dict):
-                raise self.error(FieldError(f"a JSON object was expected, found {type(row).__name__}"))
+                if not isinstance(row, dict):
+                    raise self.error(FieldError(f"a JSON object was expected, found {type(row).__name__}"))
+            except UserError as error:
+                self.pass_over(error)
+                continue
             yield row
 
     def parsed(self, line: str) -> Any:
@@ -97,20 +106,30 @@ class CommaFile(LinesFile):
 
     def rows(self, bar: Bar | None) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(LONGEST_FIELD)
+        reader = self.values(bar)
+        columns = next(reader, [])
+        if len(set(columns)) < len(columns):
+            repeated = next(name for name in columns if columns.count(name) > 1)
+            raise self.error(FieldError(f"two columns are called {repeated!r}"))
+        for values in reader:
+            if not values:
+                continue  # an empty line
+            if len(values) != len(columns):
+                self.pass_over(self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}")))
+                continue
+            yield dict(zip(columns, values, strict=True))
+
+    def values(self, bar: Bar | None) -> Iterator[list[str]]:
+        """Of each row."""
         reader = csv.reader(self.lines(bar), delimiter=self.delimiter, strict=True)
-        try:
-            columns = next(reader, [])
-            if len(set(columns)) < len(columns):
-                repeated = next(name for name in columns if columns.count(name) > 1)
-                raise self.error(FieldError(f"two columns are called {repeated!r}"))
-            for values in reader:
-                if not values:
-                    continue  # an empty line
-                if len(values) != len(columns):
-                    raise self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}"))
-                yield dict(zip(columns, values, strict=True))
-        except csv.Error as error:
-            raise self.error(FieldError(f"{error}; a value with quotes in it has to be quoted itself")) from None
+        while True:
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = f"{error}; a value with quotes in it has to be quoted itself"
+                self.pass_over(self.error(FieldError(reason)))
 
 
 class TabFile(CommaFile):
