@@ -12,9 +12,14 @@ def advice(summary: dict[str, Any], max_seq_length: int) -> str:
     """Whole sentences, the most urgent first."""
     texts, images = summary["texts"], summary["images"]
     sentences = [*of_rows(texts), *of_images(images), *of_words(texts, max_seq_length), *of_repeats(texts, images)]
+    if images["looked_at"] < images["images"]:
+        sentences.append(
+            f"Only {images['looked_at']:,} of {images['images']:,} images were opened, drawn by seed "
+            f"{summary['seed']}; without --max_images it is all of them."
+        )
     kept = texts["texts"] - images["texts_of_missing"] - images["texts_of_unreadable"]
     begin = f"A training learns from {kept:,} of these {texts['texts']:,} texts."
-    return " ".join([begin, *(sentences or ["It leaves nothing out."])])
+    return " ".join([begin, *(sentences or ["There is nothing to mend."])])
 
 
 def of_rows(texts: dict[str, Any]) -> Iterator[str]:
@@ -31,15 +36,15 @@ def of_images(images: dict[str, Any]) -> Iterator[str]:
     sampled = "" if images["looked_at"] == images["images"] else f" among the {images['looked_at']:,} looked at"
     if images["missing"]:
         yield (
-            f"It doesn't start while {counted(images['missing'], 'image')} can't be found: add them or mend their "
-            f"paths (--image_root), or pass --allow_missing_images, which leaves out their "
-            f"{counted(images['texts_of_missing'], 'text')}."
+            f"It doesn't start while {counted(images['missing'], 'image')} can't be found: add what is missing or mend "
+            f"the paths (--image_root), or pass --allow_missing_images, which leaves "
+            f"{counted(images['texts_of_missing'], 'text')} out."
         )
     if images["unreadable"]:
         yield (
-            f"It passes over {counted(images['unreadable'], 'unreadable image')}{sampled} whenever one of their "
-            f"{counted(images['texts_of_unreadable'], 'text')} comes, and gives up after --max_unreadable_images: "
-            "remove these rows or replace the images."
+            f"It passes over {counted(images['unreadable'], 'unreadable image')} with "
+            f"{counted(images['texts_of_unreadable'], 'text')}{sampled}, and gives up once it has met more than "
+            "--max_unreadable_images: remove these rows or replace the images."
         )
     if images["one_colour"]:
         yield (

@@ -21,11 +21,10 @@ from engine.data.inspection.advice import advice
 from engine.data.inspection.images import ImageTable, look_at_images, oddest
 from engine.data.inspection.report import describe_images, describe_texts, print_found
 from engine.data.inspection.sheet import ENDINGS, Font, read_font, write_sheet
-from engine.data.inspection.texts import TextReader, TextTable, texts_to_show
+from engine.data.inspection.texts import TextReader, TextTable, bar_of, texts_to_show
 from engine.data.preparation import PrepareConfig, Summary, print_problems
 from engine.errors import UserError
 from engine.files import check_writable
-from engine.progress import Bar
 
 PICTURES = 24  # on the sheet, drawn by the seed
 ODD_PICTURES = 2  # of each kind
@@ -66,6 +65,8 @@ class PrepareInspect(AnswersConfig, TableConfig, PrepareConfig):
         if self.sheet_file is not None:
             if self.sheet_file.suffix.lower() not in ENDINGS:
                 raise UserError(f"--sheet {self.sheet_file}: one of {', '.join(ENDINGS)} is needed as its ending")
+            if self.json is not None and self.sheet_file == Path(self.json):
+                raise UserError(f"--sheet {self.sheet_file} and --json {self.json} are one file; give them two names")
             check_writable(self.sheet_file)
 
 
@@ -118,7 +119,7 @@ def read_files(files: Sequence[AnnotationFile], reader: TextReader) -> list[Anno
     useful = []
     for file in files:
         before = len(reader.hashes)
-        with Bar(desc=f"reading {file.path.name}", total=size_of(file), unit="B", unit_scale=True) as bar:
+        with bar_of(file, "reading") as bar:
             reader.read(file, bar)
         if len(reader.hashes) > before:
             useful.append(file)
@@ -126,13 +127,6 @@ def read_files(files: Sequence[AnnotationFile], reader: TextReader) -> list[Anno
         lines = [*reader.broken_rows.lines, *reader.broken_texts.lines, *reader.broken_files.lines]
         raise UserError(lines[0] if lines else f"{files[0].path} has no text")
     return useful
-
-
-def size_of(file: AnnotationFile) -> int | None:
-    try:
-        return file.size()
-    except (OSError, UserError, LookupError, TypeError):  # reading it will say why
-        return None
 
 
 def numbers_to_look_at(images: int, config: PrepareInspect) -> np.ndarray:

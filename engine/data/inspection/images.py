@@ -56,7 +56,8 @@ class ImageTable:
         places = self.readable
         order = places[np.argsort(self.digests[places], kind="stable")]
         ends = np.flatnonzero(np.diff(self.digests[order])) + 1
-        return [np.sort(self.numbers[group]) for group in np.split(order, ends) if len(group) > 1]
+        groups = [np.sort(self.numbers[group]) for group in np.split(order, ends) if len(group) > 1]
+        return sorted(groups, key=lambda group: int(group[0]))
 
     def enlarged(self, shape: ImageShape) -> int:
         """How many have fewer pixels than they are resized to."""

@@ -71,10 +71,10 @@ def draw_part(headline: str, pictures: Pictures, images: ImageFolder, font: Font
 
 
 def draw_cell(img_id: str, word: str, caption: str, images: ImageFolder, font: Font) -> Image.Image:
-    """A picture as training sees it, with its size and its caption."""
+    """A picture as training sees it, with its size, its file's name and its caption."""
     cell = Image.new("RGB", (WIDTH, HEIGHT + (LINES + 1) * LINE + MARGIN), "white")
     draw = ImageDraw.Draw(cell)
-    draw.rectangle((0, 0, WIDTH - 1, HEIGHT - 1), fill="gainsboro")  # else a white picture couldn't be seen
+    draw.rectangle((0, 0, WIDTH - 1, HEIGHT - 1), fill="gainsboro")
     try:
         with images.open(img_id) as file, open_image(file, as_original=is_originals(img_id)) as opened:
             size = opened.size
@@ -83,9 +83,11 @@ def draw_cell(img_id: str, word: str, caption: str, images: ImageFolder, font: F
             picture = opened.rgb(fitting).resize(fitting, Image.Resampling.BILINEAR)
         cell.paste(picture, ((WIDTH - fitting[0]) // 2, (HEIGHT - fitting[1]) // 2))
         label = "{} x {}".format(*size)
+        draw.rectangle((0, 0, WIDTH - 1, HEIGHT - 1), outline="gray")
     except IMAGE_ERRORS:  # it was there when it was looked at
         label = "can't be read any more"
-    lines = [f"{word}, {label}" if word else label, *lines_of(caption, font)]
+    first = ", ".join(part for part in (word, label, Path(img_id).name) if part)
+    lines = [first, *lines_of(caption, font)]
     for number, line in enumerate(lines):
         draw.text((0, HEIGHT + 2 + number * LINE), line, fill="black" if number else "gray", font=font)
     return cell
@@ -93,6 +95,6 @@ def draw_cell(img_id: str, word: str, caption: str, images: ImageFolder, font: F
 
 def lines_of(caption: str, font: Font) -> list[str]:
     """A caption in lines that fit below a picture."""
-    text = " ".join(caption[:LONGEST].split())
+    text = " ".join(caption[:LONGEST].encode("utf-8", "replace").decode().split())
     width = int(0.9 * WIDTH * len(text) / max(1, font.getlength(text)))  # characters of its average width
     return textwrap.wrap(text, max(width, 8), max_lines=LINES, placeholder=" ...")

@@ -147,13 +147,14 @@ class TextTable:
         return len(self) - len(np.unique(_pairs(self.hashes, self.images)))
 
     def shared_captions(self) -> tuple[int, int, dict[int, int]]:
-        """How many captions stand at several images, at how many images in all, and hashes of the most frequent."""
+        """How many captions stand at several images, at how many images in all, and hashes of the most frequent, of
+        which those that come first."""
         hashes, images = self.hashes[self.is_caption], self.images[self.is_caption]
-        hashes = hashes[np.unique(_pairs(hashes, images), return_index=True)[1]]
-        values, counts = np.unique(hashes, return_counts=True)
+        hashes = hashes[np.sort(np.unique(_pairs(hashes, images), return_index=True)[1])]
+        values, firsts, counts = np.unique(hashes, return_index=True, return_counts=True)
         shared = counts > 1
-        values, counts = values[shared], counts[shared]
-        most = np.argsort(-counts, kind="stable")[:MOST_REPEATED]
+        values, firsts, counts = values[shared], firsts[shared], counts[shared]
+        most = np.lexsort((firsts, -counts))[:MOST_REPEATED]
         return len(values), int(counts.sum()), dict(zip(values[most].tolist(), counts[most].tolist(), strict=True))
 
 
@@ -171,6 +172,15 @@ def passing_over(file: AnnotationFile, bar: Bar | None, problems: Problems) -> I
         file.on_broken = None
 
 
+def bar_of(file: AnnotationFile, doing: str) -> Bar:
+    """Progress in a file, by bytes."""
+    try:
+        size = file.size()
+    except (OSError, UserError, LookupError, TypeError):  # reading it will say why
+        size = None
+    return Bar(desc=f"{doing} {file.path.name}", total=size, unit="B", unit_scale=True)
+
+
 def texts_to_show(
     files: Iterable[AnnotationFile], img_ids: Iterable[str], hashes: Iterable[int]
 ) -> tuple[dict[str, str], dict[int, str]]:
@@ -179,8 +189,8 @@ def texts_to_show(
     by_image: dict[str, str] = {}
     by_hash: dict[int, str] = {}
     for file in files:
-        with suppress(UserError):  # as it was when it was read first
-            for texts in passing_over(file, None, Problems()):
+        with suppress(UserError), bar_of(file, "texts of") as bar:  # it has told its errors when it was read first
+            for texts in passing_over(file, bar, Problems()):
                 if images <= by_image.keys() and wanted <= by_hash.keys():
                     return by_image, by_hash
                 if texts.img_id in images and texts.texts:
