@@ -68,7 +68,7 @@ def test_the_same_data_are_found_in_every_form(scenes, forms, tmp_path, name):
     assert texts["scripts"] == {"Latin": 160}
     assert texts["lengths"]["largest"] < 20
     assert sum(images["aspect_ratio_groups"].values()) == 40
-    assert "A training learns from 160 of these 160 texts." in found["advice"]
+    assert "160 of these 160 texts can be trained on as they are." in found["advice"]
     assert Image.open(tmp_path / "summary.jpg").width > 1000
 
 
@@ -130,7 +130,7 @@ def test_everything_that_is_wrong_is_found(scenes, dirty, capsys):
     assert len(found["problems"]) == len(names)
     assert all(line.startswith(f"{dirty}/{name}") for line, name in zip(found["problems"], names, strict=True))
     for part in (
-        "A training learns from 15 of these 18 texts. It stops at the first of 2 broken rows",
+        "15 of these 18 texts can be trained on as they are. A training stops at the first of 2 broken rows",
         "left out: 2 without words, 1 without an image.",
         "doesn't start while 1 image can't be found",
         "passes over 1 unreadable image with 2 texts",

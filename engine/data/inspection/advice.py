@@ -18,15 +18,17 @@ def advice(summary: dict[str, Any], max_seq_length: int) -> str:
             f"{summary['seed']}; without --max_images it is all of them."
         )
     kept = texts["texts"] - images["texts_of_missing"] - images["texts_of_unreadable"]
-    begin = f"A training learns from {kept:,} of these {texts['texts']:,} texts."
-    return " ".join([begin, *(sentences or ["There is nothing to mend."])])
+    begin = f"{kept:,} of these {texts['texts']:,} texts can be trained on as they are."
+    begin = begin if sentences else f"{begin} There is nothing to mend."
+    return " ".join([begin, *sentences])
 
 
 def of_rows(texts: dict[str, Any]) -> Iterator[str]:
     if texts["broken_files"]:
-        yield f"It stops at files that can't be read ({texts['broken_files']:,}): mend or leave out those listed above."
+        files = counted(texts["broken_files"], "file")
+        yield f"A training stops at {files} that can't be read to the end: mend what the list of problems names."
     if texts["broken_rows"]:
-        yield f"It stops at the first of {counted(texts['broken_rows'], 'broken row')}: mend or remove them."
+        yield f"A training stops at the first of {counted(texts['broken_rows'], 'broken row')}: mend or remove them."
     if texts["left_out"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in texts["left_out"].items())
         yield f"Rows or texts that say nothing to train on are left out: {reasons}."
@@ -36,19 +38,19 @@ def of_images(images: dict[str, Any]) -> Iterator[str]:
     sampled = "" if images["looked_at"] == images["images"] else f" among the {images['looked_at']:,} looked at"
     if images["missing"]:
         yield (
-            f"It doesn't start while {counted(images['missing'], 'image')} can't be found: add what is missing or mend "
-            f"the paths (--image_root), or pass --allow_missing_images, which leaves "
+            f"A training doesn't start while {counted(images['missing'], 'image')} can't be found: add what is missing "
+            "or mend the paths (--image_root), or pass --allow_missing_images, which leaves "
             f"{counted(images['texts_of_missing'], 'text')} out."
         )
     if images["unreadable"]:
         yield (
-            f"It passes over {counted(images['unreadable'], 'unreadable image')} with "
+            f"A training passes over {counted(images['unreadable'], 'unreadable image')} with "
             f"{counted(images['texts_of_unreadable'], 'text')}{sampled}, and gives up once it has met more than "
             "--max_unreadable_images: remove these rows or replace the images."
         )
     if images["one_colour"]:
         yield (
-            f"It trains on {counted(images['one_colour'], 'image')} of one colour{sampled} as on any other: remove "
+            f"A training takes {counted(images['one_colour'], 'image')} of one colour{sampled} like any other: remove "
             "those that are placeholders."
         )
     if images["narrow"]:
@@ -64,7 +66,7 @@ def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
         whole = int(min(LONGEST, texts["lengths"]["99%"]))
         longer = f": --max_seq_length {whole} keeps 99% whole, for more memory and time"
         yield (
-            f"It cuts {counted(cut, 'text')} ({share:.1%}) off after {max_seq_length - 2} WordPieces"
+            f"A training cuts {counted(cut, 'text')} ({share:.1%}) off after {max_seq_length - 2} WordPieces"
             f"{longer if share > MANY_CUT and whole > max_seq_length else ''}."
         )
     if texts["unknown_pieces"] > MANY_UNKNOWN:
@@ -73,7 +75,7 @@ def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
             "model for this language with --bert, such as bert-base-multilingual-cased."
         )
     if texts["questions"] and not texts["answer_table"]:
-        yield "It learns to answer questions only with an answer table, which `prepare.py answers` makes."
+        yield "A training learns to answer questions only with an answer table, which `prepare.py answers` makes."
     elif texts["questions_without_known_answer"]:
         yield (
             f"The answer table lacks all answers of {counted(texts['questions_without_known_answer'], 'question')}, "
@@ -90,7 +92,7 @@ def of_repeats(texts: dict[str, Any], images: dict[str, Any]) -> Iterator[str]:
     ]
     found = [part for part in found if not part.startswith("0 ")]
     if found:
-        yield f"Nothing is left out for being a repeat, so it trains on {', '.join(found)}: remove what isn't meant."
+        yield f"Repeats are trained on like anything else: {', '.join(found)}; remove those that aren't meant."
 
 
 def counted(number: int, name: str) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from engine.data.annotations.answers import AnswerTable, normalise_answer
-from engine.data.annotations.formats.file import AnnotationFile, Texts
+from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
+from engine.data.annotations.source import is_score
 from engine.data.annotations.text import TextEncoder, WordByWordEncoder
 from engine.data.inspection.scripts import scripts_of
 from engine.errors import UserError
@@ -99,14 +100,20 @@ class TextReader:
                     if texts.texts:
                         self.add(texts)
                 except (UnicodeEncodeError, TypeError):  # half of a surrogate pair; the tokeniser calls it a wrong type
-                    self.broken_texts.add(file.error(ValueError("a text that is no valid Unicode")))
+                    self.broken_texts.add(file.error(FieldError("a text that is no valid Unicode")))
+                except FieldError as error:
+                    self.broken_texts.add(file.error(error))
         except UserError as error:
             self.broken_files.add(error)
         self.counts["rows"] += file.read
         self.dropped.update(file.dropped)
 
     def add(self, texts: Texts) -> None:
-        encoded = [self.encode(text) for text in texts.texts]  # first, since it refuses what is no Unicode
+        """Raises what the annotation store refuses as well, before anything is added."""
+        encoded = [self.encode(text) for text in texts.texts]
+        labels = [self.answers.label(scores) for scores in texts.labels or ()]
+        if odd := [score for label in labels for score in label.values() if not is_score(score)]:
+            raise FieldError(f"the score {odd[0]} of an answer is no number of 0 or more")
         place = self.names.add(texts.img_id)
         for text, ids in zip(texts.texts, encoded, strict=True):
             self.hashes.append(hash(text.strip()))
@@ -117,9 +124,9 @@ class TextReader:
         pieces = np.frombuffer(b"".join(encoded), ID)
         self.pieces += len(pieces)
         self.unknown_pieces += int(np.count_nonzero(pieces == self.unknown_id))
-        for scores in texts.labels or ():
+        for scores, label in zip(texts.labels or (), labels, strict=True):
             self.counts["questions_with_answers"] += bool(scores)
-            self.counts["questions_without_known_answer"] += bool(scores) and not self.answers.label(scores)
+            self.counts["questions_without_known_answer"] += bool(scores) and not label
             self.answer_hashes.extend(hash(normalise_answer(answer)) for answer in scores)
 
 
