@@ -30,10 +30,13 @@ setup(
     extras_require={
         "simplejpeg": ["simplejpeg>=1.7"],  # --image_decoder simplejpeg
         "monitor": ["tensorboard>=2.15", "wandb>=0.19", "comet_ml>=3.41"],  # --monitor, which takes any of them
+        "data": ["pyarrow>=15", "datasets>=3.0"],  # --train FILE.parquet; a folder that `datasets` has saved
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3"],  # convert.py --to onnx
         "benchmark": ["matplotlib>=3.8"],  # plots of kernels.benchmark
         "dev": [
             *("pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4.0"),
             *("simplejpeg>=1.7", "matplotlib>=3.8", "tensorboard>=2.15", "wandb>=0.19", "types-PyYAML", "types-tqdm"),
+            *("pyarrow>=15", "datasets>=3.0", "onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"),
         ],
     },
 )

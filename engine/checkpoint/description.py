@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertTokenizer
+from transformers import BertConfig
 
+from engine.configuration.bert import Splitting, bert_tokenizer
 from engine.errors import UserError
 from engine.model.clip_resnet import ResNetShape
 from engine.model.encoder import VisualShape
@@ -47,6 +48,7 @@ class ModelDescription:
     vocabulary: list[str] | None = None  # word pieces in the order of their ids
     architecture: str = "pretraining"  # one of MODELS
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    splitting: Splitting | None = None  # None in files of earlier versions, which didn't say
 
     @classmethod
     def of(
@@ -58,8 +60,9 @@ class ModelDescription:
         architecture: str = "pretraining",
         preprocessing: Preprocessing | None = None,
     ) -> "ModelDescription":
-        words = word_pieces(tokenizer) if tokenizer is not None else None
-        return cls(bert.to_diff_dict(), visual, answers, words, architecture, preprocessing or Preprocessing())
+        words, splitting = (None, None) if tokenizer is None else (word_pieces(tokenizer), Splitting.of(tokenizer))
+        reads = preprocessing or Preprocessing()
+        return cls(bert.to_diff_dict(), visual, answers, words, architecture, reads, splitting)
 
     def build(self) -> Any:
         """The model with random weights: one of MODELS."""
@@ -67,9 +70,8 @@ class ModelDescription:
         return make(BertConfig.from_dict(self.bert), self.visual, None if self.answers is None else len(self.answers))
 
     def tokenizer(self) -> Tokenizer:
-        """That of the vocabulary, as BERT's uncased ones are."""
-        words = {word: number for number, word in enumerate(self.vocabulary or ())}
-        return BertTokenizer(vocab=words).backend_tokenizer
+        """That of the vocabulary; like BERT's uncased ones if nothing says how words are split."""
+        return bert_tokenizer(self.vocabulary or [], self.splitting or Splitting())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
@@ -91,7 +93,9 @@ class ModelDescription:
             architecture = values.get("architecture", "pretraining")
             if architecture not in MODELS:
                 raise KeyError(architecture)
-            preprocessing = Preprocessing(**values.get("preprocessing", {}))
-            return cls(values["bert"], shape, values["answers"], values["vocabulary"], architecture, preprocessing)
+            reads, splitting = Preprocessing(**values.get("preprocessing", {})), values.get("splitting")
+            splitting = None if splitting is None else Splitting(**splitting)
+            words = values["vocabulary"]
+            return cls(values["bert"], shape, values["answers"], words, architecture, reads, splitting)
         except (KeyError, TypeError) as error:
             raise UserError(f"{source} doesn't describe a model of this version ({error})") from None

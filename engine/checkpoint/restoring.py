@@ -6,6 +6,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from engine.checkpoint.state import Checkpoint, SavedState
+from engine.checkpoint.weights import POSITION_TABLES, resize_rows
 from engine.errors import UserError
 
 MOMENTS = {"adamw": {"exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
@@ -13,6 +14,9 @@ MOMENTS = {"adamw": {"exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 
 def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: Iterable[str]) -> None:
     """Moments and step counts into this rank's part, whatever number of ranks saved them.
+
+    Moments of position tables are interpolated as the tables are. They can't begin at zero: AdamW has one step count
+    for all parameters, by which the first steps of moments of zero would be several times too long.
 
     Raises:
         UserError: if AdamW's are asked for and a parameter has none.
@@ -40,6 +44,8 @@ def restore_optimizers(engine: DeepSpeedEngine, saved: SavedState, algorithms: I
                 moments = saved.moments(names[parameter])
                 for key in keys & moments.keys():
                     value = moments[key]
+                    if names[parameter] in POSITION_TABLES:
+                        value = resize_rows(value, len(parameter))
                     if value.shape != parameter.shape:
                         raise UserError(
                             f"{saved.source}: {key} of {names[parameter]} has shape {tuple(value.shape)}, parameter "

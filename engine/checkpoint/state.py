@@ -11,7 +11,7 @@ from engine.checkpoint.formats.original import SUFFIX, read_original
 from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder
 from engine.checkpoint.manifest import MANIFEST, verify
 from engine.checkpoint.shards import Shards
-from engine.checkpoint.weights import HEAD, LoadReport, State, load_state
+from engine.checkpoint.weights import HEAD, POSITION_TABLES, LoadReport, State, load_state, resize_rows
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 
@@ -25,6 +25,8 @@ class SavedState(Protocol):
     source: str
     scheduler: dict[str, Any] | None
 
+    @property
+    def description(self) -> ModelDescription | None: ...  # where it is known
     @property
     def answers(self) -> list[str] | None: ...  # of the head's rows, where it is known
     @property
@@ -110,10 +112,40 @@ def load_weights(
 ) -> LoadReport:
     """Fill a freshly built model. The answer head may be new; rows of another table are matched by their answers.
 
+    Position tables with another number of rows are interpolated.
+
     Args:
         without: what the model doesn't take, as the beginnings of names.
     """
     state = {key: tensor for key, tensor in saved.weights().items() if not key.startswith(without or ("\0",))}
     if answers is not None and saved.answers is not None:
         state = match_answers(state, saved.answers, answers)
-    return load_state(model, state, saved.source, may_miss=(HEAD,))
+    wanted = {key: len(tensor) for key, tensor in model.state_dict().items() if key in POSITION_TABLES}
+    rows = {(len(state[key]), number) for key, number in wanted.items() if key in state and len(state[key]) != number}
+    state |= {key: resize_rows(state[key], number) for key, number in wanted.items() if key in state}
+    report = load_state(model, state, saved.source, may_miss=(HEAD,))
+    told = "position tables: {} rows interpolated to {}, and so are their moments, if these are loaded"
+    report.notes += [told.format(before, now) for before, now in sorted(rows)]
+    return report
+
+
+def check_words(saved: SavedState, description: ModelDescription) -> None:
+    """Refuse weights whose rows of the word embeddings stand for other pieces, or that know words split otherwise.
+
+    Pieces may have been added at the end.
+
+    Raises:
+        UserError: with the first difference.
+    """
+    if (theirs := saved.description) is None:
+        return
+    remedy = "words would silently become others; give --bert the model that it was trained with"
+    for number, (before, now) in enumerate(zip(theirs.vocabulary or (), description.vocabulary or (), strict=False)):
+        if before != now:
+            raise UserError(
+                f"{saved.source} has learnt {before!r} as number {number} of its vocabulary, which is {now!r} in that "
+                f"of --bert; {remedy}"
+            )
+    known, given = theirs.splitting, description.splitting
+    if known is not None and given is not None and known.resolved != given.resolved:
+        raise UserError(f"{saved.source} was trained with {known}, --bert has {given}; {remedy}")

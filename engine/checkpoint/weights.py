@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UserError
@@ -14,6 +15,7 @@ from engine.errors import UserError
 State = dict[str, Tensor]
 BACKBONE = "bert.encoder.visual_model."
 HEAD = "answer_head."
+POSITION_TABLES = tuple(f"bert.encoder.visual_pos.{axis}_position_embedding.weight" for axis in "xy")
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 # Parts of the original and of CLIP that are never used and not built here.
 UNUSED = (
@@ -32,12 +34,13 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)  # with both shapes
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.matched)} matched"]
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             lines.append(f"{len(keys)} {name}" + "".join(f"\n    {name}: {key}" for key in keys))
-        return ", ".join(lines)
+        return ", ".join(lines) + "".join(f"\n    {note}" for note in self.notes)
 
 
 def compare(model: nn.Module, state: State, source: str, prefix: str = "") -> LoadReport:
@@ -67,7 +70,7 @@ def load_state(
     if report.mismatched:
         raise UserError(
             f"{source}: {report.mismatched[0]}; the file is of a model of another size, check --clip_model_name, "
-            "--bert, --pos_num and the answer table"
+            "--bert and the answer table"
         )
     lost = [key for key in report.missing if not key.startswith(may_miss or ("\0",))]
     if lost:
@@ -80,6 +83,16 @@ def load_state(
     for key in report.matched:
         own[key].copy_(state[key])
     return report
+
+
+def resize_rows(table: Tensor, rows: int) -> Tensor:
+    """(n, c) -> (rows, c), linear along the rows: each new row stands for the same relative place as in the old table.
+
+    One that has this number of rows is returned as it is.
+    """
+    if len(table) == rows:
+        return table
+    return F.interpolate(table.t()[None], size=rows, mode="linear", align_corners=False)[0].t()
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

@@ -1,28 +1,147 @@
 """What --bert names: a BERT's configuration and vocabulary."""
 
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertTokenizer
+from transformers.utils import cached_file
 
 from engine.errors import UserError
 
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")  # whose vocab.txt says all that tokenizer_config.json doesn't
+TAKEN = "--bert takes models of BERT's layout with WordPiece, such as bert-base-cased"
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What a BERT tokenizer does to a text before its words become pieces; transformers' names, uncased BERT's values.
+
+    `strip_accents` None means: where letters are made lower case.
+    """
+
+    do_lower_case: bool = True
+    strip_accents: bool | None = None
+    tokenize_chinese_chars: bool = True
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Splitting":
+        """That of a tokenizer whose normalizer is BERT's."""
+        normalizer = tokenizer.normalizer
+        return cls(normalizer.lowercase, normalizer.strip_accents, normalizer.handle_chinese_chars)
+
+    @property
+    def resolved(self) -> "Splitting":
+        """The same with what `strip_accents` comes to."""
+        return self if self.strip_accents is not None else replace(self, strip_accents=self.do_lower_case)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+
+
+def bert_tokenizer(words: list[str], splitting: Splitting) -> Tokenizer:
+    """That of a vocabulary, in the order of its ids."""
+    ids = {word: number for number, word in enumerate(words)}
+    return BertTokenizer(vocab=ids, **asdict(splitting)).backend_tokenizer
+
 
 def read_bert(name: str) -> tuple[BertConfig, Tokenizer]:
-    """Configuration and vocabulary from a folder or the hub."""
+    """Configuration and tokenizer from a folder or the hub.
+
+    tokenizer_config.json says how words are split, as in transformers; what it leaves open, tokenizer.json says.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the model is of another kind.
+    """
     try:
-        if Path(name).is_dir():  # where transformers would silently take its defaults
-            for file in ("config.json", "vocab.txt"):
-                (Path(name) / file).open().close()
-        config, tokenizer = BertConfig.from_pretrained(name), BertTokenizer.from_pretrained(name).backend_tokenizer
-    except (OSError, ValueError) as error:
+        config = _read_config(name)
+        ids, splitting = _read_words(name)
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise no_bert(name, error) from None
-    if tokenizer.get_vocab_size() > config.vocab_size:
+    size = max(ids.values(), default=-1) + 1
+    if size > config.vocab_size:
         raise UserError(
-            f"{name}: the vocabulary has {tokenizer.get_vocab_size()} entries, config.json says {config.vocab_size}; "
-            "the two files are not of one model"
+            f"{name}: the vocabulary has {size} entries, config.json says {config.vocab_size}; the two files are not "
+            "of one model"
         )
-    return config, tokenizer
+    if lacking := [word for word in SPECIAL_TOKENS if word not in ids]:
+        raise UserError(f"{name}: the vocabulary lacks {lacking[0]}; {TAKEN}")
+    # Of a piece that the file names twice, the last place counts; the other one has none.
+    words = [f"[no piece {number}]" for number in range(size)]
+    for word, number in ids.items():
+        words[number] = word
+    return config, bert_tokenizer(words, splitting)
+
+
+def _read_config(name: str) -> BertConfig:
+    values: dict[str, Any] = BertConfig.get_config_dict(name)[0]
+    if not values:  # of a folder without the file
+        raise FileNotFoundError("it has no config.json")
+    kind = values.get("model_type", "bert")
+    if kind != "bert":
+        raise UserError(f"{name} is a model of kind {kind}; {TAKEN}")
+    config = BertConfig.from_dict(values)
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{name} has positions of kind {values['position_embedding_type']}, not absolute ones; {TAKEN}")
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{name}: config.json has {config.hidden_size} channels, which its {config.num_attention_heads} attention "
+            "heads can't share evenly; mend hidden_size or num_attention_heads"
+        )
+    if config.hidden_act != "gelu":
+        from transformers.activations import ACT2FN  # brings torch along
+
+        if config.hidden_act not in ACT2FN:
+            raise UserError(f"{name}: config.json has the activation {config.hidden_act!r}; BERT's is gelu")
+    return config
+
+
+def _read_words(name: str) -> tuple[dict[str, int], Splitting]:
+    """Word pieces with their ids, and how a text is split before."""
+    path = _find(name, "tokenizer_config.json")
+    stated = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(stated, dict):
+        raise ValueError("tokenizer_config.json holds no object")
+    splitting = Splitting()
+    if (path := _find(name, "tokenizer.json")) is not None:
+        tokenizer = _read_whole(name, path)
+        splitting, ids = Splitting.of(tokenizer), tokenizer.get_vocab()
+    elif (path := _find(name, "vocab.txt")) is not None:
+        kind = stated.get("tokenizer_class") or TOKENIZERS[0]
+        if kind not in TOKENIZERS:
+            raise UserError(f"{name} has a tokenizer of kind {kind}; {TAKEN}")
+        with path.open(encoding="utf-8") as file:
+            ids = {line.rstrip(): number for number, line in enumerate(file)}
+    else:
+        raise FileNotFoundError("it has neither vocab.txt nor tokenizer.json")
+    given = {field: stated[field] for field in asdict(splitting) if stated.get(field) is not None}
+    if odd := [field for field, value in given.items() if not isinstance(value, bool)]:
+        raise ValueError(f"tokenizer_config.json has {odd[0]} {given[odd[0]]!r}, not true or false")
+    return ids, replace(splitting, **given)
+
+
+def _find(name: str, file: str) -> Path | None:
+    """A file of a folder or of the hub, if there is one."""
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def _read_whole(name: str, path: Path) -> Tokenizer:
+    """A tokenizer.json, whose parts are BERT's."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises this very class
+        raise ValueError(f"tokenizer.json: {error}") from None
+    found = {part: type(getattr(tokenizer, part)).__name__ for part in PARTS}
+    other = [f"{part} {kind}" for part, kind in found.items() if kind != PARTS[part]]
+    if other:
+        raise UserError(f"{name} has a tokenizer with {' and '.join(other)}; {TAKEN}")
+    return tokenizer
 
 
 def no_bert(name: str, error: Exception) -> UserError:

@@ -14,7 +14,7 @@ from engine.checkpoint.formats.published import read_bert_weights, read_clip
 from engine.checkpoint.manifest import verify
 from engine.checkpoint.state import Checkpoint, SavedState
 from engine.checkpoint.weights import BACKBONE, HEAD, UNUSED, WORDS, State
-from engine.configuration.bert import read_bert
+from engine.configuration.bert import Splitting, read_bert
 from engine.conversion.flags import SOURCES, ConvertConfig
 from engine.data.annotations.answers import AnswerTable
 from engine.data.trained_on import TrainedOn
@@ -77,7 +77,8 @@ def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescripti
         architecture = next((s.architecture for s in sources if s.architecture != "pretraining"), "pretraining")
         found = ModelDescription.of(_bert(sources, state, config), _visual(state, config), None, None, architecture)
     if config.bert is not None:
-        found = replace(found, vocabulary=word_pieces(read_bert(config.bert)[1]))
+        tokenizer = read_bert(config.bert)[1]
+        found = replace(found, vocabulary=word_pieces(tokenizer), splitting=Splitting.of(tokenizer))
     rows = state[f"{HEAD}logit_fc.3.bias"].shape[0] if f"{HEAD}logit_fc.3.bias" in state else None
     if rows is not None and (config.answers is not None or found.answers is None):
         found = replace(found, answers=_answers(config, rows))

@@ -42,6 +42,11 @@ SHAPES = {
 }
 
 
+def grid_side(pixels: int) -> int:
+    """Cells along a side of an image: the stem's convolution rounds half of it up, and four poolings round down."""
+    return (pixels + 1) // STRIDE
+
+
 Features = TypeVar("Features", Tensor, tuple[Tensor, Tensor])
 
 

@@ -7,6 +7,7 @@ Each sentence has an image of its own (G = B), unless `grid_of` says which one e
 Modules are named so that a state dict has the original's keys (bert.encoder.visn_fc.visn_fc.weight ...).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from engine.errors import UserError
-from engine.model.clip_resnet import ClipResNet, ResNetShape, run_block
+from engine.model.clip_resnet import STRIDE, ClipResNet, ResNetShape, grid_side, run_block
 from kernels.grid_subsample import grid_subsample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,6 +28,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Stages of the backbone, from the first, that --activation_checkpointing runs again.
 CHECKPOINTED_STAGES = {"none": 0, "early": 1, "backbone": 4, "all": 4}
+ROWS_PER_CELL = 25 / 20  # of position tables in the original, for the cells of 640 pixels
 ALIGNMENT = 8  # elements; PyTorch's attention takes a bias as it is if its rows begin at multiples of this
 
 
@@ -248,18 +250,22 @@ class Trunk(nn.Module):
         return language, vision, self.pooler(language), grid
 
 
-def check_grid(visual: VisualShape, height: int, width: int, stride: int) -> None:
+def check_grid(visual: VisualShape, height: int, width: int) -> None:
     """Refuse an image size whose grid is too small to sample from or too large for the position tables."""
-    rows, columns = height // stride, width // stride
+    rows, columns = grid_side(height), grid_side(width)
+    if not rows * columns:
+        raise UserError(f"a {height} x {width} image has no cell of {STRIDE} x {STRIDE}; raise --image_size_min")
     if visual.sub_feat_num and visual.sub_feat_num > rows * columns:
         raise UserError(
             f"--sub_feat_num {visual.sub_feat_num} is more than the {rows} x {columns} = {rows * columns} cells of a "
             f"{height} x {width} image; lower it or raise --image_size_min/--image_size_max"
         )
-    if visual.use_positional_embedding and max(rows, columns) > visual.pos_num:
+    longest = max(rows, columns)
+    if visual.use_positional_embedding and longest > visual.pos_num:
         raise UserError(
             f"a {height} x {width} image has a grid of {rows} x {columns} cells, the position tables have "
-            f"{visual.pos_num} rows; raise --pos_num or lower --image_size_max"
+            f"{visual.pos_num} rows; raise --pos_num to {math.ceil(longest * ROWS_PER_CELL)}, which is in proportion "
+            f"to the original's ({longest} at least), or lower --image_size_max"
         )
 
 

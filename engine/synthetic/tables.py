@@ -58,11 +58,19 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
             writer.write_table(pyarrow.table(columns, schema))
 
 
-def write_shards(folder: Path, rows: Iterable[Row], images: Path, size: int) -> int:
-    """Shards of `size` samples: each image once, with all its sentences in its .json; returns their number."""
+def write_shards(stem: Path, rows: Iterable[Row], images: Path, size: int) -> str:
+    """Shards of `size` samples: each image once, with all its sentences in its .json.
+
+    Args:
+        stem: what their names begin with.
+        images: what the rows' paths start from.
+
+    Returns:
+        their names, as --train takes them.
+    """
     shards = 0
     for shards, batch in enumerate(batches_of(by_image(rows), size), start=1):
-        with tarfile.open(folder / f"shard-{shards - 1:05d}.tar", "w") as shard:
+        with tarfile.open(f"{stem}-{shards - 1:05d}.tar", "w") as shard:
             for number, fields in enumerate(batch):
                 image = images / fields.pop("image")
                 key = f"{number:06d}"
@@ -71,7 +79,7 @@ def write_shards(folder: Path, rows: Iterable[Row], images: Path, size: int) -> 
                 info = tarfile.TarInfo(f"{key}.json")
                 info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
-    return shards
+    return f"{stem}-{{00000..{shards - 1:05d}}}.tar"
 
 
 def by_image(rows: Iterable[Row]) -> Iterator[Row]:
@@ -89,6 +97,22 @@ def by_image(rows: Iterable[Row]) -> Iterator[Row]:
             found["answers"].append(row["answer"])
     if found:
         yield found
+
+
+def write_dataset(folder: Path, rows: Iterable[Row], images: Path) -> None:
+    """What `datasets` saves, with the images in it, a row for each."""
+    import datasets
+
+    def generate() -> Iterator[Row]:
+        for row in by_image(rows):
+            path = images / row["image"]
+            answers = [[{"answer": a, "score": s} for a, s in label.items()] for label in row["answers"]]
+            yield {**row, "image": {"bytes": path.read_bytes(), "path": path.name}, "answers": answers}
+
+    text, score = datasets.Value("string"), datasets.Value("float64")
+    texts, answers = datasets.List(text), datasets.List(datasets.List({"answer": text, "score": score}))
+    features = {"image": datasets.Image(), "captions": texts, "questions": texts, "answers": answers}
+    datasets.Dataset.from_list(list(generate()), features=datasets.Features(features)).save_to_disk(folder)
 
 
 def batches_of(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.configuration.tables import AnswersConfig, TableConfig
-from engine.data.annotations.named import columns_of, read_answers, read_names
+from engine.data.annotations.named import columns_of, is_own, read_answers, read_names, weight_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
 from engine.data.dataset import ExampleOptions, ImageTextDataset
@@ -45,6 +45,9 @@ class PretrainConfig(AnswersConfig, TableConfig, TrainingConfig):
         default=None, help="sentences of these categories only, such as mscoco,vg (see docs/data.md)"
     )
     word_mask_rate: float = HfArg(aliases=["--wordMaskRate"], default=0.15, help="share of words to mask")
+    long_captions: Literal["cut", "window"] = HfArg(
+        default="cut", help="of a text that is longer than --max_seq_length: its beginning, or a part drawn each time"
+    )
     task_mask_lm: bool = HfArg(aliases=["--taskMaskLM"], default=True, help="predict masked words")
     task_matched: bool = HfArg(aliases=["--taskMatched"], default=True, help="tell matched from swapped captions")
     task_qa: bool = HfArg(aliases=["--taskQA"], default=False, help="answer questions")
@@ -66,6 +69,7 @@ class PretrainingOptions(ExampleOptions):
     task_mask_lm: bool = True
     task_matched: bool = True
     word_mask_rate: float = 0.15
+    long_captions: str = "cut"
 
 
 class Pair(NamedTuple):
@@ -134,13 +138,17 @@ class PretrainingDataset(ImageTextDataset):
 
     def _masked_words(self, token_ids: Sequence[int], generator: Generator) -> dict[str, Any]:
         options, vocabulary = self.options, self.vocabulary
-        tokens = token_ids[: options.max_seq_length - 2]
+        room = options.max_seq_length - 2
+        begin = 0
+        if options.long_captions == "window" and len(token_ids) > room:
+            begin = generator.randrange(len(token_ids) - room + 1)
+        tokens = token_ids[begin : begin + room]
         masked, labels = list(tokens), [IGNORE] * len(tokens)
         if options.task_mask_lm:
             masked, labels = mask_tokens(
                 tokens, generator, rate=options.word_mask_rate, mask_id=vocabulary.mask_id, vocab_size=vocabulary.size
             )
-        padding = options.max_seq_length - 2 - len(tokens)
+        padding = room - len(tokens)
         return {**self.words(masked), "masked_lm_labels": [IGNORE, *labels, IGNORE] + [IGNORE] * padding}
 
 
@@ -184,7 +192,9 @@ class Pretraining(Task[PretrainConfig]):
         return {"mask_lm_accuracy": most_frequent_share(self.training)} if self.config.task_mask_lm else {}
 
     def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
-        """Stage two behind stage one, and behind that the fine-tuning on questions."""
+        """Stage two, then the fine-tuning on questions; behind a training on data of one's own, the way out of here."""
+        if any(is_own(weight_of(word)[0], self.data_root / "lxmert") for word in self.config.train.split(",")):
+            return ["launch/convert.py", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
         model = self.config.clip_model_name
         recipes = RECIPES.get(model)
         if self.config.task_qa:

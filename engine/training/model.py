@@ -9,7 +9,7 @@ from engine.checkpoint.formats.published import pretrained_parts
 from engine.checkpoint.state import SavedState, load_weights
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.errors import UserError
-from engine.model.clip_resnet import SHAPES, STRIDE
+from engine.model.clip_resnet import SHAPES, grid_side
 from engine.model.encoder import VisualShape, check_grid
 from engine.tasks.task import Task
 
@@ -33,7 +33,7 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
         (config.image_size_min, config.image_size_max),
         (config.image_size_max, config.image_size_min),
     ):
-        check_grid(visual, height, width, STRIDE)
+        check_grid(visual, height, width)
     if config.max_seq_length > bert.max_position_embeddings:
         raise UserError(
             f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
@@ -45,7 +45,7 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
 
 def tokens_of(config: TrainingConfig) -> int:
     """Words and cells of a training's sequence."""
-    cells = (config.image_size_min // STRIDE) * (config.image_size_max // STRIDE)
+    cells = grid_side(config.image_size_min) * grid_side(config.image_size_max)
     return config.max_seq_length + (config.sub_feat_num if config.sub_sampling else cells)
 
 

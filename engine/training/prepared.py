@@ -21,7 +21,7 @@ from transformers import BertConfig, set_seed
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.space import Files
-from engine.checkpoint.state import Checkpoint, SavedState
+from engine.checkpoint.state import Checkpoint, SavedState, check_words
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import AUTO, TrainingConfig
@@ -128,6 +128,7 @@ def prepare(
     trained_on = TrainedOn.of(task.training.split)
     if start is not None:
         trained_on |= start.trained_on
+        check_words(start, description)
         task.check_answers(start)
     task.check_start(trained_on)
     if ranks.rank == 0 and not dry_run:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from engine.checkpoint.weights import resize_rows
 from engine.data.images.writer import write_image_store
 from engine.provenance.history import read_starts
 from tests.conftest import (
@@ -102,6 +103,44 @@ def test_a_run_without_a_launcher_continues_a_checkpoint(flags: Flags, tmp_path:
     rates = [record["lr"] for record in read_metrics(tmp_path / "run") + read_metrics(tmp_path / "more")]
     assert rates == sorted(set(rates))  # the warm-up rises at each of the four steps
     assert len(rates) == 4
+
+
+def test_another_run_may_have_larger_images_that_are_square(flags: Flags, tmp_path: Path) -> None:
+    """Position tables and their moments come along, interpolated; a long sequence is padded, and trains."""
+    common = flags("--batchSize", "8", "--report_step", "1", "--max_steps", "2")
+    first = launch("launch/pretrain.py", common, ranks=1, launcher="warm")
+    assert first.code == 0, first.stderr[-3000:]
+    common += [
+        "--image_size_min",
+        "192",
+        "--image_size_max",
+        "192",
+        "--max_seq_length",
+        "32",
+        "--long_captions",
+        "window",
+    ]
+    common += [
+        "--from_scratch",
+        "false",
+        "--load",
+        str(tmp_path / "run" / "Step000002"),
+        "--output",
+        str(tmp_path / "more"),
+    ]
+    refused = launch("launch/pretrain.py", common, ranks=1, launcher="warm")
+    assert "a grid of 6 x 6 cells, the position tables have 3 rows; raise --pos_num to 8" in refused.errors[0]
+    second = launch("launch/pretrain.py", [*common, "--pos_num", "8"], ranks=1, launcher="warm")
+    assert second.code == 0, second.stderr[-3000:]
+    assert "position tables: 3 rows interpolated to 8" in second.stdout
+    table = "module.bert.encoder.visual_pos.x_position_embedding.weight"
+    before, after = (
+        torch.load(tmp_path / run / "Step000002_LXRT.pth", weights_only=True)[table] for run in ("run", "more")
+    )
+    rates = [record["lr"] for record in read_metrics(tmp_path / "more")]
+    assert len(rates) == 2
+    moved = (after - resize_rows(before, 8)).abs().max()
+    assert 0 < float(moved) < 3.2 * sum(rates)  # (1 - 0.9) / sqrt(1 - 0.999) is AdamW's longest step at rate 1
 
 
 def test_unreadable_images_are_named_skipped_and_counted(flags: Flags, damaged: Path, tmp_path: Path) -> None:

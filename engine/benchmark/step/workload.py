@@ -140,7 +140,7 @@ def check_sizes(options: argparse.Namespace) -> None:
     if any(side < STRIDE or side % STRIDE for side in options.image_size):
         raise UserError(f"--image_size {options.image_size}: multiples of {STRIDE} are needed")
     height, width = options.image_size
-    check_grid(VisualShape(SHAPES[options.model], options.sub_feat_num), height, width, STRIDE)
+    check_grid(VisualShape(SHAPES[options.model], options.sub_feat_num), height, width)
 
 
 def check_files(*paths: Path | None) -> None:

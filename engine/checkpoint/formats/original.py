@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, UNUSED, WORDS, State, read_file, read_tensors
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
@@ -46,6 +47,7 @@ class OriginalState:
     loss_scaler: Any = None
     architecture: str = "pretraining"
     trained_on: TrainedOn | None = None  # nor this
+    description: ModelDescription | None = None  # nor this
 
     def weights(self) -> State:
         return self.state

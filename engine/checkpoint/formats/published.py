@@ -44,9 +44,14 @@ def read_bert_weights(name: str) -> tuple[State, list[str]]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        bert, info = BertForPreTraining.from_pretrained(name, output_loading_info=True)
+        bert, info = BertForPreTraining.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         raise no_bert(name, error) from None
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{name}: {key} has shape {tuple(found)}, by config.json it has {tuple(wanted)}; the two files are not of "
+            "one model"
+        )
     absent = {DECODER, "cls.predictions.decoder.bias", *info["missing_keys"]}
     state = {key: tensor for key, tensor in bert.state_dict().items() if key not in absent}
     return state, sorted(info["unexpected_keys"])

@@ -92,9 +92,15 @@ def read_answers(config: AnswersConfig, folder: Path, names: str) -> AnswerTable
         names: of all files, with commas between them.
     """
     file = Path(config.answers) if config.answers is not None else folder / "all_ans.json"
-    all_own = all(is_own(weight_of(word)[0], folder) for word in names.split(",") if word)
-    if config.answers is None and all_own and not file.exists():
-        return AnswerTable([])
+    originals = [word for word in names.split(",") if word and not is_own(weight_of(word)[0], folder)]
+    if config.answers is None and not file.exists():
+        if not originals:
+            return AnswerTable([])
+        if len(originals) < len(names.split(",")):
+            raise UserError(
+                f"{file} is missing, which {originals[0]} needs; to use files of your own alone, name one of them in "
+                "--valid as well, or give --valid ''"
+            )
     return AnswerTable.read(file, config.qa_sets.split(",") if config.qa_sets else None)
 
 
@@ -135,7 +141,8 @@ def original_file(folder: Path, name: str) -> Path:
     if not file.is_file():
         found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
         raise UserError(
-            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files"
+            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
+            "files of your own by their paths"
         )
     return file
 

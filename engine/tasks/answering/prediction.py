@@ -35,7 +35,6 @@ from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 from engine.files import check_writable, write_json
-from engine.model.clip_resnet import STRIDE
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.progress import Bar
@@ -65,7 +64,7 @@ def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
         raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
     reads = saved.description.preprocessing
     for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
-        check_grid(saved.description.visual, height, width, STRIDE)
+        check_grid(saved.description.visual, height, width)
     list_of_task = Path(config.data_root, "vqa", "trainval_label2ans.json")
     if config.test is not None and list_of_task.exists():
         table = ExactAnswers.of_task(list_of_task.parent)

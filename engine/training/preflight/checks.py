@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
-from engine.checkpoint.state import load_weights, open_checkpoint
+from engine.checkpoint.state import check_words, load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import monitor_settings
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
@@ -231,6 +231,7 @@ def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDes
         if not config.from_scratch:
             check_parts(bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name)
         return
+    check_words(saved, description)
     task.check_answers(saved)
     with torch.device("meta"):
         model = description.build()

@@ -1,5 +1,6 @@
 """BEST and LAST: a folder with a model that takes the place of an older one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from transformers import BertConfig
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.description import ModelDescription, Preprocessing
-from engine.checkpoint.formats.pretrained import ModelFolder, save_pretrained
+from engine.checkpoint.formats.pretrained import ModelFolder, read_description, save_pretrained
 from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.checkpoint.state import open_checkpoint
+from engine.configuration.bert import Splitting
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
@@ -27,6 +29,7 @@ DESCRIPTION = ModelDescription(
     [f"word{n}" for n in range(30)],
     "question_answering",
     Preprocessing(14, 64, 96, orient_after_resize=True, aspect_ratio_group_factor=0),
+    Splitting(do_lower_case=False, tokenize_chinese_chars=False),
 )
 SEEN = TrainedOn(np.array([3, 8]), np.array([-5, 7]))
 
@@ -87,8 +90,16 @@ def test_a_full_disk_leaves_the_best_as_it_was(tmp_path: Path) -> None:
 
 def test_an_older_description_is_one_of_pretraining(tmp_path: Path) -> None:
     values = DESCRIPTION.to_dict()
-    del values["architecture"], values["preprocessing"]
+    del values["architecture"], values["preprocessing"], values["splitting"]
     old = ModelDescription.from_dict(values, "a test")
-    assert (old.architecture, old.preprocessing) == ("pretraining", Preprocessing())
+    assert (old.architecture, old.preprocessing, old.splitting) == ("pretraining", Preprocessing(), None)
+    assert Splitting.of(old.tokenizer()) == Splitting()
     with pytest.raises(UserError, match="doesn't describe a model of this version"):
         ModelDescription.from_dict({**values, "architecture": "unheard_of"}, "a test")
+
+
+def test_a_cased_models_tokenizer_is_built_again(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Café", "cafe", "一二", "x\u2028y"]
+    save_pretrained(tmp_path / "BEST", {}, {}, replace(DESCRIPTION, vocabulary=words), "a test")
+    tokenizer = read_description(tmp_path / "BEST").tokenizer()
+    assert tokenizer.encode("Café cafe 一二 [MASK]", add_special_tokens=False).ids == [5, 6, 7, 4]

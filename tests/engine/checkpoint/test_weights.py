@@ -9,12 +9,22 @@ from torch import nn
 from transformers import BertConfig, BertForPreTraining
 
 from engine.benchmark.backbones import run_plainly
+from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.original import split_unused
 from engine.checkpoint.formats.published import load_bert, load_clip
 from engine.checkpoint.restoring import restore_optimizers
-from engine.checkpoint.state import load_weights, open_checkpoint
-from engine.checkpoint.weights import BACKBONE, DECODER, HEAD, WORDS, load_state, read_tensors
-from engine.configuration.bert import read_bert
+from engine.checkpoint.state import check_words, load_weights, open_checkpoint
+from engine.checkpoint.weights import (
+    BACKBONE,
+    DECODER,
+    HEAD,
+    POSITION_TABLES,
+    WORDS,
+    load_state,
+    read_tensors,
+    resize_rows,
+)
+from engine.configuration.bert import Splitting, read_bert
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, ClipResNet, ResNetShape
 from engine.model.encoder import VisualShape
@@ -32,9 +42,9 @@ CONFIG = {
 }
 
 
-def make(seed=0, num_answers=None, shape=SHAPE):
+def make(seed=0, num_answers=None, shape=SHAPE, pos_num=3):
     torch.manual_seed(seed)
-    return ClipVilForPretraining(BertConfig(**CONFIG), VisualShape(shape, pos_num=3), num_answers)
+    return ClipVilForPretraining(BertConfig(**CONFIG), VisualShape(shape, pos_num=pos_num), num_answers)
 
 
 def original_state(model):
@@ -189,6 +199,16 @@ def test_bert_folder_that_lacks_a_file_is_refused(bert, tmp_path, lost):
         read_bert(str(tmp_path))
 
 
+def test_weights_of_another_size_than_the_configuration_are_refused(bert, tmp_path):
+    BertConfig(**{**CONFIG, "intermediate_size": 64}).save_pretrained(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_bert(make(), str(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}: bert.encoder.layer.0.intermediate.dense.bias has shape (32,), by config.json it has (64,); the "
+        "two files are not of one model"
+    )
+
+
 def test_vocabulary_larger_than_the_embedding_is_refused(bert, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(f"word{number}" for number in range(40)))
     with pytest.raises(UserError, match=r"vocabulary has .* entries, config.json says 30"):
@@ -303,3 +323,128 @@ def test_moments_of_another_algorithm_are_none_for_adamw():
     saved = SimpleNamespace(source="Epoch01", moment_keys=lambda name: {"momentum_buffer"})
     with pytest.raises(UserError, match=r"Epoch01 has no state of AdamW for conv1, .* --not_load_adam_optimizer"):
         restore_optimizers(engine, saved, ("adamw", "sgd"))
+
+
+# --- position tables
+
+
+def test_rows_stand_for_the_same_relative_places():
+    """Twice as many: each old row's place lies between two new ones, a quarter of a row to each side."""
+    table = torch.tensor([[0.0, 8.0], [4.0, 8.0], [12.0, 0.0]])
+    doubled = torch.tensor([[0.0, 8.0], [1.0, 8.0], [3.0, 8.0], [6.0, 6.0], [10.0, 2.0], [12.0, 0.0]])
+    assert torch.equal(resize_rows(table, 6), doubled)
+    assert torch.equal(resize_rows(doubled, 3), torch.tensor([[0.5, 8.0], [4.5, 7.0], [11.0, 1.0]]))
+    assert resize_rows(table, 3) is table
+
+
+@pytest.mark.parametrize("pos_num", [5, 2])
+def test_position_tables_with_other_rows_are_interpolated_and_told(tmp_path, pos_num):
+    source, model = make(1), make(2, pos_num=pos_num)
+    torch.save(original_state(source), tmp_path / "Epoch09_LXRT.pth")
+    report = load_weights(model, open_checkpoint(str(tmp_path / "Epoch09")), None)
+    told = f"position tables: 3 rows interpolated to {pos_num}, and so are their moments, if these are loaded"
+    assert str(report).endswith(f"0 missing, 0 unexpected\n    {told}")
+    theirs, ours = source.state_dict(), model.state_dict()
+    for name, tensor in theirs.items():
+        wanted = resize_rows(tensor, pos_num) if name in POSITION_TABLES else tensor
+        assert torch.equal(ours[name], wanted), name
+    assert all(ours[name].shape == (pos_num, SHAPE.channels) for name in POSITION_TABLES)
+
+
+def test_position_tables_of_as_many_rows_are_taken_as_they_are(tmp_path):
+    source, model = make(1), make(2)
+    torch.save(original_state(source), tmp_path / "Epoch09_LXRT.pth")
+    assert load_weights(model, open_checkpoint(str(tmp_path / "Epoch09")), None).notes == []
+    assert_same_weights(model, source)
+
+
+def test_position_tables_of_another_backbone_are_refused(tmp_path):
+    state = {name: torch.zeros(5, 7) for name in POSITION_TABLES}
+    torch.save({**original_state(make(1)), **state}, tmp_path / "Epoch09_LXRT.pth")
+    with pytest.raises(UserError, match=r"x_position_embedding.weight has shape \(3, 7\), the model's has \(3, 64\)"):
+        load_weights(make(2), open_checkpoint(str(tmp_path / "Epoch09")), None)
+
+
+def test_moments_of_position_tables_are_interpolated_as_the_tables_are():
+    """Those of other parameters still have to fit."""
+    moments = {"exp_avg": torch.tensor([[0.0], [4.0]]), "exp_avg_sq": torch.tensor([[1.0], [9.0]])}
+
+    def restore(name):
+        parameter = nn.Parameter(torch.zeros(4, 1))
+        whole = SimpleNamespace(start=0, numel=4)
+        parameter._hp_mapping = SimpleNamespace(hp_fragment_address=whole, lp_fragment_address=whole)
+        partition = torch.zeros(4)
+        zero = SimpleNamespace(
+            optimizer=SimpleNamespace(param_groups=[{"algorithm": "adamw"}], state={partition: {}}),
+            single_partition_of_fp32_groups=[partition],
+            bit16_groups=[[parameter]],
+        )
+        module = SimpleNamespace(named_parameters=lambda: [(name, parameter)])
+        saved = SimpleNamespace(
+            source="Epoch01", moment_keys=lambda _: set(moments), moments=lambda _: moments, steps=lambda _: 7.0
+        )
+        restore_optimizers(SimpleNamespace(optimizer=zero, module=module), saved, ("adamw",))
+        return zero.optimizer.state[partition]
+
+    state = restore(POSITION_TABLES[0])
+    assert state["exp_avg"].tolist() == [0.0, 1.0, 3.0, 4.0]
+    assert state["exp_avg_sq"].tolist() == [1.0, 3.0, 7.0, 9.0]
+    assert state["step"] == 7
+    with pytest.raises(UserError, match=r"exp_avg.* of bert.pooler.dense.bias has shape \(2, 1\), parameter \(4, 1\)"):
+        restore("bert.pooler.dense.bias")
+
+
+# --- words
+
+
+CASED = Splitting(do_lower_case=False)
+
+
+def described(words, splitting):
+    visual = VisualShape(SHAPE, pos_num=3)
+    return ModelDescription(BertConfig(**CONFIG).to_diff_dict(), visual, vocabulary=words, splitting=splitting)
+
+
+@pytest.mark.parametrize(
+    ("words", "splitting"),
+    [
+        (["a", "dog"], CASED),
+        (["a", "dog", "new"], CASED),
+        (["a"], Splitting(do_lower_case=False, strip_accents=False)),
+        (["a", "dog"], None),
+        (None, None),
+    ],
+)
+def test_words_that_stay_what_they_were_are_taken(words, splitting):
+    saved = SimpleNamespace(source="Epoch01", description=described(["a", "dog"], CASED))
+    check_words(saved, described(words, splitting))
+    saved.description = described(words, splitting)
+    check_words(saved, described(["a", "dog"], CASED))
+    saved.description = None  # a file of the original doesn't say
+    check_words(saved, described(["cat"], Splitting()))
+
+
+REMEDY = "; words would silently become others; give --bert the model that it was trained with"
+
+
+@pytest.mark.parametrize(
+    ("words", "splitting", "message"),
+    [
+        (
+            ["a", "cat"],
+            CASED,
+            f"Epoch01 has learnt 'dog' as number 1 of its vocabulary, which is 'cat' in that of --bert{REMEDY}",
+        ),
+        (
+            ["a", "dog"],
+            Splitting(),
+            "Epoch01 was trained with do_lower_case False, strip_accents None, tokenize_chinese_chars True, --bert has "
+            f"do_lower_case True, strip_accents None, tokenize_chinese_chars True{REMEDY}",
+        ),
+    ],
+)
+def test_words_that_would_become_others_are_refused(words, splitting, message):
+    saved = SimpleNamespace(source="Epoch01", description=described(["a", "dog"], CASED))
+    with pytest.raises(UserError) as error:
+        check_words(saved, described(words, splitting))
+    assert str(error.value) == message

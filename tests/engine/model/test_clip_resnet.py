@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.benchmark.backbones import run_plainly
 from engine.configuration.flags import ModelConfig
-from engine.model.clip_resnet import SHAPES, STRIDE, BatchNorm2d, Bottleneck, ClipResNet, ResNetShape
+from engine.model.clip_resnet import SHAPES, STRIDE, BatchNorm2d, Bottleneck, ClipResNet, ResNetShape, grid_side
 from engine.model.encoder import VisualShape, check_grid
 
 
@@ -105,7 +105,14 @@ def test_grid_of_each_shape(name, size):
     assert SHAPES[name].channels == 32 * PUBLISHED[name][1]
     assert grid.shape == (2, 32 * PUBLISHED[name][1], height // 32, width // 32)
     assert STRIDE == 32
-    check_grid(VisualShape(SHAPES[name], sub_feat_num=None), height, width, STRIDE)
+    check_grid(VisualShape(SHAPES[name], sub_feat_num=None), height, width)
+
+
+@pytest.mark.parametrize("size", [(31, 62), (63, 64), (95, 100), (224, 127)])
+def test_grid_of_any_size(size):
+    with torch.device("meta"):
+        grid = ClipResNet(SHAPES["tiny"])(torch.empty(2, 3, *size))
+    assert grid.shape[2:] == tuple(map(grid_side, size))
 
 
 def openais_layout(blocks, width):

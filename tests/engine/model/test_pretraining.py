@@ -13,17 +13,12 @@ BACKBONE = ResNetShape((1, 1, 1, 1), 4)
 STATE = torch.tensor([9595, 0, 0])
 
 
+SMALL = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
 def make(num_answers=None, **visual):
-    config = BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=8,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    config = BertConfig(**SMALL, max_position_embeddings=8)
     torch.manual_seed(0)
     visual = {"sub_feat_num": 4, "pos_num": 3, **visual}
     return ClipVilForPretraining(config, VisualShape(BACKBONE, **visual), num_answers)
@@ -396,13 +391,13 @@ SAMPLED = VisualShape(BACKBONE, sub_feat_num=100, pos_num=25)
 
 
 def test_grid_with_enough_cells_and_table_rows_passes():
-    check_grid(SAMPLED, 384, 640, 32)
-    check_grid(VisualShape(BACKBONE, sub_feat_num=240, pos_num=20), 384, 640, 32)
+    check_grid(SAMPLED, 384, 640)
+    check_grid(VisualShape(BACKBONE, sub_feat_num=240, pos_num=20), 384, 640)
 
 
 def test_grid_with_too_few_cells_is_refused():
     with pytest.raises(UserError) as error:
-        check_grid(SAMPLED, 288, 352, 32)
+        check_grid(SAMPLED, 288, 352)
     assert str(error.value) == (
         "--sub_feat_num 100 is more than the 9 x 11 = 99 cells of a 288 x 352 image; "
         "lower it or raise --image_size_min/--image_size_max"
@@ -412,12 +407,42 @@ def test_grid_with_too_few_cells_is_refused():
 @pytest.mark.parametrize(("height", "width"), [(384, 832), (832, 384)], ids=["landscape", "portrait"])
 def test_grid_longer_than_the_tables_is_refused(height, width):
     with pytest.raises(UserError) as error:
-        check_grid(SAMPLED, height, width, 32)
+        check_grid(SAMPLED, height, width)
     assert str(error.value) == (
         f"a {height} x {width} image has a grid of {height // 32} x {width // 32} cells, the position tables have "
-        "25 rows; raise --pos_num or lower --image_size_max"
+        "25 rows; raise --pos_num to 33, which is in proportion to the original's (26 at least), or lower "
+        "--image_size_max"
     )
 
 
+def test_an_image_without_a_cell_is_refused():
+    with pytest.raises(UserError, match="a 30 x 640 image has no cell of 32 x 32; raise --image_size_min"):
+        check_grid(VisualShape(BACKBONE, sub_feat_num=None), 30, 640)
+
+
+@pytest.mark.parametrize("length", [512, 509])
+def test_padding_to_the_longest_sequence_changes_nothing(length):
+    """Each caption's 5 tokens come out as they do without it, and so do losses: what is padded has weight 0.
+
+    Sums over more keys are split otherwise, so results differ by fp32's rounding, 2^-24 each of some dozens.
+    """
+    config = BertConfig(**SMALL, max_position_embeddings=512)
+    torch.manual_seed(0)
+    model = ClipVilForPretraining(config, VisualShape(BACKBONE, sub_feat_num=4, pos_num=3), None).eval()
+    short = batch(ans=None)
+    long = {
+        name: F.pad(value, (0, length - 5), value=IGNORE if name == "masked_lm_labels" else 0)
+        if name in ("input_ids", "token_type_ids", "attention_mask", "masked_lm_labels")
+        else value
+        for name, value in short.items()
+    }
+    ours, theirs = model(**long), model(**short)
+    assert ours.language.shape == (2, length, 16)
+    torch.testing.assert_close(ours.language[:, :5], theirs.language, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.vision, theirs.vision, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=1e-5)
+    ours.loss.backward()
+
+
 def test_grid_without_sampling_or_tables_is_free():
-    check_grid(VisualShape(BACKBONE, sub_feat_num=None, use_positional_embedding=False), 32, 3200, 32)
+    check_grid(VisualShape(BACKBONE, sub_feat_num=None, use_positional_embedding=False), 32, 3200)

@@ -188,6 +188,47 @@ def test_long_sentence_is_cut_before_the_separator(data_root):
     assert example["attention_mask"] == [1] * 8
 
 
+def test_a_window_of_a_long_sentence_is_drawn_and_no_other_draw_changes(data_root):
+    """Of 20 words, 6 have room: 15 windows. Sentences that fit are as they are without the flag."""
+    long, short = " ".join(f"word{number}" for number in range(20)), " ".join(f"word{number}" for number in range(6))
+    split = captions(data_root, {"one": [long, short], "two": [short]})
+    window = make(data_root, split, long_captions="window", task_mask_lm=False, task_matched=False)
+    begins = []
+    for position in range(600):
+        ids = window[Sample(0, position, 0)]["input_ids"]
+        assert ids == [CLS, *range(ids[1], ids[1] + 6), SEP]
+        begins.append(ids[1] - WORDS.index("word0"))
+    assert set(begins) == set(range(15))
+    assert max(map(begins.count, range(15))) < 68  # 40 in the mean, and a deviation of 6.1: four and a half of them
+    again = make(data_root, split, long_captions="window", task_mask_lm=False, task_matched=False)
+    assert again[Sample(0, 77, 0)]["input_ids"][1] == WORDS.index("word0") + begins[77]
+
+    samples = [Sample(number, position, epoch) for number in (1, 2) for position in range(30) for epoch in range(3)]
+    drawn, cut = (
+        text_examples(make(data_root, captions(data_root, {"one": [short], "two": [short, short]}), **flag), samples)
+        for flag in ({"long_captions": "window"}, {})
+    )
+    assert drawn == cut
+
+
+def test_the_longest_sequences_of_bert_make_batches(data_root):
+    """Packed labels, masks and padding of 512 tokens, one of them of a text that fills them."""
+    words = [" ".join(f"word{number % 40}" for number in range(count)) for count in (510, 600, 3)]
+    split = captions(data_root, {"one": words, "two": ["word1"]})
+    dataset = make(data_root, split, max_seq_length=512, task_matched=False)
+    batch = next(iter(evaluation(dataset, batch_size=3)))
+    inputs = batch.inputs
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (3, 512)
+    assert inputs["attention_mask"].sum(1).tolist() == [512, 512, 5]
+    places, labels = inputs["masked_positions"], inputs["masked_lm_labels"]
+    counted = labels != IGNORE
+    assert len(places) % 16 == 0
+    assert 90 < int(counted.sum()) < 220  # of 1,023 words 153 in the mean, and a deviation of 11.4
+    kept = inputs["input_ids"].flatten()[places[counted]] == labels[counted]
+    assert 0 < int(kept.sum()) < int(counted.sum())
+    assert bool((inputs["attention_mask"].flatten()[places] == 1).all())
+
+
 def test_special_tokens_and_padding_are_never_predicted(data_root):
     example = make(data_root, word_mask_rate=1.0)[Sample(0, 0, 0)]
     inner = example["masked_lm_labels"][1:3]

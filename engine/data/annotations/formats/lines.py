@@ -71,35 +71,40 @@ class JsonLinesFile(LinesFile):
         scan = json.JSONDecoder().raw_decode  # quicker than loads for a short line
         for line in self.lines(bar):
             try:
+                row, end = scan(line)
+            except (ValueError, RecursionError):
+                row, end = None, 0
+            if end < len(line) - 1 or not isinstance(row, dict):
+                if line.isspace():
+                    continue
                 try:
-                    row, end = scan(line)
-                    if end < len(line) - 1:
-                        row = self.parsed(line)
-                except (ValueError, RecursionError):
-                    if line.isspace():
-                        continue
                     row = self.parsed(line)
-                if not isinstance(row, dict):
-                    raise self.error(FieldError(f"a JSON object was expected, found {type(row).__name__}"))
-            except UserError as error:
-                self.pass_over(error)
-                continue
+                except UserError as error:
+                    self.pass_over(error)
+                    continue
             yield row
 
-    def parsed(self, line: str) -> Any:
-        """A line that has spaces around it, or isn't JSON."""
+    def parsed(self, line: str) -> dict[str, Any]:
+        """The object in a line that has spaces around it; raises UserError for another line."""
         try:
-            return json.loads(line)
+            row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            place = f"{self.path}, line {self.number}, column {error.colno}"
-            hint = "this is one JSON list, and an object in each line is needed" if line[0] == "[" else error.msg
-            raise UserError(f"{place}: not valid JSON ({hint}); mend that line") from None
+            if not line.startswith("["):  # the begin of a list, which is no object either
+                place = f"{self.path}, line {self.number}, column {error.colno}"
+                raise UserError(f"{place}: not valid JSON ({error.msg}); mend that line") from None
+            row = []
         except RecursionError:
             raise self.error(FieldError("nested too deeply")) from None
+        if not isinstance(row, dict):
+            raise self.error(FieldError(f"an object in each line was expected, found {type(row).__name__}"))
+        return row
 
 
 class CommaFile(LinesFile):
-    """A first line that names the columns, and a row in each other; quotes as in spreadsheets' files."""
+    """A first line that names the columns, and a row in each other; quotes as in spreadsheets' files.
+
+    An empty value is none.
+    """
 
     format = "csv"
     delimiter: ClassVar[str] = ","
@@ -117,7 +122,7 @@ class CommaFile(LinesFile):
             if len(values) != len(columns):
                 self.pass_over(self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}")))
                 continue
-            yield dict(zip(columns, values, strict=True))
+            yield {name: value or None for name, value in zip(columns, values, strict=True)}
 
     def values(self, bar: Bar | None) -> Iterator[list[str]]:
         """Of each row."""

@@ -121,7 +121,7 @@ class TableFile(AnnotationFile):
         """Those of one row.
 
         Raises:
-            FieldError: naming the column that is missing or wrong.
+            FieldError: naming the column that is wrong.
         """
         names = tuple(row)
         roles = self.roles.get(names) or self.roles.setdefault(names, self.find_roles(names))
@@ -162,7 +162,7 @@ class TableFile(AnnotationFile):
         return list(zip((self.cleaned(text, question) for text in asked), labels, strict=True))
 
     def find_roles(self, names: tuple[str, ...]) -> Roles:
-        """Raises FieldError where a row has no image, or neither text nor question."""
+        """Raises UserError where a row has no image, or neither text nor question."""
         found: dict[str, str | None] = {}
         for role, usual in USUAL_NAMES.items():
             given = getattr(self.columns, role)
@@ -176,7 +176,8 @@ class TableFile(AnnotationFile):
             if is_needed and found[role] is None:
                 given = getattr(self.columns, role)
                 what = f"is called {given!r}" if given else f"has a usual name for the {role}"
-                raise FieldError(f"none of the columns {there} {what}; name it with --{role}_column")
+                place = f"{self.path}, {self.unit} {self.number}" if self.number else f"{self.path}"
+                raise UserError(f"{place}: none of the columns {there} {what}; name it with --{role}_column")
         return Roles(**found)  # type: ignore[arg-type]  # the image's isn't None
 
     def roles_of_all(self, names: tuple[str, ...]) -> Roles:
@@ -238,7 +239,10 @@ def listed(value: Any) -> list[Any]:
 
 
 def label_of(answers: Any, column: str | None) -> dict[str, float]:
-    """Answers with scores: of one answer, or of several, of which one that comes more often counts more."""
+    """Answers with scores: of one answer, or of several, of which one that comes more often counts more.
+
+    {answer: score} and [{"answer": ..., "score": ...}, ...] tell the scores themselves.
+    """
     if answers is None:
         return {}
     if isinstance(answers, str):
@@ -247,9 +251,16 @@ def label_of(answers: Any, column: str | None) -> dict[str, float]:
         answers = dict(answers)
     if isinstance(answers, dict) and all(isinstance(score, int | float) for score in answers.values()):
         return answers
-    if isinstance(answers, list) and all(isinstance(answer, str) for answer in answers):
-        share = 1 / max(1, len(answers))
-        return {answer: share * answers.count(answer) for answer in answers}
+    if isinstance(answers, list) and all(isinstance(answer, str | dict) for answer in answers):
+        label: dict[str, float] = {}
+        for answer in answers:
+            text, score = (answer, None) if isinstance(answer, str) else (answer.get("answer"), answer.get("score"))
+            score = 1 / len(answers) if score is None else score
+            if not isinstance(text, str) or not isinstance(score, int | float):
+                break
+            label[text] = label.get(text, 0.0) + score
+        else:
+            return label
     raise FieldError(f"{column!r}: an answer, a list of answers, or answers with scores were expected")
 
 

@@ -2,10 +2,14 @@
 
 import random
 from array import array
+from dataclasses import asdict
+from unicodedata import normalize
 
 import pytest
 from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertTokenizer
 
+from engine.configuration.bert import Splitting, bert_tokenizer
 from engine.data.annotations import text
 from engine.data.annotations.text import TextEncoder, WordByWordEncoder
 from engine.errors import UserError
@@ -58,6 +62,45 @@ def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
     encoder = WordByWordEncoder(TextEncoder(bert()), "I")
     assert [list(array("I", encoder(line))) for line in texts] == [TextEncoder(bert())(line) for line in texts]
     assert len(encoder.words) <= 5
+
+
+SPLITTINGS = [
+    Splitting(),
+    Splitting(do_lower_case=False),
+    Splitting(do_lower_case=False, tokenize_chinese_chars=False),
+    Splitting(strip_accents=False),
+    Splitting(do_lower_case=False, strip_accents=True),
+]
+SCRIPTS = [
+    "Cab éa É e\u0301",
+    "سلام كَتَب",
+    "שלום",
+    "一二 三",
+    "🙂 👩\u200d👩 \ufe0f",
+    "İI ıß ΣΑΣ",
+    "हिन्दी",
+    "\u202ecab\u202c",
+    "[MASK]",
+]
+
+
+@pytest.mark.parametrize("splitting", SPLITTINGS, ids=str)
+def test_any_script_gets_the_ids_that_transformers_gives(splitting):
+    """Its pieces are all characters of these texts, so that none is lost in an unknown word."""
+    forms = [
+        form
+        for line in [*SCRIPTS, *ODD]
+        for form in (line, line.lower(), normalize("NFD", line), normalize("NFD", line.lower()))
+    ]
+    characters = sorted({letter for form in forms for letter in form if letter.strip()})
+    words = [*dict.fromkeys([*WORDS, "Cab", *characters, *(f"##{letter}" for letter in characters)])]
+    theirs = BertTokenizer(vocab={word: number for number, word in enumerate(words)}, **asdict(splitting))
+    draw = random.Random(1)
+    texts = [*SCRIPTS, *ODD, *(" ".join(draw.choices(SCRIPTS, k=3)) for _ in range(300))]
+    texts += ["".join(draw.choices([*characters, " ", "a", "A"], k=12)) for _ in range(1000)]
+    quick, slow = quick_and_slow(bert_tokenizer(words, splitting), texts * 2, "I")
+    assert quick == slow == [theirs(line, add_special_tokens=False)["input_ids"] for line in texts * 2]
+    assert WORDS.index("[UNK]") not in quick[0]
 
 
 def joining_spaces():

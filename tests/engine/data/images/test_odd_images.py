@@ -186,6 +186,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, bool]] = {
     ),
     "jpeg_of_scans_160_megapixels": (one_colour_a_scan, f"20,000 x 8,000 {LARGE}", True),
     "jpeg_12_bits": (lambda: file(FIELD, "JPEG").replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"), "12", True),
+    "dds": (lambda: file(FIELD, "DDS")[:80] + bytes(48), "NotImplementedError: Unknown pixel format flags 0", True),
     "narrow": (lambda: file(np.zeros((1, 2000), np.uint8), "PNG"), "2000 x 1 pixels are too narrow for 24", False),
     "high": (lambda: file(np.zeros((2000, 1), np.uint8), "PNG"), "1 x 2000 pixels are too narrow for 24", False),
     "text": (lambda: b"<html>not found</html>", "cannot identify image file", True),
@@ -328,7 +329,7 @@ def test_what_is_cut_off_is_unreadable(tmp_path, format, decoder):
 def test_a_path_may_have_any_name_and_be_a_link(tmp_path, name):
     (tmp_path / "elsewhere").write_bytes(file(FIELD, "PNG"))
     (tmp_path / name).symlink_to("elsewhere")
-    with open_image(tmp_path / name) as image:
+    with (tmp_path / name).open("rb") as opened, open_image(opened) as image:
         assert image.size == (40, 24)
         assert np.array_equal(image.rgb(), FIELD)
 
@@ -386,6 +387,11 @@ def test_draft_leaves_twice_the_pixels(height, wanted, decoded):
     with open_image(large_jpeg(5000, [(200, 100, 50)], height // 16)) as image:
         assert (image.size[0] * image.size[1] > DRAFT_PIXELS) == (height == 3504)
         assert image.rgb(wanted).size == decoded
+
+
+def test_simplejpeg_leaves_large_images_to_the_draft(monkeypatch):
+    monkeypatch.setattr("engine.data.images.decoding._decode_jpeg", lambda _: pytest.fail("decoded at its whole size"))
+    assert to_pixels(large_jpeg(5000, [(200, 100, 50)], 219), SHAPE, "simplejpeg").shape == (3, 24, 40)
 
 
 PEAK = """

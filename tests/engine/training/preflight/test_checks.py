@@ -154,6 +154,35 @@ def test_a_checkpoint_with_some_of_the_answers_fits(flags: Flags, damaged: Path,
     assert problems_of([*base, "--load", str(some)], thorough=False) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}'),
+            ["was trained with do_lower_case True", "--bert has do_lower_case False"],
+        ),
+        (
+            lambda folder: (folder / "vocab.txt").write_text(
+                (folder / "vocab.txt").read_text().replace("##s\n", "##z\n")
+            ),
+            ["has learnt '##s' as number", "which is '##z' in that of --bert"],
+        ),
+    ],
+    ids=["cased", "another_piece"],
+)
+def test_another_berts_words_are_refused(
+    change: Any, problem: list[str], flags: Flags, damaged: Path, tmp_path: Path
+) -> None:
+    own = ["--data_root", str(damaged), "--bert", str(damaged / "bert")]
+    saved = model_with_answers(flags(*own), ["yes"], tmp_path / "saved")
+    base = flags(*own, "--from_scratch", "false", "--load", str(saved))
+    assert problems_of(base, thorough=False) == []
+    change(damaged / "bert")
+    (found,) = problems_of(base, thorough=False)
+    for part in problem:
+        assert part in found
+
+
 def test_sentences_that_share_a_pass_are_counted_so(flags: Flags) -> None:
     """The micro-batch of test_all_problems_are_told_in_one_go fits if four sentences share each image."""
     assert problems_of(flags("--memory_limit", "0.02", "--sentences_per_image", "4")) == []
