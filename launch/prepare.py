@@ -6,6 +6,7 @@
     python launch/prepare.py annotations    the stores that trainings open, built ahead of the first one
     python launch/prepare.py images         all images in one LMDB, resized or as they are
     python launch/prepare.py verify         every annotation, image and size checked; memory and throughput estimated
+    python launch/prepare.py inspect FILE   what is in a table, shards or a dataset, with a sheet of its pictures
     python launch/prepare.py demo           the demo's small data set
 
 annotations, images and verify take VQA's files as well: --vqa train,nominival,minival,test.
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     from engine.data.downloads.command import PrepareDownload, prepare_download
     from engine.data.images.commands import PrepareImages, PrepareSizes, prepare_images, prepare_sizes
+    from engine.data.inspection.command import PrepareInspect, prepare_inspect
     from engine.data.preparation import Command, run_command
     from engine.data.verification.command import PrepareVerify, prepare_verify
     from engine.synthetic.command import PrepareDemo, prepare_demo
@@ -41,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "annotations": (PrepareAnnotations, prepare_annotations),
         "images": (PrepareImages, prepare_images),
         "verify": (PrepareVerify, prepare_verify),
+        "inspect": (PrepareInspect, prepare_inspect),
         "demo": (PrepareDemo, prepare_demo),
     }
     return run_command(commands, sys.argv[1:] if argv is None else argv, str(__doc__))

@@ -89,11 +89,19 @@ Command = TypeVar("Command")
 
 
 def parse_command(config_class: type[Command], program: str, argv: list[str]) -> Command:
-    """Flags of a program without recipes.
+    """Flags of a program without recipes. A field that `__init__` doesn't take is one or more words without a flag.
 
     Raises:
         UserError: for an unknown flag or value.
     """
     parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
+    words = [field for field in dataclasses.fields(config_class) if not field.init]  # type: ignore[arg-type]
+    for field in words:
+        parser.add_argument(field.name, nargs="+", **field.metadata)
     ours = [argument for argument in argv if argument.split("=")[0] not in LOCAL_RANK]
-    return config_class(**vars(parser.parse_args(ours)))
+    values = vars(parser.parse_args(ours))
+    given = {field.name: values.pop(field.name) for field in words}
+    config = config_class(**values)
+    for name, value in given.items():
+        setattr(config, name, value)
+    return config

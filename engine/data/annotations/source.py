@@ -236,7 +236,7 @@ class _Builder:
         for answer, score in label.items():
             code = self.score_codes.get(score)
             if code is None:
-                if not 0 <= score <= sys.float_info.max:
+                if not is_score(score):
                     raise FieldError(f"the score {score} of an answer is no number of 0 or more")
                 if len(self.score_codes) == LIMIT:
                     raise FieldError(f"there are more than {LIMIT:,} different scores; round them")
@@ -272,6 +272,11 @@ class _Builder:
             **({"dropped": dict(self.dropped)} if self.dropped else {}),
         }
         self.columns.finish(target, header)
+
+
+def is_score(score: float) -> bool:
+    """Whether it is a number of 0 or more, and no infinite one."""
+    return 0 <= score <= sys.float_info.max
 
 
 @contextlib.contextmanager

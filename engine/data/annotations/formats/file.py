@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -43,6 +43,8 @@ class AnnotationFile(ABC):
         self.path = path
         self.number = 0  # of the item that was read last
         self.dropped: Counter[str] = Counter()  # what was left out in reading, by its reason
+        self.read = 0  # items that were read, broken ones not among them
+        self.on_broken: Callable[[UserError], None] | None = None  # what to do with a broken item instead of a stop
 
     @property
     def place(self) -> tuple[str, Place] | None:
@@ -84,6 +86,12 @@ class AnnotationFile(ABC):
     @abstractmethod
     def was(self, digest: str) -> bool:
         """Whether what `texts` has read to its end is what `digest` had seen."""
+
+    def pass_over(self, error: UserError) -> None:
+        """Leave out a broken item where `on_broken` says so; else raise what is wrong with it."""
+        if self.on_broken is None:
+            raise error from None
+        self.on_broken(error)
 
     def error(self, reason: Exception) -> UserError:
         """What to say of the item that was read last."""

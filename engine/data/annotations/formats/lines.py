@@ -49,10 +49,15 @@ class LinesFile(TableFile):
             with self.path.open("rb", buffering=0) as file:
                 hashed = _Hashed(file, bar)
                 for self.number, line in enumerate(io.BufferedReader(hashed, CHUNK), start=1):
-                    yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                    try:
+                        text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+                    except UnicodeDecodeError as error:
+                        self.pass_over(
+                            UserError(f"{self.path}, line {self.number}: not UTF-8 ({error.reason}); mend that line")
+                        )
+                        continue
+                    yield text
                 self.sha256 = hashed.sha256.hexdigest()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}, line {self.number}: not UTF-8 ({error.reason}); mend that line") from None
         except OSError as error:
             raise no_such_file(self.path, error) from None
 
@@ -67,27 +72,32 @@ class JsonLinesFile(LinesFile):
         for line in self.lines(bar):
             try:
                 row, end = scan(line)
-                if end < len(line) - 1:
-                    row = self.parsed(line)
             except (ValueError, RecursionError):
+                row, end = None, 0
+            if end < len(line) - 1 or not isinstance(row, dict):
                 if line.isspace():
                     continue
-                row = self.parsed(line)
-            if not isinstance(row, dict):
-                raise self.error(FieldError(f"an object in each line was expected, found {type(row).__name__}"))
+                try:
+                    row = self.parsed(line)
+                except UserError as error:
+                    self.pass_over(error)
+                    continue
             yield row
 
-    def parsed(self, line: str) -> Any:
-        """A line that has spaces around it, or isn't JSON."""
+    def parsed(self, line: str) -> dict[str, Any]:
+        """The object in a line that has spaces around it; raises UserError for another line."""
         try:
-            return json.loads(line.rstrip())
+            row = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            if line.startswith("["):
-                return []  # the begin of a list, which is no object either
-            place = f"{self.path}, line {self.number}, column {error.colno}"
-            raise UserError(f"{place}: not valid JSON ({error.msg}); mend that line") from None
+            if not line.startswith("["):  # the begin of a list, which is no object either
+                place = f"{self.path}, line {self.number}, column {error.colno}"
+                raise UserError(f"{place}: not valid JSON ({error.msg}); mend that line") from None
+            row = []
         except RecursionError:
             raise self.error(FieldError("nested too deeply")) from None
+        if not isinstance(row, dict):
+            raise self.error(FieldError(f"an object in each line was expected, found {type(row).__name__}"))
+        return row
 
 
 class CommaFile(LinesFile):
@@ -101,20 +111,30 @@ class CommaFile(LinesFile):
 
     def rows(self, bar: Bar | None) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(LONGEST_FIELD)
+        reader = self.values(bar)
+        columns = next(reader, [])
+        if len(set(columns)) < len(columns):
+            repeated = next(name for name in columns if columns.count(name) > 1)
+            raise self.error(FieldError(f"two columns are called {repeated!r}"))
+        for values in reader:
+            if not values:
+                continue  # an empty line
+            if len(values) != len(columns):
+                self.pass_over(self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}")))
+                continue
+            yield {name: value or None for name, value in zip(columns, values, strict=True)}
+
+    def values(self, bar: Bar | None) -> Iterator[list[str]]:
+        """Of each row."""
         reader = csv.reader(self.lines(bar), delimiter=self.delimiter, strict=True)
-        try:
-            columns = next(reader, [])
-            if len(set(columns)) < len(columns):
-                repeated = next(name for name in columns if columns.count(name) > 1)
-                raise self.error(FieldError(f"two columns are called {repeated!r}"))
-            for values in reader:
-                if not values:
-                    continue  # an empty line
-                if len(values) != len(columns):
-                    raise self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}"))
-                yield {name: value or None for name, value in zip(columns, values, strict=True)}
-        except csv.Error as error:
-            raise self.error(FieldError(f"{error}; a value with quotes in it has to be quoted itself")) from None
+        while True:
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                reason = f"{error}; a value with quotes in it has to be quoted itself"
+                self.pass_over(self.error(FieldError(reason)))
 
 
 class TabFile(CommaFile):

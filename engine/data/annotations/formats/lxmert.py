@@ -29,12 +29,14 @@ class LxmertFile(AnnotationFile):
         self.sha256 = ""  # of the bytes that were read, once all are
 
     def texts(self, bar: Bar | None = None) -> Iterator[Texts]:
+        self.read = 0
         for number, item in enumerate(self.items(bar)):
             self.number = number
             try:
                 yield from self.texts_of(item)
+                self.read += 1
             except FieldError as error:
-                raise self.error(error) from None
+                self.pass_over(self.error(error))
 
     def texts_of(self, item: Any) -> Iterator[Texts]:
         """The texts of one item.

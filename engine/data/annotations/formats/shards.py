@@ -58,7 +58,12 @@ class ShardFile(TableFile):
                 self.number = 0
                 for _, files in groupby(self.files(shard, bar), key=sample_of):
                     self.number += 1
-                    yield self.row_of(shard, files)
+                    try:
+                        row = self.row_of(shard, files)
+                    except UserError as error:
+                        self.pass_over(error)
+                        continue
+                    yield row
         except tarfile.TarError as error:
             raise UserError(
                 f"{self.path} can't be read as an uncompressed tar file ({error}) behind sample {self.number}; "

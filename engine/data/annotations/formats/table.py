@@ -99,7 +99,7 @@ class TableFile(AnnotationFile):
         return [self.place[0], *astuple(self.columns)[:-1], self.split]
 
     def texts(self, bar: Bar | None = None) -> Iterator[Texts]:
-        self.number, self.others = 0, set[str]()
+        self.number, self.read, self.others = 0, 0, set[str]()
         self.dropped.clear()
         place = self.place[0]
         found = False
@@ -107,7 +107,9 @@ class TableFile(AnnotationFile):
             try:
                 texts = self.texts_of(row, place)
             except FieldError as error:
-                raise self.error(error) from None
+                self.pass_over(self.error(error))
+                continue
+            self.read += 1
             if texts:
                 found = True
                 yield from texts
@@ -177,6 +179,13 @@ class TableFile(AnnotationFile):
                 place = f"{self.path}, {self.unit} {self.number}" if self.number else f"{self.path}"
                 raise UserError(f"{place}: none of the columns {there} {what}; name it with --{role}_column")
         return Roles(**found)  # type: ignore[arg-type]  # the image's isn't None
+
+    def roles_of_all(self, names: tuple[str, ...]) -> Roles:
+        """Those of a format whose rows all have the same columns; raises UserError."""
+        try:
+            return self.find_roles(names)
+        except FieldError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     def image_name(self, value: Any, column: str) -> str:
         """What the place of this file calls an image; "" for none."""
