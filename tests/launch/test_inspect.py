@@ -26,7 +26,7 @@ def forms(scenes, tmp_path_factory) -> Path:
     tables.write_csv(folder / "own.csv", rows())
     tables.write_csv(folder / "own.tsv", rows(), "\t")
     tables.write_parquet(folder / "own.parquet", rows())
-    tables.write_shards(folder, rows(), folder, 15)
+    tables.write_shards(folder / "shard", rows(), folder, 15)
     write_dataset(folder / "saved", list(tables.by_image(rows())), folder)
     (folder / "own.json").write_text(json.dumps(items))
     return folder

@@ -28,6 +28,10 @@ class Texts(NamedTuple):
 class FieldError(Exception):
     """An item that isn't as it should be; the message says which part."""
 
+    def __init__(self, reason: str, remedy: str = "mend or remove it") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
 
 class AnnotationFile(ABC):
     """One file of annotations. Making one opens nothing.
@@ -36,6 +40,7 @@ class AnnotationFile(ABC):
     """
 
     format: ClassVar[str]
+    unit: ClassVar[str] = "item"  # what `number` counts
     has_question_ids: ClassVar[bool] = False
     repeats_images: ClassVar[bool] = False  # whether the sentences of an image may be in several items
 
@@ -93,6 +98,6 @@ class AnnotationFile(ABC):
             raise error from None
         self.on_broken(error)
 
-    def error(self, reason: Exception) -> UserError:
+    def error(self, reason: FieldError) -> UserError:
         """What to say of the item that was read last."""
-        return UserError(f"{self.path}, item {self.number}: {reason}; mend or remove the item")
+        return UserError(f"{self.path}, {self.unit} {self.number}: {reason}; {reason.remedy}")

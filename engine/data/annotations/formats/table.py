@@ -66,7 +66,7 @@ class Roles(NamedTuple):
 class TableFile(AnnotationFile):
     """Rows of columns. A format says how they are read."""
 
-    unit: ClassVar[str] = "row"  # what `number` counts
+    unit: ClassVar[str] = "row"
     repeats_images = True
 
     def __init__(self, path: Path, columns: Columns | None = None, split: str = "train") -> None:
@@ -121,7 +121,7 @@ class TableFile(AnnotationFile):
         """Those of one row.
 
         Raises:
-            FieldError: naming the column that is wrong.
+            FieldError: naming the column that is missing or wrong.
         """
         names = tuple(row)
         roles = self.roles.get(names) or self.roles.setdefault(names, self.find_roles(names))
@@ -162,7 +162,7 @@ class TableFile(AnnotationFile):
         return list(zip((self.cleaned(text, question) for text in asked), labels, strict=True))
 
     def find_roles(self, names: tuple[str, ...]) -> Roles:
-        """Raises UserError where a row has no image, or neither text nor question."""
+        """Raises FieldError where a row has no image, or neither text nor question."""
         found: dict[str, str | None] = {}
         for role, usual in USUAL_NAMES.items():
             given = getattr(self.columns, role)
@@ -176,8 +176,7 @@ class TableFile(AnnotationFile):
             if is_needed and found[role] is None:
                 given = getattr(self.columns, role)
                 what = f"is called {given!r}" if given else f"has a usual name for the {role}"
-                place = f"{self.path}, {self.unit} {self.number}" if self.number else f"{self.path}"
-                raise UserError(f"{place}: none of the columns {there} {what}; name it with --{role}_column")
+                raise FieldError(f"none of the columns {there} {what}", f"name it with --{role}_column")
         return Roles(**found)  # type: ignore[arg-type]  # the image's isn't None
 
     def roles_of_all(self, names: tuple[str, ...]) -> Roles:
@@ -185,7 +184,7 @@ class TableFile(AnnotationFile):
         try:
             return self.find_roles(names)
         except FieldError as error:
-            raise UserError(f"{self.path}: {error}") from None
+            raise UserError(f"{self.path}: {error}; {error.remedy}") from None
 
     def image_name(self, value: Any, column: str) -> str:
         """What the place of this file calls an image; "" for none."""
@@ -209,9 +208,6 @@ class TableFile(AnnotationFile):
         if not isinstance(text, str):
             raise FieldError(f"{column!r} holds {type(text).__name__}, and text is needed")
         return (html.unescape(text) if "&" in text else text).strip()
-
-    def error(self, reason: Exception) -> UserError:
-        return UserError(f"{self.path}, {self.unit} {self.number}: {reason}; mend or remove it")
 
     def _check_given(self) -> None:
         """Raises UserError if a column that was named is in no row; rows of JSON needn't have all."""

@@ -204,7 +204,7 @@ def test_bad_score_is_refused_with_its_item(tmp_path, labels, message):
     path = write(tmp_path, items=[OTHER, {"img_id": "1", "sentf": {"vqa": ["a"]}, "labelf": labels}])
     with pytest.raises(UserError) as error:
         source(path).open(tmp_path / "cache")
-    assert str(error.value) == f"{path}, item 1: {message}; mend or remove the item"
+    assert str(error.value) == f"{path}, item 1: {message}; mend or remove it"
     assert stores(tmp_path / "cache") == []
 
 

@@ -173,7 +173,7 @@ def test_broken_item_is_refused_with_its_number(tmp_path, item, message):
     path = write(tmp_path, "train", [ITEM, item])
     with pytest.raises(UserError) as error:
         read(path)
-    assert str(error.value) == f"{path}, item 1: {message}; mend or remove the item"
+    assert str(error.value) == f"{path}, item 1: {message}; mend or remove it"
 
 
 def test_nesting_without_end_is_told(tmp_path):
