@@ -44,7 +44,7 @@ class DatasetFolder(TableFile):
     def place(self) -> tuple[str, Place]:
         """Of a dataset with images in it, the images' ids are numbers of rows."""
         features = self._read("dataset_info.json").get("features") or {}
-        column = self.roles_of_all(tuple(features)).image
+        column = self.find_roles(tuple(features)).image
         if features[column].get("_type") != "Image":
             return super().place
         return name_of(self.folder), Rows(self.folder, column)
@@ -67,7 +67,7 @@ class DatasetFolder(TableFile):
     def rows(self, bar: Bar | None) -> Iterator[Row]:
         dataset = load(self.folder)
         names = tuple(dataset.column_names)
-        roles = self.roles_of_all(names)
+        roles = self.find_roles(names)
         with_images = isinstance(self.place[1], Rows)
         columns = [name for name in dict.fromkeys(roles) if name and not (with_images and name == roles.image)]
         share = self.size() / max(1, len(dataset))

@@ -30,7 +30,7 @@ class ParquetFile(TableFile):
         try:
             with pyarrow.parquet.ParquetFile(self.path) as file:
                 schema = file.schema_arrow
-                roles = self.roles_of_all(tuple(schema.names))
+                roles = self.find_roles(tuple(schema.names))
                 self._check_image(schema.field(roles.image).type, roles.image, pyarrow)
                 columns = list(dict.fromkeys(name for name in roles if name is not None))
                 share = self.size() / max(1, file.metadata.num_rows)

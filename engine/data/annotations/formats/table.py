@@ -106,8 +106,8 @@ class TableFile(AnnotationFile):
         for row in self.rows(bar):
             try:
                 texts = self.texts_of(row, place)
-            except FieldError as error:
-                self.pass_over(self.error(error))
+            except (FieldError, UserError) as error:
+                self.pass_over(error if isinstance(error, UserError) else self.error(error))
                 continue
             self.read += 1
             if texts:
@@ -179,13 +179,6 @@ class TableFile(AnnotationFile):
                 place = f"{self.path}, {self.unit} {self.number}" if self.number else f"{self.path}"
                 raise UserError(f"{place}: none of the columns {there} {what}; name it with --{role}_column")
         return Roles(**found)  # type: ignore[arg-type]  # the image's isn't None
-
-    def roles_of_all(self, names: tuple[str, ...]) -> Roles:
-        """Those of a format whose rows all have the same columns; raises UserError."""
-        try:
-            return self.find_roles(names)
-        except FieldError as error:
-            raise UserError(f"{self.path}: {error}") from None
 
     def image_name(self, value: Any, column: str) -> str:
         """What the place of this file calls an image; "" for none."""
