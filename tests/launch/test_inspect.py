@@ -27,19 +27,9 @@ def forms(scenes, tmp_path_factory) -> Path:
     tables.write_csv(folder / "own.tsv", rows(), "\t")
     tables.write_parquet(folder / "own.parquet", rows())
     tables.write_shards(folder / "shard", rows(), folder, 15)
-    write_dataset(folder / "saved", list(tables.by_image(rows())), folder)
+    tables.write_dataset(folder / "saved", rows(), folder)
     (folder / "own.json").write_text(json.dumps(items))
     return folder
-
-
-def write_dataset(target, rows, root):
-    import datasets
-
-    images = [{"bytes": (root / row["image"]).read_bytes(), "path": None} for row in rows]
-    columns = {name: [row[name] for row in rows] for name in ("captions", "questions")}
-    answers = [[max(label, key=label.get) for label in row["answers"]] for row in rows]
-    dataset = datasets.Dataset.from_dict({"image": images, **columns, "answers": answers})
-    dataset.cast_column("image", datasets.Image()).save_to_disk(target)
 
 
 def inspect(scenes, out, *words, code=0):
@@ -61,6 +51,7 @@ def test_the_same_data_are_found_in_every_form(scenes, forms, tmp_path, name):
     found = inspect(scenes, tmp_path, name.format(forms))
     texts, images = found["texts"], found["images"]
     assert found["problems"] == []
+    assert texts["left_out"] == {}
     assert (texts["texts"], texts["captions"], texts["questions"], texts["questions_with_answers"]) == (160, 80, 80, 80)
     assert (images["images"], images["looked_at"], images["missing"], images["unreadable"]) == (40, 40, 0, 0)
     by_image = name.endswith((".json", "tar", "saved", "train"))
@@ -69,7 +60,7 @@ def test_the_same_data_are_found_in_every_form(scenes, forms, tmp_path, name):
     assert texts["lengths"]["largest"] < 20
     assert sum(images["aspect_ratio_groups"].values()) == 40
     assert "160 of these 160 texts can be trained on as they are." in found["advice"]
-    assert Image.open(tmp_path / "summary.jpg").width > 1000
+    assert Image.open(tmp_path / "summary.pictures.jpg").width > 1000
 
 
 @pytest.fixture
@@ -147,7 +138,7 @@ def test_everything_that_is_wrong_is_found(scenes, dirty, capsys):
     assert f"problem: {found['problems'][0]}" in out
     with Image.open(dirty / "pictures.png") as sheet:
         assert sheet.format == "PNG"
-    assert not (dirty / "summary.jpg").exists()
+    assert not (dirty / "summary.pictures.jpg").exists()
 
 
 def test_a_sample_is_drawn_by_the_seed(scenes, forms, tmp_path):

@@ -44,14 +44,14 @@ class PrepareInspect(AnswersConfig, TableConfig, PrepareConfig):
     max_images: int | None = HfArg(default=None, help="decode only so many images, drawn by --seed; all if not given")
     seed: int = HfArg(default=0, help="of the draws of images")
     sheet: str | None = HfArg(
-        default=None, help="picture sheet to write, .jpg or .png; beside the --json file if that is given"
+        default=None, help="picture sheet to write, .jpg or .png; with --json NAME.json it is NAME.pictures.jpg"
     )
     font: str | None = HfArg(default=None, help="font file for the sheet, where the usual one lacks your letters")
 
     @property
     def sheet_file(self) -> Path | None:
         if self.sheet is None:
-            return None if self.json is None else Path(self.json).with_suffix(".jpg")
+            return None if self.json is None else Path(self.json).with_suffix(".pictures.jpg")
         return Path(self.sheet)
 
     def check(self) -> None:

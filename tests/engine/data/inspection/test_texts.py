@@ -201,7 +201,7 @@ def test_broken_items_are_counted_and_passed_over(tokenizer, tmp_path, name, wri
         ("a.jsonl", b"", 0, "has no row with an image and a text"),
         ("a.parquet", b"no table", 0, "can't be read as Parquet"),
         ("a.tar", b"no tar file" * 100, 0, "can't be read as an uncompressed tar file"),
-        ("a.csv", b"foo,bar\n1,2\n", 0, "has no row with an image and a text"),
+        ("a.csv", b"image,text,text\n1,2,3\n", 0, "two columns are called 'text'"),
     ],
     ids=["cut off", "empty", "parquet", "tar", "columns"],
 )
