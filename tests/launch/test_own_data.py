@@ -10,7 +10,8 @@ import pytest
 
 from engine.data.images.places import image_path
 from engine.synthetic import tables
-from tests.conftest import launch
+from tests.conftest import launch, read_metrics
+from tests.engine.data.images.test_odd_images import LACKING, READABLE, REFUSED, build
 from tests.kill import read_curve
 
 Flags = Callable[..., list[str]]
@@ -107,3 +108,30 @@ def test_a_folder_without_lxmerts_files_is_enough(flags: Flags, forms: Path, sce
     left_out = "rows or texts left out: 60 of another split, 1 without words"
     assert f"captions: 160 sentences, 40 images; {left_out}" in run.stdout
     assert "captions: 60 sentences, 15 images" in run.stdout
+
+
+def test_every_odd_image_is_trained_on_or_named(flags: Flags, scenes: Path, tmp_path: Path) -> None:
+    """One folder of all kinds, each once in the epoch: the unreadable ones are named with their causes, and no more."""
+    folder = tmp_path / "odd images"
+    folder.mkdir()
+    names = [name for name in [*READABLE, *REFUSED] if not name.startswith(LACKING)]
+    for name in names:
+        (folder / name).write_bytes(build(name))
+    rows = ({"image": name, "caption": "a small red ring"} for name in names)
+    (folder / "odd.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run = launch(
+        "launch/pretrain.py",
+        flags(
+            *("--train", str(folder / "odd.jsonl"), "--valid", "", "--epochs", "1", "--batchSize", "1"),
+            *("--report_step", "1", "--max_unreadable_images", str(len(REFUSED))),
+        ),
+        ranks=1,
+        launcher="warm",
+    )
+    assert run.code == 0, run.stderr[-3000:]
+    told = [line for line in (run.stdout + run.stderr).splitlines() if "skipped an unreadable image" in line]
+    for name, (_, cause, _) in REFUSED.items():
+        [line] = [line for line in told if f"{folder / name}: " in line]
+        assert cause.removesuffix(" for 24") in line
+    assert len(told) == len(REFUSED)
+    assert read_metrics(tmp_path / "run")[-1]["unreadable_images"] == len(REFUSED)
