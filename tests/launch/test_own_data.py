@@ -110,6 +110,7 @@ def test_a_folder_without_lxmerts_files_is_enough(flags: Flags, forms: Path, sce
     assert "captions: 60 sentences, 15 images" in run.stdout
 
 
+@pytest.mark.slow
 def test_every_odd_image_is_trained_on_or_named(flags: Flags, scenes: Path, tmp_path: Path) -> None:
     """One folder of all kinds, each once in the epoch: the unreadable ones are named with their causes, and no more."""
     folder = tmp_path / "odd images"
