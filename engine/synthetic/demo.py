@@ -180,7 +180,7 @@ def write_demo(
     _write_json(data_root / "vqa" / "trainval_label2ans.json", ANSWERS)
     _write_json(data_root / "vqa" / "trainval_ans2label.json", {answer: row for row, answer in enumerate(ANSWERS)})
     _write_json(data_root / SIZES_FILE, sizes)
-    _write_bert(data_root / "bert", texts)
+    write_bert(data_root / "bert", texts)
 
 
 def _scenes(coco_split: str, count: int, seed: int) -> list[tuple[Scene, random.Random]]:
@@ -207,7 +207,7 @@ def _vqa_questions(annotations: Iterable[dict[str, Any]], first: int) -> list[di
     return questions
 
 
-def _write_bert(folder: Path, texts: Iterable[str]) -> None:
+def write_bert(folder: Path, texts: Iterable[str]) -> None:
     """A vocabulary trained on the texts, and the configuration of a small encoder for it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = BertWordPieceTokenizer()
