@@ -64,7 +64,8 @@ class OwnDemoConfig(DrawingConfig):
     """The demo's own flags; the training's are in launch/recipes/demo_stage_one.yaml, or follow its command."""
 
     data_root: str = HfArg(default="data/demo_own", help="folder to draw the photos and their table into")
-    train_scenes: int = HfArg(default=2500, help="photos to train on")
+    train_scenes: int = HfArg(default=2000, help="photos to train on")
+    valid_scenes: int = HfArg(default=200, help="held-out photos")
     sentences_per_scene: Literal[4, 8] = HfArg(default=8, help="half of them captions, half questions")
     output: str = HfArg(default="snap/demo_own", help="folder for the run, the model and summary.json")
     training: str = HfArg(default="", help="more flags for the training, in one string")
