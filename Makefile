@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test test-all lint format gpu wheels clean
+.PHONY: help setup demo demo-own test test-all lint format gpu wheels clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -29,6 +29,9 @@ $(READY): setup.py constraints.txt
 
 demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune, evaluate
 	$(BIN)/python launch/demo.py
+
+demo-own: $(READY)  ## photos and captions of one's own: look at them, train, export, and load with transformers alone
+	$(BIN)/python launch/demo_own.py
 
 # Three processes share the tests: each has a third, and takes from the others' when it is done. On two cores the third
 # one works while another waits.
@@ -64,5 +67,5 @@ wheels: $(READY)  ## into WHEELS=DIR, 8 MB: what a machine with torch, triton, t
 	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEELS) $(shell grep '^deepspeed==' constraints.txt)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 $(PLATFORMS) --constraint constraints.txt --dest $(WHEELS) $(MISSING)
 
-clean:  ## remove the environment and the demo
-	rm -rf $(VENV) data/demo snap/demo
+clean:  ## remove the environment and the demos
+	rm -rf $(VENV) data/demo snap/demo data/demo_own snap/demo_own

@@ -12,11 +12,14 @@
 """
 
 import json
+import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +55,32 @@ class DemoConfig(DrawingConfig):
 
 
 def run_program(name: str, flags: list[str]) -> None:
-    """A program of launch/, under the launcher where two ranks run it, its output passed through.
+    """A program of launch/ on up to two ranks, under the launcher where there are two."""
+    accelerator = get_accelerator()
+    ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
+    run_python([*(launcher(ranks) if ranks > 1 else []), program(name), *flags])
+
+
+def program(name: str) -> str:
+    return str(ROOT / "launch" / name)
+
+
+def run_python(command: list[str], *, may_end_with: int = 0, variables: Mapping[str, str] | None = None) -> None:
+    """Print a command and run it, its output passed through.
+
+    Args:
+        may_end_with: a code beside 0 that is no failure.
+        variables: of the environment, to add to this process's.
 
     Raises:
         UserError: if it fails; its own message stands above.
     """
-    accelerator = get_accelerator()
-    ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
-    command = [*(launcher(ranks) if ranks > 1 else []), str(ROOT / "launch" / name), *flags]
-    print("\n$ python " + " ".join(command), flush=True)
-    code = subprocess.run([sys.executable, *command], check=False).returncode
-    if code != 0:
+    variables = variables or {}
+    assigned = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    print("\n$ " + " ".join([*assigned, "python", shlex.join(command)]), flush=True)
+    code = subprocess.run([sys.executable, *command], check=False, env={**os.environ, **variables}).returncode
+    if code not in (0, may_end_with):
+        name = next(Path(word).name for word in command if word.endswith(".py"))
         raise UserError(f"{name} ended with code {code}; the reason stands above")
 
 
@@ -74,7 +92,7 @@ def launcher(ranks: int) -> list[str]:
     return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(port)]
 
 
-def training_flags(config: DemoConfig) -> list[str]:
+def training_flags(config: DrawingConfig) -> list[str]:
     """What all of its trainings take beside their recipe."""
     data = ["--data_root", config.data_root, "--bert", f"{config.data_root}/bert"]
     return [*data, "--global_batch_size", str(SAMPLES_PER_STEP)]

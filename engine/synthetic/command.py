@@ -1,5 +1,6 @@
-"""prepare.py demo."""
+"""prepare.py demo, and what the second demo draws."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from transformers.hf_argparser import HfArg
 
 from engine.data.preparation import PrepareConfig, Summary
 from engine.synthetic.demo import write_demo
+from engine.synthetic.photos import write_photos
 
 
 @dataclass
@@ -28,7 +30,16 @@ class PrepareDemo(DrawingConfig, PrepareConfig):
 
 def prepare_demo(config: DrawingConfig) -> Summary:
     """The demo's data set."""
-    write_demo(
+    return draw(config, write_demo)
+
+
+def prepare_photos(config: DrawingConfig) -> Summary:
+    """The same world as one's own photos."""
+    return draw(config, write_photos)
+
+
+def draw(config: DrawingConfig, write: Callable[..., None]) -> Summary:
+    write(
         Path(config.data_root),
         train_scenes=config.train_scenes,
         valid_scenes=config.valid_scenes,

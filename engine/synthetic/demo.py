@@ -1,18 +1,17 @@
 """A small world to try the engine on: seeded scenes of two shapes, with captions and questions about them.
 
 Everything lies where the real data would: LXMERT's and VQA's JSON, COCO's folders, an answer table, and a BERT folder
-with a WordPiece vocabulary trained on the captions and the shape of a small encoder.
+with a WordPiece vocabulary of the captions and the shape of a small encoder.
 """
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
-from tokenizers import BertWordPieceTokenizer
 
 from engine.data.images.folder import SIZES_FILE
 from engine.data.images.places import image_path
@@ -32,6 +31,8 @@ RELATIONS = {"left": "left of", "right": "right of", "top": "above", "bottom": "
 ANSWERS = [*COLORS, *SHAPES, "left", "right", "top", "bottom", "yes", "no"]
 VISUAL_WORDS = frozenset([*COLORS, *SHAPES])
 FIRST_QUESTION = {"mscoco_train": 0, "mscoco_minival": 10**9}  # ids differ between splits, as the real ones do
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # The shape of the demo's BERT, in the words of transformers' BertConfig.
 BERT_CONFIG = {
@@ -180,7 +181,7 @@ def write_demo(
     _write_json(data_root / "vqa" / "trainval_label2ans.json", ANSWERS)
     _write_json(data_root / "vqa" / "trainval_ans2label.json", {answer: row for row, answer in enumerate(ANSWERS)})
     _write_json(data_root / SIZES_FILE, sizes)
-    _write_bert(data_root / "bert", texts)
+    write_bert(data_root / "bert", texts)
 
 
 def _scenes(coco_split: str, count: int, seed: int) -> list[tuple[Scene, random.Random]]:
@@ -207,18 +208,17 @@ def _vqa_questions(annotations: Iterable[dict[str, Any]], first: int) -> list[di
     return questions
 
 
-def _write_bert(folder: Path, texts: Iterable[str]) -> None:
-    """A vocabulary trained on the texts, and the configuration of a small encoder for it."""
+def write_bert(folder: Path, texts: Iterable[str]) -> None:
+    """A vocabulary of the texts' words and, for all others, of their characters; and a small encoder's configuration.
+
+    It isn't trained: `tokenizers` would give it another order in each process, and models other random weights.
+    """
+    words = {word for text in texts for word in text.split()}
+    characters = sorted({character for word in words for character in word})
+    pieces = [*characters, *(f"##{character}" for character in characters), *sorted(words.difference(characters))]
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = BertWordPieceTokenizer()
-    tokenizer.train_from_iterator(_sorted_lines(texts), vocab_size=200, min_frequency=2, show_progress=False)
-    tokenizer.save_model(str(folder))
-    _write_json(folder / "config.json", {**BERT_CONFIG, "vocab_size": tokenizer.get_vocab_size()})
-
-
-def _sorted_lines(texts: Iterable[str]) -> Iterator[str]:
-    """WordPiece training breaks ties by what it meets first."""
-    yield from sorted(texts)
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *pieces]) + "\n")
+    _write_json(folder / "config.json", {**BERT_CONFIG, "vocab_size": len(SPECIAL_TOKENS) + len(pieces)})
 
 
 def _write_json(path: Path, value: object) -> None:

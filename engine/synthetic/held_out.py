@@ -50,7 +50,7 @@ def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
-    """Accuracies on the held-out scenes, each with its blind twin."""
+    """Accuracies on the held-out scenes of the tasks that were trained, each with its blind twin."""
     alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     bert, tokenizer = read_bert(config.bert)
     task = Pretraining(config, tokenizer, alone)
@@ -67,11 +67,11 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     own_image = replace(whole, task_matched=False)
     masked_words = MaskedWords(captions, images, words, own_image)
     masked_words.visual_words = frozenset(tokenizer.token_to_id(word) for word in VISUAL_WORDS)
-    tasks = {
-        "mask_lm_accuracy": masked_words,
-        "matched_accuracy": PretrainingDataset(split, images, words, whole),
-        "qa_accuracy": PretrainingDataset(split, images, words, own_image),
-    }
+    tasks: dict[str, PretrainingDataset] = {"mask_lm_accuracy": masked_words}
+    if config.task_matched:
+        tasks["matched_accuracy"] = PretrainingDataset(split, images, words, whole)
+    if config.task_qa:
+        tasks["qa_accuracy"] = PretrainingDataset(split, images, words, own_image)
     summary = {}
     for metric, dataset in tasks.items():
         name = metric.replace("mask_lm", "masked_word")

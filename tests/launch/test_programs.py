@@ -102,7 +102,7 @@ def test_the_demo_needs_no_launcher_for_one_rank(gpus: int | None, monkeypatch: 
     monkeypatch.setattr(demo, "get_accelerator", lambda: accelerator)
     commands: list[list[str]] = []
     ended = SimpleNamespace(returncode=0)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command) or ended)
+    monkeypatch.setattr(subprocess, "run", lambda command, check, env: commands.append(command) or ended)
     demo.run_program("pretrain.py", ["--epochs", "1"])
     [[python, *launcher, program, flag, value]] = commands
     assert (python, program, flag, value) == (sys.executable, str(ROOT / "launch/pretrain.py"), "--epochs", "1")
