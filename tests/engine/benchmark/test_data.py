@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.benchmark.data.__main__ import report
+from engine.benchmark.data.__main__ import LIMITS
+from engine.benchmark.data.program import report
 from engine.benchmark.data.twin import Twin, check_same, read_items
 from engine.data.annotations.store import AnnotationStore
 from engine.synthetic.lxmert import annotation_source, write_data_set
@@ -76,7 +77,7 @@ def test_what_does_not_depend_on_the_machine_is_within_the_limits(finished):
     ],
 )
 def test_a_missed_limit_is_marked_where_it_counts(results, missed):
-    assert ("MISSED" in report(results)) == missed
+    assert ("MISSED" in report(results, LIMITS)) == missed
 
 
 @pytest.mark.slow
