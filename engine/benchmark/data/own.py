@@ -222,7 +222,6 @@ def write_own(data_root: Path, folder: Path, count: int, seed: int) -> str:
 
 
 def read_epoch(loader: "TimedLoader[Batch]") -> None:
-    loader.batch_sampler.set_epoch(0)
     for _ in loader:
         pass
 
