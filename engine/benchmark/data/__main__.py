@@ -9,17 +9,8 @@ of the rounds counts: ratios are what to look at, absolute numbers tell about th
 
 import argparse
 import itertools
-import json
-import os
-import platform
-import shutil
-import signal
-import sys
-import tempfile
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from engine.benchmark.data.annotations import (
     ACCESSES,
@@ -28,23 +19,13 @@ from engine.benchmark.data.annotations import (
     measure_build,
     measure_warm_start,
 )
-from engine.benchmark.data.measuring import MB, Results, in_process
+from engine.benchmark.data.measuring import Results, in_process
+from engine.benchmark.data.program import Limit, parser_of, run
 from engine.benchmark.data.twin import read_items
-from engine.errors import UserError
 from engine.synthetic.lxmert import annotation_source, write_data_set
 
 LXMERT = 9_180_000  # sentences
 ENOUGH_FOR_ROUNDS = 1_000_000  # more items are built once
-
-
-class Limit(NamedTuple):
-    """What a number is held against: at most or at least a limit, or another measured number by its name."""
-
-    relation: str
-    limit: float | str
-    condition: str = ""
-    items: int | None = None  # the number of items for which it counts; None: any
-
 
 LIMITS = {
     "bytes_per_item_without_text": Limit("<=", 48),
@@ -76,14 +57,13 @@ images       one process, one thread; `float` is the original's path, the others
 
 def measure(options: argparse.Namespace, folder: Path) -> Results:
     """Everything, in an empty folder."""
-    results: Results = {"items": options.items, "seed": options.seed, "rounds": options.rounds, **machine()}
     data_root, tenth_root, cache = folder / "data", folder / "tenth", folder / "cache"
     listing = tuple(write_data_set(data_root, options.items, options.seed, progress=True))
     write_data_set(tenth_root, max(1, options.items // 10), options.seed)
     source = annotation_source(data_root)
     texts = [item.sent for item in itertools.islice(read_items(source), ACCESSES)]
     build_rounds = options.rounds if options.items <= ENOUGH_FOR_ROUNDS else 1
-    results |= in_process("spawn", measure_build, data_root, cache, texts, build_rounds)
+    results: Results = in_process("spawn", measure_build, data_root, cache, texts, build_rounds)
     stores = [
         source.open(cache),
         replace(source, with_text=True).open(cache),
@@ -98,90 +78,14 @@ def measure(options: argparse.Namespace, folder: Path) -> Results:
     return results
 
 
-def machine() -> Results:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("numpy", "torch", "pillow", "tokenizers")},
-    }
-
-
-def report(results: Results) -> str:
-    """A line for each number, with its limit where it has one."""
-    lines = []
-    for name, value in results.items():
-        line = f"{name:34}{value:>14,.3f}" if isinstance(value, float) else f"{name:34}{value:>14}"
-        if name in LIMITS:
-            relation, limit, condition, items = LIMITS[name]
-            wanted = float(results[limit]) if isinstance(limit, str) else limit
-            met = float(value) <= wanted if relation == "<=" else float(value) >= wanted
-            missed = not met and items in (None, results["items"])
-            condition = condition or (f"(at {items:,} items)" if items else "")
-            line += f"  {relation} {wanted:<7,.10g}{'MISSED' if missed else '':8}{condition}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m engine.benchmark.data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--items", type=int, default=500_000, help="sentences (LXMERT has 9180000)")
-    parser.add_argument("--json", type=Path, help="write all numbers here as one flat object")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=64, help="photos to draw")
-    parser.add_argument("--skip_images", action="store_true", help="measure the annotations only")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions, of which the median counts")
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="for data, removed at the end (%(default)s)"
-    )
-    options = parser.parse_args(argv)
-    for name in ("items", "images", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)} was given; give 1 or more")
-    return options
-
-
-def check_disk(options: argparse.Namespace) -> None:
-    """Raises UserError for what would otherwise fail after minutes."""
-    try:
-        flag, path = "--folder", options.folder
-        tempfile.TemporaryFile(dir=path).close()
-        if options.json is not None:
-            flag, path = "--json", options.json
-            tempfile.TemporaryFile(dir=path.parent).close()
-            if path.exists():
-                path.open("a").close()
-    except OSError as error:
-        raise UserError(f"{flag} {path} can't be written ({error.strerror}); name another") from None
-    free = shutil.disk_usage(options.folder).free
-    needed = 500 * options.items + 420 * min(options.items, TWIN_ITEMS) + 500_000 * options.images
-    if free < needed:
-        raise UserError(
-            f"{options.folder} has {free / MB:,.0f} MB free, and {options.items:,} items take {needed / MB:,.0f} MB; "
-            "name another --folder or lower --items"
-        )
-
-
-def end(*_: Any) -> None:
-    sys.exit(143)
+def bytes_needed(options: argparse.Namespace) -> int:
+    return 500 * options.items + 420 * min(options.items, TWIN_ITEMS) + 500_000 * options.images
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
-    signal.signal(signal.SIGTERM, end)  # an exception, so that the folder is removed then, too
-    try:
-        check_disk(options)
-        with tempfile.TemporaryDirectory(prefix="clipvil-benchmark-", dir=options.folder) as folder:
-            results = measure(options, Path(folder))
-        print(report(results) + "\n" + NOTES)
-        if options.json is not None:
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
-    except (UserError, OSError) as error:
-        print(f"benchmark: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    parser = parser_of("engine.benchmark.data", __doc__ or "", items=500_000, images=64)
+    parser.add_argument("--skip_images", action="store_true", help="measure the annotations only")
+    run(parser, argv, measure, bytes_needed, LIMITS, NOTES)
 
 
 if __name__ == "__main__":

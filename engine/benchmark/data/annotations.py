@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,12 +28,17 @@ from engine.benchmark.data.measuring import (
 from engine.benchmark.data.twin import Twin, check_same, read_items
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.columns import SharedColumns
+from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.images.decoding import ImageShape
-from engine.data.images.folder import ImageFolder
+from engine.data.images.folder import ImageFolder, ImageSource
 from engine.synthetic.lxmert import annotation_source
 
+if TYPE_CHECKING:
+    from engine.data.loading import Batch  # takes torch, which other measurements do without
+
 BATCH = 32
+SHAPE = ImageShape(384, 640)
 TWIN_ITEMS = 500_000  # at most; each costs the same
 ACCESSES = 20_000  # of each kind in a round
 WORKER_ACCESSES = 50_000
@@ -187,18 +193,23 @@ class ListedImages(ImageFolder):
 
 def measure_warm_start(data_root: Path, cache: Path, listing: tuple[str, ...], rounds: int) -> Results:
     """What launch/pretrain.py does with the data when the store exists, up to the first batch."""
+    source = annotation_source(data_root)
+    images = ListedImages(data_root, SHAPE, listing=listing)
+
+    def start() -> None:
+        answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
+        read_first_batch(replace(source, answers=answers), images, cache)
+
+    return {"warm_start_seconds": statistics.median(side_by_side({"": start}, rounds, "warm start")[""])}
+
+
+def read_first_batch(source: AnnotationSource, images: ImageSource, cache: Path) -> "Batch":
+    """As a training reads it, in the process itself."""
     from engine.data.loading import training_loader
     from engine.data.splits import read_split
     from engine.tasks.pretraining import PretrainingDataset, PretrainingOptions
 
-    source = annotation_source(data_root)
-    images = ListedImages(data_root, ImageShape(384, 640), listing=listing)
-
-    def start() -> None:
-        answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
-        split = read_split(replace(source, answers=answers), images, cache)
-        dataset = PretrainingDataset(split, images, source.encoder.vocabulary, PretrainingOptions())
-        loader = training_loader(dataset, BATCH, accumulation=1, num_workers=0, rank=0, world_size=1, same_order=False)
-        next(iter(loader))
-
-    return {"warm_start_seconds": statistics.median(side_by_side({"": start}, rounds, "warm start")[""])}
+    split = read_split(source, images, cache)
+    dataset = PretrainingDataset(split, images, source.encoder.vocabulary, PretrainingOptions())
+    loader = training_loader(dataset, BATCH, accumulation=1, num_workers=0, rank=0, world_size=1, same_order=False)
+    return next(iter(loader))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+from engine.data.annotations.formats.file import CHUNK
 from engine.data.annotations.formats.table import Row, TableFile
 from engine.data.images.places import file_stamp
 from engine.errors import UserError
@@ -28,14 +29,15 @@ class ParquetFile(TableFile):
 
         self.stamp = file_stamp(self.path)
         try:
-            with pyarrow.parquet.ParquetFile(self.path) as file:
+            # Read by pages: otherwise all of a row group, often a million rows, is in memory.
+            with pyarrow.parquet.ParquetFile(self.path, buffer_size=CHUNK, pre_buffer=False) as file:
                 schema = file.schema_arrow
                 roles = self.roles_of_all(tuple(schema.names))
                 self._check_image(schema.field(roles.image).type, roles.image, pyarrow)
                 columns = list(dict.fromkeys(name for name in roles if name is not None))
                 share = self.size() / max(1, file.metadata.num_rows)
                 self.number = 0
-                for batch in file.iter_batches(ROWS, columns=columns):
+                for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
                     for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
                         self.number += 1
                         yield dict(zip(columns, values, strict=True))

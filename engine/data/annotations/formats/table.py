@@ -37,6 +37,7 @@ SPLITS = {
     "valid": frozenset({"valid", "validation", "val", "dev", "minival"}),
 }
 CAPTIONS, QUESTIONS = "caption", "question"  # categories of their sentences
+NUMBER = (int, float)  # `int | float` would be made anew for each score
 
 Row = dict[str, Any]
 
@@ -133,33 +134,37 @@ class TableFile(AnnotationFile):
         if not image:
             self.dropped["without an image"] += 1
             return []
-        img_id = f"{place}/{image}"
-        captions = [] if roles.text is None else [self.cleaned(one, roles.text) for one in listed(row[roles.text])]
-        pairs = [] if roles.question is None else self.questions(row, roles.question, roles.answer)
-        with_words = [text for text in captions if text]
-        asked = [pair for pair in pairs if pair[0]]
-        if empty := len(captions) + len(pairs) - len(with_words) - len(asked) or not (captions or pairs):
+        img_id, found, given, kept = f"{place}/{image}", list[Texts](), 0, 0
+        if roles.text is not None and (captions := row[roles.text]) is not None:
+            captions = [self.cleaned(one, roles.text) for one in listed(captions)]
+            given += len(captions)
+            if with_words := [text for text in captions if text]:
+                kept += len(with_words)
+                found.append(Texts(img_id, CAPTIONS, with_words, None))
+        if roles.question is not None and row[roles.question] is not None:
+            questions, labels = self.questions(row, roles.question, roles.answer)
+            given += len(questions)
+            if asked := [text for text in questions if text]:
+                kept += len(asked)
+                labels = [label for text, label in zip(questions, labels, strict=True) if text]
+                found.append(Texts(img_id, QUESTIONS, asked, labels))
+        if empty := given - kept or not given:
             self.dropped["without words"] += empty
-        found = []
-        if with_words:
-            found.append(Texts(img_id, CAPTIONS, with_words, None))
-        if asked:
-            found.append(Texts(img_id, QUESTIONS, [text for text, _ in asked], [label for _, label in asked]))
         return found
 
-    def questions(self, row: Row, question: str, answer: str | None) -> list[tuple[str, dict[str, float]]]:
-        """Those of a row, with their answers."""
+    def questions(self, row: Row, question: str, answer: str | None) -> tuple[list[str], list[dict[str, float]]]:
+        """Those of a row, and their answers."""
         asked = listed(row[question])
         answers = row[answer] if answer is not None else None
         if not isinstance(row[question], list):
-            answers = [answers] * len(asked)
+            answers = [answers]
         elif answers is None:
             answers = [None] * len(asked)
         elif not isinstance(answers, list) or len(answers) != len(asked):
             found = len(answers) if isinstance(answers, list) else type(answers).__name__
             raise FieldError(f"there are {len(asked)} questions, and {found} in {answer!r}")
         labels = [label_of(one, answer) for one in answers]
-        return list(zip((self.cleaned(text, question) for text in asked), labels, strict=True))
+        return [self.cleaned(text, question) for text in asked], labels
 
     def find_roles(self, names: tuple[str, ...]) -> Roles:
         """Raises FieldError where a row has no image, or neither text nor question."""
@@ -245,14 +250,14 @@ def label_of(answers: Any, column: str | None) -> dict[str, float]:
         return {answers: 1.0}
     if isinstance(answers, list) and answers and isinstance(answers[0], tuple):  # how Arrow gives a mapping
         answers = dict(answers)
-    if isinstance(answers, dict) and all(isinstance(score, int | float) for score in answers.values()):
+    if isinstance(answers, dict) and all(isinstance(score, NUMBER) for score in answers.values()):
         return answers
     if isinstance(answers, list) and all(isinstance(answer, str | dict) for answer in answers):
         label: dict[str, float] = {}
         for answer in answers:
             text, score = (answer, None) if isinstance(answer, str) else (answer.get("answer"), answer.get("score"))
             score = 1 / len(answers) if score is None else score
-            if not isinstance(text, str) or not isinstance(score, int | float):
+            if not isinstance(text, str) or not isinstance(score, NUMBER):
                 break
             label[text] = label.get(text, 0.0) + score
         else:

@@ -282,6 +282,22 @@ def test_images_in_parquet_are_refused_with_a_way_out(tmp_path):
         texts_of(str(tmp_path / "t.parquet"))
 
 
+def test_a_large_row_group_is_not_held_in_memory(tmp_path):
+    """20 MB of texts in one group; what is read ahead is a buffer of 1 MiB and a page of about as much per column."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"{number:0200d}" for number in range(100_000)]
+    table = pyarrow.table({"image": ["a.jpg"] * len(texts), "caption": texts})
+    parquet.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    [part] = read_names(str(tmp_path / "t.parquet"), Path("none"), columns=Columns())
+    rows = part.files[0].rows(None)
+    assert next(rows) == {"image": "a.jpg", "caption": texts[0]}
+    assert pyarrow.total_allocated_bytes() - before < 10e6
+    rows.close()
+
+
 def test_a_truncated_shard_names_its_last_sample(root):
     """Nothing behind it is trained on without a word."""
     shard = root / "data-00001.tar"
