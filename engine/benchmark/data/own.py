@@ -17,6 +17,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ from engine.data.annotations.named import Part, read_names
 from engine.data.annotations.source import AnnotationSource
 from engine.data.images.places import image_path
 from engine.data.splits import open_images, read_split
+from engine.errors import UserError
 from engine.progress import Bar
 from engine.synthetic import tables
 from engine.synthetic.lxmert import NAME, annotation_source, write_data_set, write_photos
@@ -67,6 +69,8 @@ shards       images a second that {WORKERS} workers give a training from tar sha
 
 def measure(options: argparse.Namespace, folder: Path) -> Results:
     """Everything, in an empty folder."""
+    if find_spec("pyarrow") is None:
+        raise UserError("Parquet needs a package to be written; run `pip install pyarrow`")
     data_root, cache = folder / "data", folder / "cache"
     img_ids = write_data_set(data_root, options.items, options.seed, progress=True)
     write_tables(data_root, options.items)

@@ -89,6 +89,7 @@ def test_folder_is_empty_afterwards(finished):
 @pytest.mark.slow
 def test_other_forms_are_measured_beside_lxmerts(tmp_path):
     """Which includes that they give the same batches."""
+    pytest.importorskip("pyarrow")
     folder, numbers = tmp_path / "folder", tmp_path / "numbers.json"
     folder.mkdir()
     flags = ["--items", ITEMS, "--images", 8, "--rounds", 1, "--json", numbers]
