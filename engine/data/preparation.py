@@ -69,8 +69,7 @@ class QuestionFilesConfig(AnnotationFilesConfig):
         names = [name for name in dict.fromkeys(self.vqa.split(",")) if name]
         fine_tuned_on = ",".join(name for name in FINE_TUNED_ON if name in names)  # in fine-tuning's order
         others = [name for name in names if name not in FINE_TUNED_ON]
-        vqa = [(split, "train" if split == fine_tuned_on else "valid") for split in (fine_tuned_on, *others) if split]
-        return {**super().splits, "vqa": vqa}
+        return {**super().splits, "vqa": [(split, "train") for split in (fine_tuned_on, *others) if split]}
 
 
 Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]

@@ -28,7 +28,7 @@ class Weights:
     """How often the sentences of each part of a split come in an epoch: 0.5 is half of them, 2 is each twice."""
 
     weights: tuple[float, ...]
-    parts: np.ndarray  # which part each sentence belongs to, uint8 (N,)
+    parts: np.ndarray  # which part each sentence belongs to, uint16 (N,)
 
     def counts(self) -> list[int]:
         """Samples of each part in an epoch."""

@@ -153,7 +153,7 @@ def weights_of(source: AnnotationSource, sentences: AnnotationStore) -> Weights 
     """How often the sentences of each part come in an epoch; None where all come once."""
     if all(part.weight == 1 for part in source.parts):
         return None
-    parts = np.searchsorted(source.part_ends(sentences), sentences.places, side="right").astype(np.uint8)
+    parts = np.searchsorted(source.part_ends(sentences), sentences.places, side="right").astype(np.uint16)
     return Weights(tuple(part.weight for part in source.parts), parts)
 
 

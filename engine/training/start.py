@@ -108,6 +108,11 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
         )
 
 
+def as_compared(name: str, value: Any) -> Any:
+    """A flag's value as a resumed run has to have it; tables to train on may have been moved."""
+    return [Path(word).name for word in value.split(",")] if name == "train" else value
+
+
 def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int, sentences: int) -> None:
     """Raises UserError if a run goes on with other flags, data or samples per step than it began with."""
     if "ranks" not in checkpoint.content:
@@ -116,7 +121,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
     now = asdict(config)
     defaults = {field.name: field.default for field in fields(config)}
     before = {name: before.get(name, defaults[name]) for name in now}  # a flag that is newer than the run was off
-    changed = [name for name in now if name not in MAY_CHANGE and before[name] != now[name]]
+    changed = [
+        name
+        for name in now
+        if name not in MAY_CHANGE and as_compared(name, before[name]) != as_compared(name, now[name])
+    ]
     if changed:
         values = ", ".join(f"--{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
         raise UserError(

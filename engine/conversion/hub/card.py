@@ -31,10 +31,12 @@ USES = {
     from PIL import Image
     from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained({name}, trust_remote_code=True)
-    inputs = AutoProcessor.from_pretrained({name}, trust_remote_code=True)(Image.open("photo.jpg"), "a dog on a sofa")
-    print("image and text belong together:", model(**inputs).matched_scores.softmax(1)[0, 1].item())
+    processor = AutoProcessor.from_pretrained({name}, trust_remote_code=True)
+    inputs = processor(Image.open("photo.jpg"), "a [MASK] on a sofa")
+    masked = inputs["input_ids"] == processor.tokenizer.mask_token_id
+    print(processor.decode(model(**inputs).lm_scores[masked].argmax(-1)))
 
-`lm_scores` holds a score for each word piece at each token, for texts with `[MASK]` in them.
+After a training that learnt it (`--taskMatched`), `matched_scores` tell whether image and text belong together.
 """,
 }
 

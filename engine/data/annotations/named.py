@@ -61,6 +61,8 @@ def read_names(
     parts = []
     for word in filter(None, names.split(",")):
         name, weight = weight_of(word)
+        if weight != 1 and split != "train":
+            raise UserError(f"{word}: a validation takes each sentence once; leave out the weight behind the colon")
         if not is_own(name, folder):
             parts.append(Part(name, (original(original_file(folder, name)),), weight))
         elif columns is None:

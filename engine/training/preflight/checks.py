@@ -94,9 +94,10 @@ def find_problems(
         with problems.noting():
             source = task.source(names, split)
             images = task.images(source)
-            for file in source.files[:: max(1, len(source.files) - 1)]:  # of many shards, the first and the last
-                with problems.noting():
-                    check_first_sentences(file, images, missing=config.allow_missing_images)
+            for part in source.parts:
+                for file in dict.fromkeys((part.files[0], part.files[-1])):  # of many shards, the first and the last
+                    with problems.noting():
+                        check_first_sentences(file, images, missing=config.allow_missing_images)
     description = None
     if bert is not None:
         with problems.noting():
@@ -124,10 +125,10 @@ def look_closely(
         with problems.noting():
             source = task.source(names, split)
             store = source.open(task.cache, progress=ranks.rank == 0)
-            sizes[names] = len(store)
+            sizes[split] = len(store)
             if ranks.rank == 0:
                 tell_oddities(names, source, store)
-    sentences, per_pass = sizes.get(config.train, 0), float(config.sentences_per_image)  # at most, unless it is read
+    sentences, per_pass = sizes.get("train", 0), float(config.sentences_per_image)  # at most, unless it is read
     with problems.noting():
         task.read_training()
         sentences, per_pass = task.training.split.samples_per_epoch, task.training.sentences_per_pass()

@@ -14,7 +14,7 @@ import engine.training.run_folder
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.run_folder import RunFolder
-from engine.training.start import check_same_run
+from engine.training.start import as_compared, check_same_run
 
 CONFIG = PretrainConfig(batch_size=8, gradient_accumulation_steps=2, lr=1e-4)
 SENTENCES = 160
@@ -125,3 +125,10 @@ def test_who_leaves_lets_others_in_at_once(tmp_path: Path) -> None:
     second.claim(CONFIG)
     assert time.monotonic() - started < 1
     second.leave()
+
+
+def test_tables_may_be_moved_between_starts() -> None:
+    there, here = "/old/own/a.jsonl:0.5,mscoco_train", "/new/b/a.jsonl:0.5,mscoco_train"
+    assert as_compared("train", there) == as_compared("train", here)
+    for other in ("/new/a.jsonl,mscoco_train", "/new/c.jsonl:0.5,mscoco_train", "mscoco_train,/new/a.jsonl:0.5"):
+        assert as_compared("train", there) != as_compared("train", other)

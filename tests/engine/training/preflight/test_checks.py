@@ -186,3 +186,16 @@ def test_another_berts_words_are_refused(
 def test_sentences_that_share_a_pass_are_counted_so(flags: Flags) -> None:
     """The micro-batch of test_all_problems_are_told_in_one_go fits if four sentences share each image."""
     assert problems_of(flags("--memory_limit", "0.02", "--sentences_per_image", "4")) == []
+
+
+def test_every_file_of_a_split_is_looked_at(flags: Flags, damaged: Path) -> None:
+    """Of a set of shards, which may be thousands, the first and the last."""
+    for name in ("one", "two", "three"):
+        (damaged / f"{name}.jsonl").write_text("none\n")
+    found = problems_of(flags("--train", ",".join(f"{damaged}/{name}.jsonl" for name in ("one", "two", "three"))))
+    for name in ("one", "two", "three"):
+        assert sum(f"{name}.jsonl, line 1, column 1: not valid JSON" in line for line in found) == 1
+    for number in range(4):
+        (damaged / f"shard-{number}.tar").write_bytes(b"none")
+    found = problems_of(flags("--train", f"{damaged}/shard-{{0..3}}.tar"), thorough=False)
+    assert [line.partition(".tar")[0][-1] for line in found] == ["0", "3"]

@@ -332,6 +332,11 @@ def test_a_dataset_with_splits(root):
         read(root, str(root / "saved" / "test"))
 
 
+def test_a_validation_has_no_weights(root):
+    with pytest.raises(UserError, match="data:2: a validation takes each sentence once"):
+        read(root, "data:2", split="valid")
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path):
     for parent in "ab":
         (tmp_path / parent / "own").mkdir(parents=True)
@@ -375,7 +380,7 @@ def test_sizes_are_measured_once(root, monkeypatch):
 
 def test_weights_say_how_often_sentences_come():
     """Over two epochs a half of each is all of them; twice is twice in each."""
-    parts = np.repeat([0, 1, 2], [10, 6, 4]).astype(np.uint8)
+    parts = np.repeat([0, 1, 2], [10, 6, 4]).astype(np.uint16)
     weights = Weights((0.5, 2.0, 1.0), parts)
     assert (weights.counts(), weights.samples_per_epoch) == ([5, 12, 4], 21)
     epochs = [np.bincount(weights.samples(7, epoch), minlength=20) for epoch in range(4)]
