@@ -155,7 +155,11 @@ def own_files(name: str, columns: Columns, split: str) -> tuple[AnnotationFile, 
     if missing := [path for path in paths if not path.exists()]:
         more = f", and {len(missing) - 1:,} more of {len(paths):,}" if len(missing) > 1 else ""
         raise UserError(f"{missing[0]} is missing{more}; relative paths start from {Path.cwd()}")
-    return tuple(own_file(path, columns, split) for path in paths)
+    files = tuple(own_file(path, columns, split) for path in paths)
+    for file in files:
+        if isinstance(file, TableFile):
+            file.may_be_empty = len(files) > 1
+    return files
 
 
 def own_file(path: Path, columns: Columns, split: str) -> AnnotationFile:

@@ -148,7 +148,17 @@ class AnnotationSource:
                     raise UserError(f"{file.path} changed while it was read; start again when it is complete")
                 builder.file_ends.append(builder.sentences)
                 builder.dropped.update(file.dropped)
+        self._check_parts(builder.file_ends)
         builder.finish(target, key)
+
+    def _check_parts(self, file_ends: list[int]) -> None:
+        """Raises UserError if all of a part's files, which may each be empty, have no sentence."""
+        begin = last = 0
+        for part in self.parts:
+            last += len(part.files)
+            if file_ends[last - 1] == begin and (error := part.files[-1].nothing_found()) is not None:
+                raise error
+            begin = file_ends[last - 1]
 
     def _build_in_memory(self, key: str, digests: list[str], progress: bool) -> SharedColumns:
         with new_memory() as memory:

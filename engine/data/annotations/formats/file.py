@@ -92,6 +92,10 @@ class AnnotationFile(ABC):
     def was(self, digest: str) -> bool:
         """Whether what `texts` has read to its end is what `digest` had seen."""
 
+    def nothing_found(self) -> UserError | None:
+        """What to say if neither this file nor the others of its part have a sentence; None if that is no error."""
+        return None
+
     def pass_over(self, error: UserError) -> None:
         """Leave out a broken item where `on_broken` says so; else raise what is wrong with it."""
         if self.on_broken is None:

@@ -1,6 +1,7 @@
 """Tables of one's own: rows with an image and a text, or a question with its answer."""
 
 import html
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -76,6 +77,7 @@ class TableFile(AnnotationFile):
         """
         super().__init__(path)
         self.columns, self.split = columns or Columns(), split
+        self.may_be_empty = False  # as one of several shards may be
         self.roles: dict[tuple[str, ...], Roles] = {}  # by the names of a row's columns
 
     @abstractmethod
@@ -114,8 +116,8 @@ class TableFile(AnnotationFile):
             if texts:
                 found = True
                 yield from texts
-        if not found:
-            raise self._no_texts()
+        if not found and not self.may_be_empty:
+            raise self.nothing_found()
         self._check_given()
 
     def texts_of(self, row: Row, place: str) -> list[Texts]:
@@ -216,13 +218,14 @@ class TableFile(AnnotationFile):
 
     def _check_given(self) -> None:
         """Raises UserError if a column that was named is in no row; rows of JSON needn't have all."""
-        names = set().union(*self.roles)
+        names = set[str]().union(*self.roles)
         for role in ("text", "question", "answer"):
             given = getattr(self.columns, role)
-            if given is not None and given not in names:
+            if given is not None and names and given not in names:
                 raise UserError(f"{self.path} has no column {given!r} (--{role}_column); it has {', '.join(names)}")
 
-    def _no_texts(self) -> UserError:
+    def nothing_found(self) -> UserError:
+        """What to say of a file without a text."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         if self.others:
             names = ", ".join(sorted(self.others)[:10])
@@ -267,7 +270,7 @@ def label_of(answers: Any, column: str | None) -> dict[str, float]:
 
 def name_of(folder: Path) -> str:
     """What the ids of a folder's images begin with: its own name, wherever it lies."""
-    return folder.resolve().name or "images"
+    return Path(os.path.abspath(folder)).name or "images"
 
 
 def places_of(files: Iterable[AnnotationFile]) -> dict[str, Place]:

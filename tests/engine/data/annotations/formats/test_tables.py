@@ -320,6 +320,15 @@ def test_a_shard_that_is_written_anew_is_read_anew(root):
     assert len(read(root, names)[0].sentences) == before + 1
 
 
+def test_a_shard_may_be_empty_but_not_all_of_them(root):
+    (root / "data-00003.tar").write_bytes(bytes(10240))  # as tar ends
+    assert len(read(root, NAMES["tar by pattern"].format(root))[0].sentences) == 35
+    for number in range(3):
+        (root / f"data-{number:05d}.tar").write_bytes(bytes(10240))
+    with pytest.raises(UserError, match=r"data-00003.tar has no row with an image and a text"):
+        read(root, NAMES["tar by pattern"].format(root))
+
+
 def test_a_dataset_with_splits(root):
     datasets = pytest.importorskip("datasets")
     plain = datasets.load_from_disk(str(root / "saved" / "data"))
@@ -344,6 +353,9 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
     parts = read_names(f"{tmp_path}/a/own/t.jsonl,{tmp_path}/b/own/t.jsonl", Path("none"), columns=Columns())
     with pytest.raises(UserError, match="have the same name, which the ids of their images begin with"):
         places_of(file for part in parts for file in part.files)
+    (tmp_path / "other").symlink_to(tmp_path / "b" / "own")
+    parts = read_names(f"{tmp_path}/a/own/t.jsonl,{tmp_path}/other/t.jsonl", Path("none"), columns=Columns())
+    assert list(places_of(file for part in parts for file in part.files)) == ["own", "other"]
 
 
 def test_images_that_are_missing_are_counted(root):
