@@ -17,6 +17,8 @@ SMALL = ["--train_scenes", "40", "--valid_scenes", "5", "--sentences_per_scene",
 @pytest.mark.slow
 def test_photos_become_a_model_that_others_load(tmp_path: Path) -> None:
     """In two steps it learns next to nothing, so what it says doesn't count, but that every part is there does."""
+    if not os.environ.get("CLIPVIL_DEMOS"):
+        pytest.skip("two minutes; set CLIPVIL_DEMOS=1")
     data, output = tmp_path / "my data", tmp_path / "my runs"
     command = [sys.executable, str(ROOT / "launch" / "demo_own.py"), *SMALL, "--data_root", str(data)]
     command += ["--output", str(output), "--training", "--max_steps 2 --num_workers 0"]
