@@ -110,7 +110,7 @@ class ImageFolder:
 
     def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """(N, 2), from the files' headers, but for sizes that `width_heigths.json` lists or that are `known`."""
-        own = np.array([isinstance(self.find(img_id)[0], OriginalFolders) for img_id in img_ids], bool) ^ True
+        own = np.array([not isinstance(self.find(img_id)[0], OriginalFolders) for img_id in img_ids], bool)
         sizes = np.zeros((len(img_ids), 2), np.int32)
         if not own.all():
             originals = [img_ids[number] for number in np.flatnonzero(~own).tolist()]

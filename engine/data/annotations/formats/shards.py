@@ -97,8 +97,8 @@ class ShardFile(TableFile):
                 content = shard.extractfile(member)
                 data = content.read() if content is not None else b""
                 row |= self.text_of(member, data) if ending == TEXT else self.fields_of(member, data)
-        if TEXT not in row:
-            row.setdefault(TEXT, None) if len(row) == 1 else None
+        if len(row) == 1:
+            row[TEXT] = None
         return row
 
     def text_of(self, member: tarfile.TarInfo, data: bytes) -> Row:
