@@ -144,8 +144,7 @@ def launch(
         pytest.fail(f"{script} was still running after {timeout} s:\n" + "".join(output["stderr"])[-4000:])
     ended = time.monotonic()
     left = session_members(process.pid)
-    # Python's tracker of spawned workers' semaphores ends when it sees that their owner has, some milliseconds later.
-    while any(map(is_resource_tracker, left)) and time.monotonic() < ended + 5:
+    while any(map(is_ending, left)) and time.monotonic() < ended + 5:
         time.sleep(0.01)
         left = session_members(process.pid)
     for member in left:
@@ -182,11 +181,17 @@ def left_in_shared_memory(before: set[str], seconds: float = 120) -> set[str]:
     return left
 
 
-def is_resource_tracker(pid: int) -> bool:
+def is_ending(pid: int) -> bool:
+    """Whether a process needs no more than a moment to be gone.
+
+    Python's tracker of spawned workers' semaphores ends when it sees that their owner has, some milliseconds later. A
+    process that is being taken down has no command line any more.
+    """
     try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
+        return True
+    return not command or b"multiprocessing.resource_tracker" in command
 
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
