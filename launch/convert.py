@@ -16,13 +16,14 @@ import launch  # noqa: F401  says what isn't installed, before anything else is 
 from engine.conversion.flags import parse_conversion
 from engine.distributed.leaving import exit_with
 from engine.errors import UserError
+from engine.importing import heavy_imports
 
 
 def main(argv: list[str] | None = None) -> None:
     try:
         config = parse_conversion(sys.argv[1:] if argv is None else argv)
-        from engine.conversion.convert import convert  # brings torch and DeepSpeed, which takes seconds
-
+        with heavy_imports():
+            from engine.conversion.convert import convert
         convert(config)
     except UserError as error:
         exit_with(error)

@@ -14,6 +14,7 @@ import launch  # noqa: F401  says what isn't installed, before anything else is 
 from engine.configuration.parsing import parse_command
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
+from engine.importing import heavy_imports
 from engine.tasks.answering.flags import PredictConfig
 
 
@@ -22,8 +23,8 @@ def main() -> None:
         ranks = Ranks.from_environment()
         config = parse_command(PredictConfig, "predict_vqa.py", sys.argv[1:])
         config.check()
-        from engine.tasks.answering.prediction import run  # brings torch and DeepSpeed, which takes seconds
-
+        with heavy_imports():
+            from engine.tasks.answering.prediction import run
         run(config, ranks)
 
 

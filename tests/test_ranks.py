@@ -110,7 +110,14 @@ NO_NORM = {"compute_grad_norm": False}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 
 
-@pytest.mark.parametrize(("ranks", "own"), [(2, {}), (1, {}), (1, NO_NORM), (1, OFFLOAD), (2, {"stage": 1})])
+@pytest.mark.parametrize(
+    ("ranks", "own"),
+    [
+        (2, {}),
+        (1, {}),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in ((1, NO_NORM), (1, OFFLOAD), (2, {"stage": 1}))),
+    ],
+)
 def test_an_overflow_skips_both_optimisers_and_schedules(
     ranks: int, own: dict[str, Any], flags: Flags, half: list[str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.importing import heavy_imports
+
 IMPORTED = ("engine.training.run", "engine.tasks.pretraining", "engine.tasks.vqa", "engine.tasks.answering.prediction")
 LONGEST = 1 << 20  # bytes of a request
 
@@ -70,8 +72,9 @@ class WarmServer:
 
 def serve(connection: socket.socket) -> None:
     """A child for each request. Nothing computes here and no thread runs, so that forking is safe."""
-    for name in IMPORTED:
-        __import__(name)
+    with heavy_imports():
+        for name in IMPORTED:
+            __import__(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # each child's parent of its own reports its end
     while True:
         data, ends, *_ = socket.recv_fds(connection, LONGEST, 3)

@@ -13,6 +13,7 @@ from engine.configuration.parsing import parse
 from engine.configuration.recipes import to_yaml
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
+from engine.importing import heavy_imports
 from engine.tasks.task import Task
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
@@ -34,12 +35,12 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
             Ranks.check_nodes(arguments.nodes)
             start = (config, task_class, ranks, settings)
             if arguments.dry_run or arguments.find_batch_size:
-                from engine.training.preflight.report import rehearse  # brings torch and DeepSpeed, which takes seconds
-
+                with heavy_imports():
+                    from engine.training.preflight.report import rehearse
                 rehearse(*start, find_batch_size=arguments.find_batch_size)
             else:
-                from engine.training.run import run
-
+                with heavy_imports():
+                    from engine.training.run import run
                 run(*start)
         elif ranks.rank == 0:
             print(to_yaml(config), end="")

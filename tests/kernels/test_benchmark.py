@@ -60,6 +60,7 @@ def finished(tmp_path_factory):
     return json.loads((folder / "rows.json").read_text()), result.stdout, folder / "plot.png"
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_everything_that_is_compared(finished):
     rows, stdout, plot = finished
     assert all(row.keys() >= COLUMNS for row in rows)
@@ -71,6 +72,7 @@ def test_there_is_a_row_for_everything_that_is_compared(finished):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_derived_columns_follow_from_the_times(finished):
     rows, _, _ = finished
     for row in rows:

@@ -35,6 +35,7 @@ def test_code_has_no_spills_and_is_wide_and_lean(name, capability):
     assert code.registers <= limit, "more registers; if that is worth it: python -m tests.kernels.gate --write"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.endswith(("fp16", "fp16_all_cells"))])
 def test_sizes_of_one_compile(name):
     """To Triton an integer of 1 is a constant, of another type and without methods: one image, cell or channel."""

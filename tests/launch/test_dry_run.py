@@ -19,6 +19,7 @@ def told(stdout: str) -> dict[str, str]:
     return {line[2:13].strip(): line[13:].strip() for line in report.splitlines() if line.startswith("  ")}
 
 
+@pytest.mark.slow
 def test_it_measures_and_leaves_nothing_behind(flags: Flags, tmp_path: Path) -> None:
     before = in_shared_memory()
     some = ["--batchSize", "4", "--gradient_accumulation_steps", "2", "--num_workers", "1", "--keep", "2"]
@@ -63,7 +64,6 @@ def vqa(flags: Flags, *more: str) -> list[str]:
     return ["--recipe", "demo_vqa", *common[2:]]
 
 
-@pytest.mark.slow
 def test_it_goes_on_from_a_run_and_leaves_that_as_it_is(flags: Flags, tmp_path: Path) -> None:
     started = launch("launch/pretrain.py", flags("--max_steps", "2", "--report_step", "1"), ranks=1, launcher="warm")
     assert started.code == 0, started.stderr[-3000:]
