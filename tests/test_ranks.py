@@ -115,7 +115,9 @@ OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
     [
         (2, {}),
         (1, {}),
-        *(pytest.param(*of, marks=pytest.mark.slow) for of in ((1, NO_NORM), (1, OFFLOAD), (2, {"stage": 1}))),
+        pytest.param(1, NO_NORM, marks=pytest.mark.slow),
+        pytest.param(1, OFFLOAD, marks=pytest.mark.slow),
+        pytest.param(2, {"stage": 1}, marks=pytest.mark.slow),
     ],
 )
 def test_an_overflow_skips_both_optimisers_and_schedules(
