@@ -1,4 +1,4 @@
-"""Fine-tune CLIP-ViL on VQA v2.
+"""Fine-tune CLIP-ViL on VQA v2, as launch/finetune.py --task vqa does.
 
 deepspeed --num_gpus 4 launch/finetune_vqa.py --recipe vqa_rn50x4 --load_lxmert_qa snap/pretrain/NAME/Epoch11
 """

@@ -1,4 +1,4 @@
-"""Answer VQA's questions with a fine-tuned model: a score, or the leaderboard's file.
+"""Answer VQA's questions with a fine-tuned model, as launch/predict.py --task vqa does.
 
 python launch/predict_vqa.py --load snap/vqa/NAME/BEST --test minival
 deepspeed --num_gpus 4 launch/predict_vqa.py --load snap/vqa/NAME/BEST --test test
@@ -11,22 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
-from engine.configuration.parsing import parse_command
-from engine.distributed.leaving import telling_errors
-from engine.distributed.ranks import Ranks
-from engine.importing import heavy_imports
-from engine.tasks.answering.flags import PredictConfig
-
-
-def main() -> None:
-    with telling_errors():
-        ranks = Ranks.from_environment()
-        config = parse_command(PredictConfig, "predict_vqa.py", sys.argv[1:])
-        config.check()
-        with heavy_imports():
-            from engine.tasks.answering.prediction import run
-        run(config, ranks)
-
+from engine.tasks.answering.program import main
+from engine.tasks.vqa import Vqa
 
 if __name__ == "__main__":
-    main()
+    main(Vqa)

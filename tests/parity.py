@@ -58,7 +58,8 @@ from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.data.annotations.answers import AnswerTable, normalise_answer
 from engine.data.annotations.named import read_names
-from engine.data.annotations.questions import read_questions
+from engine.data.annotations.questions.file import read_questions
+from engine.data.annotations.questions.vqa import VqaFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import ImageShape
@@ -512,7 +513,7 @@ def check_vqa(folder: Path, device: str) -> Iterator[Quantity]:
 
     evaluator = json.loads((folder / "data" / "data.json").read_text())["vqa_evaluator"]
     predictions = {int(number): answer for number, answer in evaluator["predictions"].items()}
-    questions = read_questions((folder / "data" / "tinyval.json",))
+    questions = read_questions([VqaFile(folder / "data" / "tinyval.json")])
     score = score_answers(questions, predictions)["score"]
     # The original divides by the questions that were predicted, we by all.
     error = abs(score * len(questions) / len(predictions) - evaluator["score"])

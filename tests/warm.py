@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from engine.importing import heavy_imports
 
-IMPORTED = ("engine.training.run", "engine.tasks.pretraining", "engine.tasks.vqa", "engine.tasks.answering.prediction")
+TASKS = ("engine.tasks.pretraining", "engine.tasks.named", "engine.tasks.answering.prediction")
+IMPORTED = ("engine.training.run", *TASKS)
 LONGEST = 1 << 20  # bytes of a request
 
 

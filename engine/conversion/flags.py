@@ -7,6 +7,7 @@ from typing import Any
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import Parser
+from engine.data.annotations.questions.snli_ve import check_labels
 from engine.errors import UserError
 
 SOURCES = ("lxrt", "openai-clip", "bert", "deepspeed", "safetensors")
@@ -22,6 +23,9 @@ class ConvertConfig:
     to: tuple[str, str] = field(default=("", ""), init=False)  # --to KIND PATH
     bert: str | None = HfArg(default=None, help="folder or hub name of the model's BERT; gives heads and vocabulary")
     answers: str | None = HfArg(default=None, help="table of the source's answer head, where its file doesn't say")
+    label_order: str | None = HfArg(
+        default=None, help="the same of a visual entailment head: its labels in the order of the rows, with commas"
+    )
     new_answers: str | None = HfArg(default=None, help="table to make the answer head for; rows go by answer")
     sub_feat_num: int = HfArg(default=100, help="cells that the model reads per image, where no source says; 0 for all")
     module_prefix: bool = HfArg(default=True, help="--to lxrt: `module.` before each key; the original asks for it")
@@ -50,6 +54,10 @@ def parse_conversion(argv: list[str]) -> ConvertConfig:
     config = ConvertConfig(**arguments)
     if not SIZE.fullmatch(config.max_shard_size):
         raise UserError(f"--max_shard_size {config.max_shard_size}: a size such as 5GB or 500MB is needed")
+    if config.label_order is not None:
+        check_labels(config.label_order)
+        if config.answers is not None:
+            raise UserError("--answers and --label_order both say what the head's rows are for; drop one")
     if target[0] != "hub" and config.license is not None:
         raise UserError(f"--license goes into the card of --to hub; --to {target[0]} has no place for it")
     config.sources, config.to = [(kind, path) for kind, path in source], (target[0], target[1])

@@ -80,7 +80,8 @@ def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescripti
         tokenizer = read_bert(config.bert)[1]
         found = replace(found, vocabulary=word_pieces(tokenizer), splitting=Splitting.of(tokenizer))
     rows = state[f"{HEAD}logit_fc.3.bias"].shape[0] if f"{HEAD}logit_fc.3.bias" in state else None
-    if rows is not None and (config.answers is not None or found.answers is None):
+    named = config.answers is not None or config.label_order is not None
+    if rows is not None and (named or found.answers is None):
         found = replace(found, answers=_answers(config, rows))
     return found if rows is not None else replace(found, answers=None)
 
@@ -131,14 +132,17 @@ def _visual(state: State, config: ConvertConfig) -> VisualShape:
 
 def _answers(config: ConvertConfig, rows: int) -> list[str]:
     """The table of the source's head. Where nothing asks for it, its rows have no names."""
-    if config.answers is None:
-        if config.new_answers is not None or config.to[0] != "lxrt":
-            raise UserError(
-                f"the answer head has {rows:,} rows and its file doesn't say for which answers; name their table with "
-                "--answers data/lxmert/all_ans.json"
-            )
+    if config.label_order is not None:
+        given, answers = f"--label_order {config.label_order}", config.label_order.split(",")
+    elif config.answers is not None:
+        given, answers = f"--answers {config.answers}", AnswerTable.read(Path(config.answers)).answers
+    elif config.new_answers is not None or config.to[0] != "lxrt":
+        raise UserError(
+            f"the answer head has {rows:,} rows and its file doesn't say for which answers; name their table with "
+            "--answers data/lxmert/all_ans.json, or the labels of visual entailment with --label_order"
+        )
+    else:
         return [f"row {row}" for row in range(rows)]
-    answers = AnswerTable.read(Path(config.answers)).answers
     if len(answers) != rows:
-        raise UserError(f"--answers {config.answers} has {len(answers):,} answers, the head has {rows:,} rows")
+        raise UserError(f"{given} has {len(answers):,} answers, the head has {rows:,} rows")
     return answers

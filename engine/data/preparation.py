@@ -11,12 +11,12 @@ from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import parse_command
 from engine.configuration.tables import TableConfig
+from engine.data.annotations.questions.named import QUESTION_FILES
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 
 Summary = dict[str, Any]
 PRINTED_PROBLEMS = 10
-FINE_TUNED_ON = ("train", "nominival")  # VQA's files that are one split; each other file is one of its own
 
 
 @dataclass
@@ -51,25 +51,30 @@ class AnnotationFilesConfig(TableConfig, PrepareConfig):
 
     def check(self) -> None:
         if not any(self.splits.values()):
-            flags = [f"--{name}" for name in ("train", "valid", "vqa") if hasattr(self, name)]
+            flags = [f"--{name}" for name in ("train", "valid", *QUESTION_FILES) if hasattr(self, name)]
             raise UserError(f"no annotation file is named; give {' or '.join(flags)}")
 
 
 @dataclass
 class QuestionFilesConfig(AnnotationFilesConfig):
-    """Commands that read VQA's question files as well."""
+    """Commands that read the files of tasks with questions as well; each flag is a folder's name."""
 
     vqa: str = HfArg(
         default="",
         help="also these files in data/vqa/: train,nominival,minival,test; add --train '' --valid '' for these alone",
     )
+    gqa: str = HfArg(default="", help="also these files in data/gqa/: train,valid,testdev,submit")
+    snli_ve: str = HfArg(default="", help="also these files in data/snli_ve/: train,dev,test")
 
     @property
     def splits(self) -> dict[str, list[tuple[str, str]]]:
-        names = [name for name in dict.fromkeys(self.vqa.split(",")) if name]
-        fine_tuned_on = ",".join(name for name in FINE_TUNED_ON if name in names)  # in fine-tuning's order
-        others = [name for name in names if name not in FINE_TUNED_ON]
-        return {**super().splits, "vqa": [(split, "train") for split in (fine_tuned_on, *others) if split]}
+        found = super().splits
+        for folder, files in QUESTION_FILES.items():
+            names = [name for name in dict.fromkeys(getattr(self, folder).split(",")) if name]
+            together = ",".join(name for name in files.train if name in names)  # in fine-tuning's order
+            others = [name for name in names if name not in files.train]  # each is a split of its own
+            found[folder] = [(split, "train") for split in (together, *others) if split]
+        return found
 
 
 Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]

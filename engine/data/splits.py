@@ -75,6 +75,7 @@ def read_split(
     allow_missing_images: bool = False,
     categories: Sequence[str] | None = None,
     most_images: int | None = None,
+    answered_only: bool = False,
     progress: bool = False,
 ) -> Split:
     """The sentences of a source, with the sizes of their images.
@@ -82,6 +83,7 @@ def read_split(
     Args:
         categories: those whose sentences count; None for all.
         most_images: sentences of the first images alone, in the order of the files; None for all.
+        answered_only: whether questions without an answer in the answer table are left out.
 
     Raises:
         UserError: for missing or broken files, categories that there aren't, images without a file (unless allowed),
@@ -92,6 +94,8 @@ def read_split(
     sentences = source.open(cache, digests=digests, progress=progress)
     if categories is not None:
         sentences = sentences.select(of_categories(sentences, categories, name))
+    if answered_only:
+        sentences = sentences.select(sentences.answered)
     if most_images is not None:
         sentences = sentences.select(of_first_images(sentences, most_images))
     names = sentences.image_ids
@@ -129,6 +133,7 @@ def read_split(
         summary += f", {len(missing):,} images without a file left out"
     if count.unknown and len(source.answers):
         summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
+        summary += " left out" if answered_only else ""
     return Split(
         name,
         sentences,

@@ -11,8 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
-from engine.data.annotations.named import annotation_files
-from engine.data.annotations.questions import read_questions
+from engine.data.annotations.questions.file import files_of, read_questions
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.sampler import Sample
 from engine.distributed.ranks import Ranks
@@ -21,6 +20,7 @@ from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.prediction import build_model as build_predictor
 from engine.tasks.answering.prediction import open_model, read_dataset
 from engine.tasks.answering.scoring import AnswerCollector, score_answers
+from engine.tasks.answering.task import TaskClass
 from engine.tasks.pretraining import PretrainConfig, Pretraining, PretrainingDataset
 from engine.training.loop import evaluate
 from engine.training.model import build_model, describe_model
@@ -81,17 +81,17 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     return summary
 
 
-def predict_blind(model: str, data_root: str) -> float:
-    """The same without seeing them."""
-    config = PredictConfig(load=model, test="minival", data_root=data_root)
+def predict_blind(task: TaskClass, model: str, data_root: str, test: str) -> float:
+    """The score of a fine-tuned model that sees no image."""
+    config = PredictConfig(load=model, test=test, data_root=data_root)
     alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    files = annotation_files(Path(data_root, "vqa"), "minival")
-    saved = open_model(config, alone)
-    dataset = read_dataset(config, saved, files, alone)
+    saved = open_model(task, config, alone)
+    dataset = read_dataset(task, config, saved, alone)
     network = build_predictor(saved, config, torch.device(get_accelerator().device_name()))
     collector = AnswerCollector()
     batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)
     evaluate(network, blind(batches), on_batch=collector.see)
-    questions, answers = read_questions(files), collector.gather(len(dataset)).answers[:, 0].tolist()
+    questions = read_questions(files_of(task.files.parts(test, Path(data_root))))
+    answers = collector.gather(len(dataset)).answers[:, 0].tolist()
     chosen = {q.question_id: (saved.answers or [])[row] for q, row in zip(questions, answers, strict=True)}
     return float(score_answers(questions, chosen)["score"])

@@ -151,11 +151,14 @@ class Task(ABC, Generic[Config]):
         images: ImageSource,
         allow_missing_images: bool,
         categories: Sequence[str] | None = None,
+        *,
+        answered_only: bool = False,
     ) -> Split:
         """Read once for all ranks of a machine.
 
         Args:
             categories: those to keep; None for all.
+            answered_only: see read_split.
         """
         first = self.ranks.rank == 0
         self.opened += 1  # the same files may be trained on and validated on
@@ -169,6 +172,7 @@ class Task(ABC, Generic[Config]):
                 allow_missing_images=allow_missing_images,
                 categories=categories,
                 most_images=self.config.most_images,
+                answered_only=answered_only,
                 progress=first,
             ),
         )

@@ -17,8 +17,8 @@ from engine.checkpoint.manifest import read_manifest
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.parsing import parse
-from engine.data.annotations.named import annotation_files
-from engine.data.annotations.questions import read_questions
+from engine.data.annotations.questions.file import read_questions
+from engine.data.annotations.questions.vqa import VqaFile
 from engine.data.loading import evaluation_loader
 from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import Ranks
@@ -27,9 +27,8 @@ from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.provenance.history import read_starts
 from engine.tasks.answering import prediction
-from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector
-from engine.tasks.vqa import Vqa, VqaConfig
+from engine.tasks.vqa import PredictVqaConfig, Vqa, VqaConfig
 from engine.training.loop import evaluate
 from engine.training.model import build_model, describe_model
 from engine.training.program import RECIPES
@@ -87,9 +86,8 @@ def test_prepared_stores_are_those_that_fine_tuning_and_prediction_open(question
     description = ModelDescription.of(bert, VisualShape(SHAPES["tiny"]), task.answers, tokenizer, task.architecture)
     model = SimpleNamespace(description=description, source="a model", trained_on=None)
     for test, questions in (("minival", 20), ("test", 6)):
-        config = PredictConfig(test=test, data_root=str(question_files))
-        files = annotation_files(question_files / "vqa", test)
-        assert len(prediction.read_dataset(config, model, files, ALONE)) == questions  # type: ignore[arg-type]
+        config = PredictVqaConfig(test=test, data_root=str(question_files))
+        assert len(prediction.read_dataset(Vqa, config, model, ALONE)) == questions  # type: ignore[arg-type]
     assert sorted((question_files / "cache").iterdir()) == prepared
 
 
@@ -98,9 +96,11 @@ def test_a_few_images_leave_as_many_questions_to_score(scenes: Path, monkeypatch
     monkeypatch.setattr(VqaConfig, "most_images", 5)
     task = make_task(["--recipe", "demo_vqa", "--data_root", str(scenes), "--bert", str(scenes / "bert"), "--tiny"])
     assert task.validation is not None
-    assert 0 < len(task.validation) < len(read_questions([scenes / "vqa" / "minival.json"]))
-    assert [question.question_id for question in task.questions] == task.validation.sentences.question_ids.tolist()
-    assert len({question.img_id for question in task.questions}) == 5
+    assert 0 < len(task.validation) < len(read_questions([VqaFile(scenes / "vqa" / "minival.json")]))
+    assert [
+        question.question_id for question in task.judged.questions
+    ] == task.validation.sentences.question_ids.tolist()
+    assert len({question.img_id for question in task.judged.questions}) == 5
 
 
 # --- a run
@@ -172,10 +172,9 @@ def test_fine_tune_resume_and_predict(
 
 def answers_of(model: Path, scenes: Path, *, batch_size: int = 8, **more: object) -> list[str]:
     """In this process, with one rank."""
-    config = PredictConfig(load=str(model), test="minival", data_root=str(scenes), batch_size=batch_size, **more)  # type: ignore[arg-type]
-    saved = prediction.open_model(config, ALONE)
-    files = annotation_files(scenes / "vqa", "minival")
-    dataset = prediction.read_dataset(config, saved, files, ALONE)
+    config = PredictVqaConfig(load=str(model), test="minival", data_root=str(scenes), batch_size=batch_size, **more)  # type: ignore[arg-type]
+    saved = prediction.open_model(Vqa, config, ALONE)
+    dataset = prediction.read_dataset(Vqa, config, saved, ALONE)
     collector = AnswerCollector()
     batches = evaluation_loader(dataset, batch_size, num_workers=0, rank=0, world_size=1)
     evaluate(prediction.build_model(saved, config, CPU), batches, on_batch=collector.see)
@@ -241,9 +240,9 @@ def test_the_originals_vqa_model_goes_to_a_folder_and_back(pretrained: Path, sce
     assert {f"{PREFIX}logit_fc.3.weight", f"{PREFIX}lxrt_encoder.model.bert.pooler.dense.weight"} <= set(written)
     assert len(written) == len(state)
 
-    config = PredictConfig(load=str(tmp_path / "BEST"), test="minival", data_root=str(scenes))
+    config = PredictVqaConfig(load=str(tmp_path / "BEST"), test="minival", data_root=str(scenes))
     with pytest.raises(UserError, match=r"doesn't say what its answers and words are; python launch/convert\.py"):
-        prediction.open_model(config, ALONE)
+        prediction.open_model(Vqa, config, ALONE)
     folder = ["--answers", table, "--to", "safetensors", str(tmp_path / "folder")]
     run = launch("launch/convert.py", [*convert, *folder], ranks=1, launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
@@ -253,7 +252,7 @@ def test_the_originals_vqa_model_goes_to_a_folder_and_back(pretrained: Path, sce
     config.load = str(tmp_path / "folder")
     # Its file doesn't say how large the images were, and this tiny model's position tables are too small for the usual.
     with pytest.raises(UserError, match="a 384 x 640 image has a grid of 12 x 20 cells, the position tables have 3"):
-        prediction.open_model(config, ALONE)
+        prediction.open_model(Vqa, config, ALONE)
 
 
 # --- what is refused before the work starts
@@ -282,9 +281,9 @@ def test_another_seed_draws_other_cells_and_none_need_be_drawn(model: Path, scen
 
 
 def predict(model: Path, data_root: Path, **more: object) -> None:
-    config = PredictConfig(load=str(model), **{"test": "minival", "data_root": str(data_root), **more})  # type: ignore[arg-type]
+    config = PredictVqaConfig(load=str(model), **{"test": "minival", "data_root": str(data_root), **more})  # type: ignore[arg-type]
     config.check()
-    prediction.predict(config, prediction.open_model(config, ALONE), ALONE, CPU)
+    prediction.predict(Vqa, config, prediction.open_model(Vqa, config, ALONE), ALONE, CPU)
 
 
 def edit(path: Path, change: Callable[[list[dict]], object]) -> None:
@@ -358,12 +357,12 @@ def test_bad_input_of_a_prediction_is_told_before_it_starts(
 )
 def test_flags_that_contradict_each_other(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PredictConfig(**{"load": "x", "test": "minival", **values}).check()  # type: ignore[arg-type]
+        PredictVqaConfig(**{"load": "x", "test": "minival", **values}).check()  # type: ignore[arg-type]
 
 
 def test_a_prediction_in_fp16_needs_a_gpu() -> None:
     with pytest.raises(UserError, match="--fp16 needs a GPU"):
-        prediction.run(PredictConfig(load="x", test="minival", fp16=True), ALONE)
+        prediction.run(Vqa, PredictVqaConfig(load="x", test="minival", fp16=True), ALONE)
 
 
 @pytest.mark.parametrize(
@@ -404,21 +403,21 @@ def test_a_fine_tuned_model_with_other_answers_is_refused(
 
 
 def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: Path) -> None:
-    with pytest.raises(UserError, match="is a model of pretraining; fine-tune it on VQA first"):
+    with pytest.raises(UserError, match=r"model of pretraining; fine-tune it first, with launch/finetune\.py --task vqa"):
         predict(pretrained, scenes)
 
 
 def test_one_question_in_the_terminal(model: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = next((scenes / "mscoco" / "val2014").iterdir())
-    config = PredictConfig(load=str(model), question="what color is the ring ?", image=str(image), top_k=4)
-    prediction.answer_one(config, prediction.open_model(config, ALONE), CPU)
+    config = PredictVqaConfig(load=str(model), question="what color is the ring ?", image=str(image), top_k=4)
+    prediction.answer_one(Vqa, config, prediction.open_model(Vqa, config, ALONE), CPU)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     probabilities = [float(line.split()[0]) for line in lines]
     assert probabilities == sorted(probabilities, reverse=True)
     config.image = str(scenes / "bert" / "vocab.txt")
     with pytest.raises(UserError, match=r"--image .*vocab\.txt can't be read"):
-        prediction.answer_one(config, prediction.open_model(config, ALONE), CPU)
+        prediction.answer_one(Vqa, config, prediction.open_model(Vqa, config, ALONE), CPU)
 
 
 def test_a_damaged_model_is_named(model: Path, scenes: Path) -> None:

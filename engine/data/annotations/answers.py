@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 
+ANSWER_LIST, ANSWER_ROWS = "trainval_label2ans.json", "trainval_ans2label.json"  # of a task
 ARTICLES = ("a ", "an ", "the ")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 SYNONYMS = {
@@ -115,8 +116,8 @@ class ExactAnswers(AnswerTable):
         Raises:
             UserError: if one can't be read, or they disagree.
         """
-        table = cls.read(folder / "trainval_label2ans.json")
-        rows_file = folder / "trainval_ans2label.json"
+        table = cls.read(folder / ANSWER_LIST)
+        rows_file = folder / ANSWER_ROWS
         if rows_file.exists() and (rows := read_json(rows_file)) != table.ids:
             wrong = next((a for a, row in table.ids.items() if not isinstance(rows, dict) or rows.get(a) != row), None)
             raise UserError(

@@ -8,19 +8,16 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.tables import AnswersConfig
-from engine.data.annotations.answers import AnswerTable, ExactAnswers, normalise_answer
+from engine.data.annotations.answers import AnswerTable, normalise_answer
 from engine.data.annotations.formats.file import AnnotationFile, Texts
-from engine.data.annotations.formats.lxmert import LxmertFile
 from engine.data.annotations.named import Part, columns_of, read_answers, read_names
-from engine.data.annotations.questions import QuestionFile
+from engine.data.annotations.questions.named import QUESTION_FILES
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.preparation import AnnotationFilesConfig, QuestionFilesConfig, Summary
 from engine.errors import UserError
 from engine.files import write_json
 from engine.progress import Bar
-
-READERS: dict[str, type[AnnotationFile]] = {"lxmert": LxmertFile, "vqa": QuestionFile}  # by folder
 
 
 @dataclass
@@ -69,25 +66,25 @@ def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource
 
 
 def _answer_table(config: PrepareAnnotations, folder: str) -> AnswerTable:
-    path = Path(config.data_root, folder)
-    if folder == "vqa":
-        return ExactAnswers.of_task(path)
-    return read_answers(config, path, ",".join(names for names, _ in config.splits[folder]))
+    if folder in QUESTION_FILES:
+        return QUESTION_FILES[folder].answers(Path(config.data_root))
+    return read_answers(config, Path(config.data_root, folder), ",".join(names for names, _ in config.splits[folder]))
 
 
 def split_parts(config: AnnotationFilesConfig) -> dict[str, tuple[str, tuple[Part, ...]]]:
-    """Folder and parts of each split. VQA's are called vqa/NAMES: a file in data/lxmert/ may have the same name.
+    """Folder and parts of each split. Those of a task are called like vqa/NAMES: data/lxmert/ may have the same names.
 
     Two splits of one table are TABLE and TABLE (valid).
     """
     found: dict[str, tuple[str, tuple[Part, ...]]] = {}
     for folder, splits in config.splits.items():
         for names, split in splits:
-            columns = columns_of(config) if folder == "lxmert" else None
-            path = Path(config.data_root, folder)
-            name = names if folder == "lxmert" else f"{folder}/{names}"
-            name = f"{name} ({split})" if name in found else name
-            found[name] = folder, read_names(names, path, original=READERS[folder], columns=columns, split=split)
+            if folder in QUESTION_FILES:
+                found[f"{folder}/{names}"] = folder, QUESTION_FILES[folder].parts(names, Path(config.data_root))
+            else:
+                name = f"{names} ({split})" if names in found else names
+                path, columns = Path(config.data_root, folder), columns_of(config)
+                found[name] = folder, read_names(names, path, columns=columns, split=split)
     return found
 
 

@@ -44,6 +44,7 @@ def read_names(
     folder: Path,
     *,
     original: type[AnnotationFile] = LxmertFile,
+    file_name: str = "{}.json",
     columns: Columns | None = None,
     split: str = "train",
 ) -> tuple[Part, ...]:
@@ -52,6 +53,7 @@ def read_names(
     Args:
         folder: where the original's files are, which go by their names alone.
         original: their format.
+        file_name: what the file of a name is called.
         columns: of tables; None where only the original's files may be named.
         split: train or valid, for tables that have a column for it.
 
@@ -64,7 +66,7 @@ def read_names(
         if weight != 1 and split != "train":
             raise UserError(f"{word}: a validation takes each sentence once; leave out the weight behind the colon")
         if not is_own(name, folder):
-            parts.append(Part(name, (original(original_file(folder, name)),), weight))
+            parts.append(Part(name, (original(original_file(folder, name, file_name)),), weight))
         elif columns is None:
             raise UserError(f"{name!r} is a path, and this task takes names of files in {folder} alone")
         else:
@@ -125,23 +127,13 @@ def is_own(name: str, folder: Path) -> bool:
     return not (folder / f"{name}.json").is_file() and ("/" in name or bool(Path(name).suffix) or Path(name).is_dir())
 
 
-def annotation_files(folder: Path, names: str) -> tuple[Path, ...]:
-    """The original's files of a comma-separated list of names.
-
-    Raises:
-        UserError: if one isn't there, with the names of those that are.
-    """
-    files = tuple(original_file(folder, name) for name in names.split(",") if name)
-    if not files:
-        raise UserError(f"{names!r} names no file in {folder}")
-    return files
-
-
-def original_file(folder: Path, name: str) -> Path:
+def original_file(folder: Path, name: str, file_name: str) -> Path:
     """Raises UserError if it isn't there, with the names of those that are."""
-    file = folder / f"{name}.json"
+    file = folder / file_name.format(name)
     if not file.is_file():
-        found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "nothing"
+        before, after = file_name.split("{}")
+        names = (path.name.removeprefix(before).removesuffix(after) for path in folder.glob(file_name.format("*")))
+        found = ", ".join(sorted(names)) or "nothing"
         raise UserError(
             f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
             "files of your own by their paths"

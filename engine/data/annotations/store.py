@@ -158,6 +158,11 @@ class AnnotationStore(Sequence[Sentence]):
         return self._field(LABELS) > 0
 
     @property
+    def answered(self) -> np.ndarray:
+        """Which sentences have an answer that the answer table knows, bool, shape (len,)."""
+        return self._field(LABELS) > 1
+
+    @property
     def category_codes(self) -> np.ndarray:
         """Which of `categories` each sentence belongs to, shape (len,)."""
         return self._field(CATEGORY_AND_INDEX) >> 16

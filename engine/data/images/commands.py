@@ -11,8 +11,8 @@ from transformers.hf_argparser import HfArg
 from engine.data.annotations.commands import annotation_files_of, read_texts
 from engine.data.annotations.formats.table import places_of
 from engine.data.images.decoding import UNREADABLE_SIZE, ImageShape
-from engine.data.images.folder import SIZES_FILE, ImageFolder
-from engine.data.images.places import COCO_SPLITS, GENOME_FOLDER, image_path
+from engine.data.images.folder import ImageFolder
+from engine.data.images.places import COCO_SPLITS, GENOME_FOLDER, TASK_FOLDERS, image_path, sizes_file
 from engine.data.images.writer import write_image_store
 from engine.data.preparation import PrepareConfig, QuestionFilesConfig, Summary, print_problems
 from engine.errors import UserError
@@ -33,7 +33,7 @@ class PrepareImages(QuestionFilesConfig):
 
 @dataclass
 class PrepareSizes(PrepareConfig):
-    """Write mscoco/width_heigths.json, or complete it, for all images in the folders."""
+    """Write mscoco/width_heigths.json and its like for tasks' own images, or complete them, for all images."""
 
 
 def prepare_images(config: PrepareImages) -> Summary:
@@ -63,21 +63,33 @@ def prepare_images(config: PrepareImages) -> Summary:
 
 
 def prepare_sizes(config: PrepareSizes) -> Summary:
-    """`width_heigths.json` in the original's format: (height, width) under the name of (width, height)."""
+    """`width_heigths.json` in the original's format: (height, width) under the name of (width, height).
+
+    COCO's and Visual Genome's images have one such file, and each task's own images have another.
+    """
     data_root = Path(config.data_root)
-    folders = [data_root / "mscoco" / split for split in COCO_SPLITS] + [data_root / GENOME_FOLDER]
-    img_ids = sorted(path.stem for folder in folders for path in folder.glob("*.jpg"))
+    ids = {Path("mscoco", split): "{}" for split in COCO_SPLITS} | {GENOME_FOLDER: "{}"}
+    ids |= {folder: f"{word}:{{}}" for word, folder in TASK_FOLDERS.items()}
+    img_ids = sorted(
+        form.format(path.stem) for folder, form in ids.items() for path in (data_root / folder).glob("*.jpg")
+    )
     if not img_ids:
-        raise UserError(f"there is no image in {', '.join(map(str, folders))}; point --data_root at the data")
+        folders = ", ".join(str(data_root / folder) for folder in ids)
+        raise UserError(f"there is no image in {folders}; point --data_root at the data")
     sizes = ImageFolder(data_root, ImageShape(1, 1)).sizes(img_ids, progress=True).tolist()
-    problems, entries = [], {}
+    problems, entries = [], dict[Path, dict[str, list[int]]]()
     for img_id, (width, height) in zip(img_ids, sizes, strict=True):
-        path = image_path(img_id)
+        path, of_file = image_path(img_id), entries.setdefault(data_root / sizes_file(img_id), {})
         if (width, height) == UNREADABLE_SIZE:
             problems.append(f"{data_root / path} is unreadable")
         else:
-            entries[f"data/{path.as_posix()}"] = [height, width]
-    write_json(data_root / SIZES_FILE, entries)
-    print(f"{data_root / SIZES_FILE}: {len(entries):,} images")
+            of_file[f"data/{path.as_posix()}"] = [height, width]
+    for file, of_file in entries.items():
+        write_json(file, of_file)
+        print(f"{file}: {len(of_file):,} images")
     print_problems(problems)
-    return {"file": str(data_root / SIZES_FILE), "images": len(entries), "problems": problems}
+    return {
+        "files": {str(file): len(of_file) for file, of_file in entries.items()},
+        "images": sum(map(len, entries.values())),
+        "problems": problems,
+    }

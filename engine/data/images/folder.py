@@ -24,13 +24,13 @@ from engine.data.images.decoding import (
     reason,
     to_pixels,
 )
-from engine.data.images.places import OriginalFolders, Place, image_path, is_originals
+from engine.data.images.places import SIZES, OriginalFolders, Place, image_path, is_originals, sizes_file
 from engine.data.images.transforms import Size
 from engine.distributed.workers import reading
 from engine.errors import UserError
 from engine.progress import Bar
 
-SIZES_FILE = Path("mscoco/width_heigths.json")  # the original's spelling
+SIZES_FILE = Path("mscoco", SIZES)  # of COCO's and Visual Genome's images
 COMPARED_SIZES = 256  # recorded sizes that are compared with the images at each start
 
 
@@ -143,13 +143,26 @@ def recorded_or_measured_sizes(
 ) -> np.ndarray:
     """Width and height, int32 (N, 2): those of `width_heigths.json`, measured by threads where it lacks one.
 
-    The JSON's pairs are (height, width), whatever its name says. Some are compared with the images. `measure` raises
-    one of IMAGE_ERRORS.
+    COCO's and Visual Genome's images have one such file, and each task's own images have another. `measure` raises one
+    of IMAGE_ERRORS.
 
     Raises:
-        UserError: if the file can't be read, or has height and width the wrong way round.
+        UserError: if a file can't be read, or has height and width the wrong way round.
     """
-    file = data_root / SIZES_FILE
+    sizes = np.zeros((len(img_ids), 2), dtype=np.int32)
+    by_file: dict[Path, list[int]] = {}
+    for number, img_id in enumerate(img_ids):
+        by_file.setdefault(sizes_file(img_id), []).append(number)
+    for file, numbers in by_file.items():
+        ids = [img_ids[number] for number in numbers]
+        sizes[numbers] = _recorded_or_measured(ids, data_root / file, measure, progress=progress)
+    return sizes
+
+
+def _recorded_or_measured(
+    img_ids: Sequence[str], file: Path, measure: Callable[[str], Size], *, progress: bool
+) -> np.ndarray:
+    """The same of one file, whose pairs are (height, width), whatever its name says; some are compared."""
     recorded = read_json(file) if file.exists() else {}
     if not isinstance(recorded, dict):
         raise UserError(f"{file}: an object of path: [height, width] was expected; remove the file")

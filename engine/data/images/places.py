@@ -16,6 +16,10 @@ from engine.errors import UserError
 
 COCO_SPLITS = ("train2014", "val2014", "test2015")
 GENOME_FOLDER = Path("vg_raw_images/VG_100K")
+# Images that a task brings along: their ids begin with the task's word and a colon.
+GQA, FLICKR30K = "gqa", "flickr30k"
+TASK_FOLDERS = {GQA: Path("gqa_raw_images/images"), FLICKR30K: Path("flickr30k/flickr30k_images")}
+SIZES = "width_heigths.json"  # the original's spelling, of a file beside the folders of images
 MEMBER = re.compile(r"(?P<shard>.+\.tar)/(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)", re.DOTALL)
 
 
@@ -43,11 +47,23 @@ class Place(Protocol):
 
 
 def image_path(img_id: str) -> Path:
-    """Path of an image below the data root: COCO names carry their split, all others are Visual Genome's."""
+    """Path of an image below the data root.
+
+    COCO's names carry their split, those of a task's own images its word; all others are Visual Genome's.
+    """
     for split in COCO_SPLITS:
         if img_id.startswith(f"COCO_{split}"):
             return Path("mscoco", split, f"{img_id}.jpg")
+    word, colon, name = img_id.partition(":")
+    if colon and word in TASK_FOLDERS:
+        return TASK_FOLDERS[word] / f"{name}.jpg"
     return GENOME_FOLDER / f"{img_id}.jpg"
+
+
+def sizes_file(img_id: str) -> Path:
+    """Where the original records how large an image is, below the data root; Visual Genome's stand among COCO's."""
+    folder = image_path(img_id).parent
+    return Path("mscoco" if folder == GENOME_FOLDER else folder.parent, SIZES)
 
 
 def is_originals(img_id: str) -> bool:
@@ -82,9 +98,10 @@ class OriginalFolders:
                 try:
                     listings[path.parent] = set(os.listdir(path.parent))
                 except OSError as error:
+                    first = image_path(name).parts[0]
                     raise UserError(
                         f"the image folder {path.parent} can't be read ({error.strerror}), and {name} should be in "
-                        "it; unpack the images there or point --data_root at the folder that holds mscoco/"
+                        f"it; unpack the images there or point --data_root at the folder that holds {first}/"
                     ) from None
             if path.name not in listings[path.parent]:
                 yield name

@@ -1,16 +1,18 @@
 """What is in a split, and what is wrong with it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from engine.data.annotations.questions import check_unique
+from engine.data.annotations.questions.file import QuestionId, check_unique, files_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.errors import UserError
 
 CHUNK = 1 << 15  # sentences that are hashed at a time
+ALMOST_ALL = 0.99  # of what a file is said to have, about
 
 
 def describe(store: AnnotationStore, source: AnnotationSource) -> dict[str, Any]:
@@ -62,18 +64,21 @@ def sentence_problems(name: str, store: AnnotationStore, source: AnnotationSourc
 
 
 def question_problems(name: str, store: AnnotationStore, source: AnnotationSource) -> list[str]:
-    """What is wrong with a split of VQA: its labels have only answers of the table, and all questions or none have one.
+    """What is wrong with a task's split: labels have only answers of the table, and all questions or none have one.
 
     The store doesn't say which answers were dropped, so the files are read again.
     """
     problems, known = [], source.answers.ids.keys()
-    labels = (label for file in source.files for texts in file.texts() for label in texts.labels or ())
-    unknown = [answers for label in labels if (answers := sorted(label.keys() - known))]
+    unknown, unlabelled = list[str](), list[QuestionId]()  # an answer of each label, a question
+    for question in (question for file in files_of(source.parts) for question in file.questions()):
+        if question.label is None:
+            unlabelled.append(question.question_id)
+        elif others := sorted(question.label.keys() - known):
+            unknown.append(others[0])
     if unknown:
         problems.append(
-            f"{name}: {len(unknown):,} labels have answers that {source.answers.name} lacks, such as {unknown[0][0]!r}"
+            f"{name}: {len(unknown):,} labels have answers that {source.answers.name} lacks, such as {unknown[0]!r}"
         )
-    unlabelled = store.question_ids[~store.questions]
     if 0 < len(unlabelled) < len(store):
         problems.append(
             f"{name}: {len(unlabelled):,} of {len(store):,} questions have no label, the first is {unlabelled[0]}"
@@ -81,13 +86,33 @@ def question_problems(name: str, store: AnnotationStore, source: AnnotationSourc
     return problems
 
 
-def repeated_questions(ids: dict[str, np.ndarray]) -> list[str]:
-    """A problem if an id occurs twice, in one split of VQA or in two: what is scored must not be trained on."""
-    try:
-        check_unique(np.concatenate(list(ids.values())), " and ".join(ids))
-    except UserError as error:
-        return [str(error)]
-    return []
+def lacking(name: str, store: AnnotationStore, source: AnnotationSource) -> str:
+    """What to say of a task's split that is smaller than its published files; "" if it isn't, or nobody knows."""
+    whole = [(file.whole, part.name) for part in source.parts for file in files_of([part])]
+    if not all(part in sizes for sizes, part in whole):
+        return ""
+    questions, images = (sum(sizes[part][which] for sizes, part in whole) for which in (0, 1))
+    found = len(store) + sum(store.dropped.values())
+    if found >= ALMOST_ALL * questions and len(store.image_ids) >= ALMOST_ALL * images:
+        return ""
+    return (
+        f"{name} has {found:,} items and {len(store.image_ids):,} images, and as published it has about {questions:,} "
+        f"and {images:,}: the file is a part of it, or of another data set"
+    )
+
+
+def repeated_questions(splits: Mapping[str, tuple[AnnotationStore, AnnotationSource]]) -> list[str]:
+    """A problem if an id occurs twice in a split, or in two that have labels: what is scored must not be trained on."""
+    labelled = [name for name, (store, _) in splits.items() if store.questions.any()]
+    problems = list[str]()
+    for names in filter(None, (labelled, *([name] for name in splits if name not in labelled))):
+        numbers = np.concatenate([splits[name][0].question_ids for name in names])
+        files = [file for name in names for file in files_of(splits[name][1].parts)]
+        try:
+            check_unique(numbers, files, " and ".join(names))
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def repeats(store: AnnotationStore, keys: np.ndarray) -> tuple[int, str]:

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
 from engine.data.annotations.formats.table import places_of
 from engine.data.annotations.source import AnnotationSource
+from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions
 from engine.data.images.decoding import ImageShape
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
 from engine.data.verification.annotations import (
     describe,
+    lacking,
     print_split,
     question_problems,
     repeated_questions,
@@ -65,7 +66,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     problems: list[str] = []
     splits: dict[str, dict[str, Any]] = {}
     img_ids: dict[str, None] = {}
-    question_ids: dict[str, np.ndarray] = {}
+    of_tasks: dict[str, tuple[AnnotationStore, AnnotationSource]] = {}
     store_bytes: Counter[bool] = Counter()  # of fine-tuning's and of others; a training opens those of one kind
     most_sentences = 0
     for names, source in sources.items():
@@ -73,15 +74,16 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         splits[names] = describe(store, source)
         if source.has_question_ids:
             problems += question_problems(names, store, source)
-            question_ids[names] = store.question_ids
+            of_tasks[names] = store, source
+            if told := lacking(names, store, source):
+                print(f"note: {told}")
         else:
             problems += sentence_problems(names, store, source)
         img_ids |= dict.fromkeys(store.image_ids)
         store_bytes[source.has_question_ids] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
-    if question_ids:
-        problems += repeated_questions(question_ids)
+    problems += repeated_questions(of_tasks)
 
     missing = dict.fromkeys(images.missing(img_ids))
     problems += [f"{img_id} is not in {images}" for img_id in list(missing)[:MOST_PROBLEMS]]

@@ -1,11 +1,49 @@
-"""The flags of launch/predict_vqa.py."""
+"""The flags that fine-tuning on any task with questions has, and those of predicting."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
+from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
+
+
+@dataclass
+class FineTuningConfig(TrainingConfig):
+    """What every fine-tuning takes."""
+
+    train: str = HfArg(default="train", help="annotation files in the task's folder")
+    valid: str = HfArg(default="", help="annotation files to score after each epoch; '' for none")
+    output: str = HfArg(default="", help="folder for BEST, LAST, checkpoints and metrics.jsonl")
+    aspect_ratio_group_factor: int = HfArg(default=0, help="as in pre-training, where it is 5; 0: by orientation alone")
+    load_lxmert: str | None = HfArg(
+        aliases=["--loadLXMERT"], default=None, help="pre-trained checkpoint to take the trunk from"
+    )
+    load_lxmert_qa: str | None = HfArg(
+        aliases=["--loadLXMERTQA"], default=None, help="pre-trained checkpoint to take the trunk and answers from"
+    )
+    allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
+
+    def check(self, world_size: int) -> None:
+        super().check(world_size)
+        starts = ["load", "load_lxmert", "load_lxmert_qa"]
+        given = [name for name in starts if getattr(self, name) is not None] + ["fromScratch"] * self.from_scratch
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} exclude each other; drop one (with a recipe: --NAME '')")
+
+
+@dataclass
+class SoftScoresConfig(FineTuningConfig):
+    """What a fine-tuning takes in which several answers to a question may be right."""
+
+    loss_scale: float = HfArg(default=1.0, help="factor of the mean loss; 1 for the number of answers, as the original")
+    mce_loss: bool = HfArg(aliases=["--mceLoss"], default=False, help="cross entropy of a question's best answer")
+
+    def check(self, world_size: int) -> None:
+        super().check(world_size)
+        if not 0 < self.loss_scale < float("inf"):
+            raise UserError(f"--loss_scale {self.loss_scale}: a number above 0 is needed")
 
 
 @dataclass
@@ -13,12 +51,12 @@ class PredictConfig:
     """Answer the questions of a split with a fine-tuned model, and score them where their answers are known."""
 
     load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST")
-    test: str | None = HfArg(default=None, help="annotation files in data/vqa/, such as minival or test")
-    question: str | None = HfArg(default=None, help="one question to answer, with --image")
+    test: str | None = HfArg(default=None, help="annotation files in the task's folder, such as VQA's minival or test")
+    question: str | None = HfArg(default=None, help="one question, or hypothesis, with --image")
     image: str | None = HfArg(default=None, help="image file that --question is about")
     output: str | None = HfArg(default=None, help="folder for the results; that of --load if not given")
     top_k: int | None = HfArg(default=None, help="also write this many answers of each question with probabilities")
-    data_root: str = HfArg(default="data", help="folder that holds mscoco/ and vqa/")
+    data_root: str = HfArg(default="data", help="folder that holds the images' and the task's folders")
     batch_size: int = HfArg(aliases=["--batchSize"], default=32, help="questions per GPU and pass")
     num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="data loading processes per rank")
     worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
@@ -31,9 +69,6 @@ class PredictConfig:
         aliases=["--sub_sampling"], default=True, help="draw cells where the model was trained so; else take all"
     )
     seed: int = HfArg(default=9595, help="seed of the cells that are drawn")
-    human_answers: str | None = HfArg(
-        default=None, help="official annotation files with ten answers a question, for the official accuracy"
-    )
     allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
     max_unreadable_images: int = HfArg(default=0, help="damaged images to answer blindly before giving up")
     start_timeout: int = HfArg(default=60, help="seconds that the ranks of several machines may start apart")

@@ -19,8 +19,7 @@ from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
 from engine.data.annotations.answers import ExactAnswers
-from engine.data.annotations.named import Part, annotation_files
-from engine.data.annotations.questions import Question, QuestionFile, check_unique, read_questions
+from engine.data.annotations.questions.file import check_unique, files_of, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pixels
@@ -40,24 +39,31 @@ from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionA
 from engine.progress import Bar
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
-from engine.tasks.answering.scoring import AnswerCollector, Predictions, score_answers, score_table
+from engine.tasks.answering.scoring import AnswerCollector, Predictions, Scorer
+from engine.tasks.answering.task import TaskClass
 from engine.training.loop import evaluate
+
+SHOWN_ANSWERS = 5  # to one question
 
 Saved = Checkpoint | ModelFolder
 
 
-def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
+def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     """A fine-tuned model's folder: BEST, LAST, or a checkpoint of the training."""
+    name, data_root = task.files.folder, Path(config.data_root)
     saved = open_checkpoint(config.load, optimizers=False, progress=ranks.rank == 0)
     if isinstance(saved, OriginalState):
         raise UserError(
             f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
-            f"{saved.source} --bert bert-base-uncased --answers {config.data_root}/vqa/trainval_label2ans.json --to "
-            "safetensors FOLDER makes a folder to load"
+            f"{saved.source} --bert bert-base-uncased --to safetensors FOLDER {task.rows_flag(data_root)} makes a "
+            "folder to load"
         )
     assert isinstance(saved, Saved)
     if saved.description.architecture != "question_answering":
-        raise UserError(f"{saved.source} is a model of {saved.description.architecture}; fine-tune it on VQA first")
+        raise UserError(
+            f"{saved.source} is a model of {saved.description.architecture}; fine-tune it first, with "
+            f"launch/finetune.py --task {name}"
+        )
     if saved.description.vocabulary is None:
         raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
     if (config.top_k or 1) > len(saved.answers or ()):
@@ -65,14 +71,12 @@ def open_model(config: PredictConfig, ranks: Ranks) -> Saved:
     reads = saved.description.preprocessing
     for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
         check_grid(saved.description.visual, height, width)
-    list_of_task = Path(config.data_root, "vqa", "trainval_label2ans.json")
-    if config.test is not None and list_of_task.exists():
-        table = ExactAnswers.of_task(list_of_task.parent)
-        if table.answers != saved.answers:
-            raise UserError(
-                f"{table.name} has {len(table):,} answers, which are not the {len(saved.answers or ()):,} of "
-                f"{saved.source}; restore the list that it was fine-tuned with"
-            )
+    table = task.files.known_answers(data_root) if config.test is not None else None
+    if table is not None and set(table.answers) != set(saved.answers or ()):
+        raise UserError(
+            f"{table.name} has {len(table):,} answers, which are not the {len(saved.answers or ()):,} of "
+            f"{saved.source}; restore the list that it was fine-tuned with, or give a model of --task {name}"
+        )
     return saved
 
 
@@ -86,7 +90,7 @@ def build_model(saved: Saved, config: PredictConfig, device: torch.device) -> Cl
     return model.to(device).eval()
 
 
-def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], ranks: Ranks) -> QuestionDataset:
+def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks) -> QuestionDataset:
     """The questions, each once, with their images, in the form that the model was trained on."""
     description, reads = saved.description, saved.description.preprocessing
     assert description.answers is not None
@@ -94,18 +98,19 @@ def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], r
     data_root = Path(config.data_root)
     shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
     images = open_images(data_root, config.image_store, shape, config.image_decoder)
-    parts = tuple(Part(file.stem, (QuestionFile(file),)) for file in files)
+    parts = task.files.parts(str(config.test), data_root)
     source = AnnotationSource(parts, encoder, ExactAnswers(description.answers, saved.source))
     cache, first = Path(config.cache_dir or data_root / "cache"), ranks.rank == 0
     split = share_on_node(ranks, str(config.test), lambda: read_split(source, images, cache, progress=first))
     if not len(split.sentences):
-        raise UserError(f"{', '.join(map(str, files))}: there is no question")
-    check_unique(split.sentences.question_ids, split.name)
-    if not config.allow_trained_on:
+        raise UserError(f"{names_of(files_of(parts))}: there is no question")
+    check_unique(split.sentences.question_ids, files_of(parts), split.name)
+    if split.sentences.questions.any() and not config.allow_trained_on:  # what has no labels isn't scored
+        told = f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}"
         if saved.trained_on is not None:
-            saved.trained_on.check_unseen(split)
-        elif first:
-            print(f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}", flush=True)
+            told = saved.trained_on.check_unseen(split, images_too=task.refuses_seen_images)
+        if told and first:
+            print(f"note: {told}", flush=True)
     values = {name: value for name, value in asdict(reads).items() if name != "orient_after_resize"}
     options = QuestionOptions(**values, seed=config.seed, num_answers=len(description.answers))
     check_shared_memory(
@@ -116,10 +121,10 @@ def read_dataset(config: PredictConfig, saved: Saved, files: tuple[Path, ...], r
     return QuestionDataset(split, images, encoder.vocabulary, options)
 
 
-def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
+def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
     """Answer all questions of a split."""
     meeting = Meeting(ranks, config.start_timeout)
-    files = annotation_files(Path(config.data_root, "vqa"), str(config.test))
+    files = files_of(task.files.parts(str(config.test), Path(config.data_root)))
     results = {
         name: Path(config.output or Path(config.load).parent, f"{config.test}_{name}.json")
         for name in ("predict", "score", "top_k")
@@ -129,9 +134,8 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
         probe = results["predict"].with_suffix(".probe")
         check_writable(probe)
         probe.unlink()
-    dataset = read_dataset(config, saved, files, ranks)
-    human_answers = [Path(path) for path in (config.human_answers or "").split(",") if path]
-    questions = read_questions(files, human_answers) if first else []
+    dataset = read_dataset(task, config, saved, ranks)
+    scorer = task.scorer(config, read_questions(files), files) if first else None
     batches = evaluation_loader(
         dataset,
         config.batch_size,
@@ -142,7 +146,7 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
     )
     join(meeting)
     model = build_model(saved, config, device)
-    collector, unreadable = AnswerCollector(config.top_k or 1), 0
+    collector, unreadable = AnswerCollector(config.top_k or 1, one_of_all=task.one_of_all), 0
 
     def see(batch: Batch, output: AnsweringOutput) -> None:
         nonlocal unreadable
@@ -160,49 +164,48 @@ def predict(config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.dev
     evaluate(model, Bar(batches, desc=str(config.test), unit="batch", disable=not first), on_batch=see)
     predictions = collector.gather(len(dataset))
     seconds = time.monotonic() - started
-    if first:
+    if scorer is not None:
         print(f"{len(dataset):,} questions in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second", flush=True)
-        write_results(results, questions, predictions, saved.answers or [], top_k=config.top_k is not None)
+        write_results(task, results, scorer, predictions, saved.answers or [], top_k=config.top_k is not None)
     meeting.end()
     dist.destroy_process_group()
 
 
 def write_results(
+    task: TaskClass,
     results: dict[str, Path],
-    questions: list[Question],
+    scorer: Scorer,
     predictions: Predictions,
     names: list[str],
     *,
     top_k: bool,
 ) -> None:
-    """Each question once, by its id; the server's file first."""
-    chosen = {
-        question.question_id: [names[row] for row in rows]
-        for question, rows in zip(questions, predictions.answers.tolist(), strict=True)
+    """Each question once, in the order of the ids; the server's file first."""
+    rows = zip(scorer.questions, predictions.answers.tolist(), predictions.probabilities.tolist(), strict=True)
+    ranked = {
+        question.question_id: [(names[row], round(likely, 6)) for row, likely in zip(best, probabilities, strict=True)]
+        for question, best, probabilities in sorted(rows, key=lambda row: row[0].question_id)
     }
-    write_json(results["predict"], [{"question_id": number, "answer": chosen[number][0]} for number in sorted(chosen)])
+    chosen = {question_id: answers[0][0] for question_id, answers in ranked.items()}
+    write_json(results["predict"], [task.result(question_id, answer) for question_id, answer in chosen.items()])
     print(f"wrote {results['predict']}")
     if top_k:
-        likely = dict(zip(chosen, predictions.probabilities.tolist(), strict=True))
-        ranked = [
+        likely = [
             {
-                "question_id": number,
-                "answers": [
-                    {"answer": answer, "probability": round(probability, 6)}
-                    for answer, probability in zip(chosen[number], likely[number], strict=True)
-                ],
+                "question_id": question_id,
+                "answers": [{"answer": answer, "probability": probability} for answer, probability in answers],
             }
-            for number in sorted(chosen)
+            for question_id, answers in ranked.items()
         ]
-        write_json(results["top_k"], ranked)
+        write_json(results["top_k"], likely)
         print(f"wrote {results['top_k']}")
-    if questions[0].label is not None or questions[0].human_answers:
-        score = score_answers(questions, {number: answers[0] for number, answers in chosen.items()})
+    if scorer.questions[0].label is not None or scorer.questions[0].human_answers:
+        score = scorer.score(chosen)
         write_json(results["score"], score, indent=1)
-        print(f"{score_table(score)}\nwrote {results['score']}")
+        print(f"{scorer.table(score)}\nwrote {results['score']}")
 
 
-def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> None:
+def answer_one(task: TaskClass, config: PredictConfig, saved: Saved, device: torch.device) -> None:
     """One question about one image file, in the terminal."""
     assert config.question is not None
     assert config.image is not None
@@ -214,7 +217,7 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
     encoder = TextEncoder(saved.description.tokenizer())
     words = encoder.vocabulary
-    tokens = [words.cls_id, *encoder(config.question)[: reads.max_seq_length - 2], words.sep_id]
+    tokens = [words.cls_id, *encoder(task.files.cleaned(config.question))[: reads.max_seq_length - 2], words.sep_id]
     padding = reads.max_seq_length - len(tokens)
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([tokens + [words.pad_id] * padding]),
@@ -226,16 +229,18 @@ def answer_one(config: PredictConfig, saved: Saved, device: torch.device) -> Non
     model = build_model(saved, config, device)
     with torch.no_grad():
         scores = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).answer_scores[0].float()
-    for score, row in zip(*(column.tolist() for column in scores.sigmoid().topk(config.top_k or 5)), strict=True):
-        print(f"{score:.3f}  {(saved.answers or [])[row]}")
+    probabilities = scores.softmax(0) if task.one_of_all else scores.sigmoid()
+    best = probabilities.topk(config.top_k or min(SHOWN_ANSWERS, len(scores)))
+    for probability, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{probability:.3f}  {(saved.answers or [])[row]}")
 
 
-def run(config: PredictConfig, ranks: Ranks) -> None:
-    """What launch/predict_vqa.py does once its flags are checked."""
+def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
+    """What launch/predict.py does once its flags are checked."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16)
-    saved = open_model(config, ranks)
+    saved = open_model(task, config, ranks)
     if config.question is None:
-        predict(config, saved, ranks, device)
+        predict(task, config, saved, ranks, device)
     elif ranks.rank == 0:
-        answer_one(config, saved, device)
+        answer_one(task, config, saved, device)

@@ -1,7 +1,7 @@
-"""What VQA's answers are worth: gathered from all ranks, each question once, and scored over all of them.
+"""What answers are worth: gathered from all ranks, each question once, and scored over all of them.
 
-Two scores. LXMERT's: the score that the question's label gives to the answer, 0 if it gives none. The official one,
-where ten human answers are known: see engine.tasks.answering.official_accuracy.
+LXMERT's score is the one that the question's label gives to the answer, 0 if it gives none. VQA's official one, where
+ten human answers are known, is in engine.tasks.answering.official_accuracy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data.annotations.questions import Question
+from engine.data.annotations.questions.file import Question, QuestionId
 from engine.tasks.answering.official_accuracy import accuracy
 
 if TYPE_CHECKING:
@@ -29,16 +29,21 @@ class Predictions:
 
 
 class AnswerCollector:
-    """Notes the best `top_k` answers of each question that this rank sees."""
+    """Notes the best `top_k` answers of each question that this rank sees.
 
-    def __init__(self, top_k: int = 1) -> None:
-        self.top_k = top_k
+    Args:
+        one_of_all: whether an answer's probability is its share among all answers, or that of being right by itself.
+    """
+
+    def __init__(self, top_k: int = 1, *, one_of_all: bool = False) -> None:
+        self.top_k, self.one_of_all = top_k, one_of_all
         self.parts: list[tuple[np.ndarray, ...]] = []
 
     def see(self, batch: "Batch", output: "AnsweringOutput") -> None:
-        scores, rows = output.answer_scores.float().sort(dim=1, descending=True, stable=True)
-        best = rows[:, : self.top_k].cpu().numpy(), scores[:, : self.top_k].sigmoid().cpu().numpy()
-        self.parts.append((np.array(batch.numbers), *best))
+        scores = output.answer_scores.float()
+        rows = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.top_k]
+        probabilities = (scores.softmax(1) if self.one_of_all else scores.sigmoid()).gather(1, rows)
+        self.parts.append((np.array(batch.numbers), rows.cpu().numpy(), probabilities.cpu().numpy()))
 
     def gather(self, questions: int) -> Predictions:
         """All ranks' answers, on every rank; what this one has collected starts anew.
@@ -60,7 +65,22 @@ class AnswerCollector:
         return Predictions(rows[order], probabilities[order])
 
 
-def score_answers(questions: Sequence[Question], answers: Mapping[int, str]) -> Score:
+class Scorer:
+    """What answers to the questions of a split are worth. A task with measures of its own derives from it."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.questions = questions
+
+    def score(self, answers: Mapping[QuestionId, str]) -> Score:
+        """`score`, from 0 to 1, and what else the task tells; an answer is missing where the question has none."""
+        return score_answers(self.questions, answers)
+
+    def table(self, score: Score) -> str:
+        """The same for the eye."""
+        return score_table(score)
+
+
+def score_answers(questions: Sequence[Question], answers: Mapping[QuestionId, str]) -> Score:
     """Mean scores over all questions, one without an answer counting 0.
 
     Args:

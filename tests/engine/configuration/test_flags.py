@@ -9,15 +9,15 @@ from engine.configuration.flags import TrainingConfig
 from engine.configuration.parsing import parse, parse_command
 from engine.configuration.recipes import recipe_names, to_yaml
 from engine.errors import UserError
-from engine.tasks.answering.flags import PredictConfig
+from engine.tasks.named import TASKS
 from engine.tasks.pretraining import PretrainConfig
-from engine.tasks.vqa import VqaConfig
+from engine.tasks.vqa import PredictVqaConfig, VqaConfig
 
 RECIPES = Path(__file__).resolve().parents[3] / "launch" / "recipes"
 
 
 def program_of(recipe: str) -> type[TrainingConfig]:
-    return VqaConfig if "vqa" in recipe else PretrainConfig
+    return next((task.config_class for name, task in TASKS.items() if name in recipe), PretrainConfig)
 
 
 def read(*argv, recipes=RECIPES):
@@ -205,7 +205,7 @@ def test_program_flags_are_apart_from_the_configuration(recipes):
 def test_a_program_without_recipes_takes_what_deepspeed_adds():
     parse(PretrainConfig, ["--local-rank=1"], RECIPES)  # torch.distributed.launch's spelling
     argv = ["--local_rank=1", "--local-rank=1", "--load", "x", "--test", "minival"]
-    config = parse_command(PredictConfig, "predict_vqa.py", argv)
+    config = parse_command(PredictVqaConfig, "predict_vqa.py", argv)
     assert (config.load, config.test) == ("x", "minival")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data.annotations.questions import Question
+from engine.data.annotations.questions.file import Question
 from engine.tasks.answering.scoring import AnswerCollector, score_answers, score_table
 
 QUESTIONS = [

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from engine.data.annotations.answers import ExactAnswers
-from engine.data.annotations.named import read_names
-from engine.data.annotations.questions import QuestionFile
+from engine.data.annotations.questions.vqa import VqaFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import ImageShape
@@ -48,7 +47,7 @@ def write(data_root, name, content):
 
 
 def read(data_root, names="train", **options):
-    parts = read_names(names, data_root / "vqa", original=QuestionFile)
+    parts = VqaFile.parts(names, data_root)
     table = ExactAnswers.of_task(data_root / "vqa")
     source = AnnotationSource(parts, TextEncoder(tokenizer()), table)
     images = open_images(data_root, None, ImageShape(12, 20), "pillow")

@@ -69,7 +69,7 @@ def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monk
     assert told[1:] == [
         "best validation: score 50, after epoch 2",
         f"in {tmp_path}: Epoch03, BEST, LAST, metrics.jsonl, config.yaml, run.json",
-        "next: torchrun --nproc-per-node 2 launch/predict_vqa.py "
+        "next: torchrun --nproc-per-node 2 launch/predict.py --task vqa "
         f"--load {tmp_path}/BEST --test minival --data_root {tmp_path}",
     ]
     (tmp_path / "vqa").mkdir()

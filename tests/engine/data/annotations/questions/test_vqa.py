@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from engine.data.annotations.questions import QuestionFile, check_unique, read_questions
+from engine.data.annotations.questions.file import check_unique
+from engine.data.annotations.questions.file import read_questions as read_files
+from engine.data.annotations.questions.vqa import VqaFile, with_human_answers
 from engine.errors import UserError
 
 ITEM = {
@@ -14,6 +16,11 @@ ITEM = {
     "answer_type": "other",
     "question_type": "what is this",
 }
+
+
+def read_questions(paths, human_answers=()):
+    files = [VqaFile(path) for path in paths]
+    return with_human_answers(read_files(files), files, human_answers)
 
 
 def write(path, content):
@@ -42,7 +49,7 @@ def test_a_test_split_has_no_labels_and_needs_no_types(tmp_path):
 
 def test_texts_for_the_store_carry_the_question_id(tmp_path):
     items = [ITEM, without("label", question_id=7)]
-    texts = list(QuestionFile(write(tmp_path / "val.json", items)).texts())
+    texts = list(VqaFile(write(tmp_path / "val.json", items)).texts())
     assert [text.question_id for text in texts] == [458752000, 7]
     assert [text.labels for text in texts] == [[{"net": 1, "netting": 0.6}], None]
 
@@ -70,7 +77,7 @@ def test_a_broken_item_is_named(tmp_path, item, message):
     with pytest.raises(UserError, match=f"val.json, item 1: .*{message}"):
         read_questions([path])
     with pytest.raises(UserError, match=f"val.json, item 1: .*{message}"):
-        list(QuestionFile(path).texts())
+        list(VqaFile(path).texts())
 
 
 def test_human_answers_of_items_and_of_the_official_file(tmp_path):
@@ -105,7 +112,9 @@ def test_a_broken_official_file_is_named(tmp_path, content, message):
         read_questions([write(tmp_path / "val.json", [ITEM])], [write(tmp_path / "official.json", content)])
 
 
-def test_repeated_ids_are_refused():
-    with pytest.raises(UserError, match="2 question ids of minival occur more than once, the first is 3"):
-        check_unique(np.array([5, 3, 5, 3, 3, 4]), "minival")
-    check_unique(np.array([5, 3, 4]), "minival")
+def test_repeated_ids_are_refused(tmp_path):
+    file = VqaFile(write(tmp_path / "minival.json", [without(question_id=number) for number in (5, 3, 5, 3, 3, 4)]))
+    numbers = np.array([question.number for question in file.questions()])
+    with pytest.raises(UserError, match="2 question ids of minival occur more than once, the first is 5"):
+        check_unique(numbers, [file], "minival")
+    check_unique(numbers[[0, 1, 5]], [file], "minival")

@@ -1,0 +1,28 @@
+"""What a program of launch/ that predicts does: read its flags, and answer.
+
+Nothing heavy is imported before the flags are checked, so that --help and a wrong flag answer at once.
+"""
+
+import sys
+
+from engine.configuration.parsing import parse_command
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
+from engine.importing import heavy_imports
+from engine.tasks.answering.task import TaskClass
+
+
+def main(task: TaskClass, argv: list[str] | None = None) -> None:
+    """Predict.
+
+    Args:
+        argv: flags; those of the command line if not given.
+    """
+    with telling_errors():
+        ranks = Ranks.from_environment()
+        name = f"predict.py --task {task.files.folder}"
+        config = parse_command(task.predict_class, name, sys.argv[1:] if argv is None else argv)
+        config.check()
+        with heavy_imports():
+            from engine.tasks.answering.prediction import run
+        run(task, config, ranks)
