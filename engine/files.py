@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -29,19 +29,41 @@ def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def _replacing_text(path: Path) -> Iterator[IO[str]]:
+    """As `replacing`, in a folder that need not be there, with one line for what keeps it from being written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, "w") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}); free space or choose another folder") from None
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write a JSON file, on the disk before it takes the place of an older one.
 
     Raises:
         UserError: if it can't be written; an older file is as it was.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "w") as file:
-            json.dump(value, file, indent=indent)
-            file.write("\n")
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}); free space or choose another folder") from None
+    with _replacing_text(path) as file:
+        json.dump(value, file, indent=indent)
+        file.write("\n")
+
+
+def write_json_list(path: Path, items: Iterable[Any]) -> int:
+    """Write a JSON list as its items come, one a line: they may be more than memory holds. As `write_json` does.
+
+    Returns:
+        how many there were.
+    """
+    written = 0
+    with _replacing_text(path) as file:
+        for item in items:
+            file.write((",\n" if written else "[\n") + json.dumps(item))
+            written += 1
+        file.write("\n]\n" if written else "[]\n")
+    return written
 
 
 def check_writable(path: Path) -> None:

@@ -3,6 +3,7 @@
     python launch/prepare.py download       the original's data: listed with --dry-run, or fetched, verified, unpacked
     python launch/prepare.py sizes          data/mscoco/width_heigths.json, so that no training reads image headers
     python launch/prepare.py answers        an answer table from the annotations, where there is none
+    python launch/prepare.py gqa            GQA's official question files in LXMERT's form, with an answer table
     python launch/prepare.py annotations    the stores that trainings open, built ahead of the first one
     python launch/prepare.py images         all images in one LMDB, resized or as they are
     python launch/prepare.py verify         every annotation, image and size checked; memory and throughput estimated
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         prepare_annotations,
         prepare_answers,
     )
+    from engine.data.annotations.questions.official_gqa import PrepareGqa, prepare_gqa
     from engine.data.downloads.command import PrepareDownload, prepare_download
     from engine.data.images.commands import PrepareImages, PrepareSizes, prepare_images, prepare_sizes
     from engine.data.inspection.command import PrepareInspect, prepare_inspect
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         "download": (PrepareDownload, prepare_download),
         "sizes": (PrepareSizes, prepare_sizes),
         "answers": (PrepareAnswers, prepare_answers),
+        "gqa": (PrepareGqa, prepare_gqa),
         "annotations": (PrepareAnnotations, prepare_annotations),
         "images": (PrepareImages, prepare_images),
         "verify": (PrepareVerify, prepare_verify),

@@ -88,7 +88,7 @@ class Gqa(SoftScoresTask[GqaConfig]):
         official = None
         if config.official_questions:
             official = OfficialGqa.read(paths_of(config.official_questions), paths_of(config.official_choices))
-            official.check_answered({str(question.question_id) for question in questions})
+            official.check_asked({str(question.question_id) for question in questions})
         return GqaScorer(questions, official)
 
     @staticmethod

@@ -339,7 +339,7 @@ def test_downloads_are_listed_without_fetching(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        (["anotations"], "there is no command anotations; choose one of download, sizes, answers, annotations"),
+        (["anotations"], "there is no command anotations; choose one of download, sizes, answers, gqa, annotations"),
         (["sizes", "--datroot", "x"], "unknown flag --datroot; did you mean --data_root?"),
         (["answers", "--min_count", "many"], "invalid int value: 'many'"),
         (["download", "--only", "coco"], "coco"),

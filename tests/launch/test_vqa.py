@@ -403,7 +403,9 @@ def test_a_fine_tuned_model_with_other_answers_is_refused(
 
 
 def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: Path) -> None:
-    with pytest.raises(UserError, match=r"model of pretraining; fine-tune it first, with launch/finetune\.py --task vqa"):
+    with pytest.raises(
+        UserError, match=r"model of pretraining; fine-tune it first, with launch/finetune\.py --task vqa"
+    ):
         predict(pretrained, scenes)
 
 

@@ -3,9 +3,9 @@
 import codecs
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from engine.data.annotations.answers import no_such_file
 from engine.data.annotations.formats.file import CHUNK, AnnotationFile, FieldError, Texts
@@ -14,6 +14,8 @@ from engine.progress import Bar
 
 # How far before the end of a buffer an unfinished item can be called broken: "\uD83D\uDE00" and "-Infinity" fit in.
 UNFINISHED = 16
+
+Member = TypeVar("Member")
 
 
 class LxmertFile(AnnotationFile):
@@ -64,34 +66,19 @@ class LxmertFile(AnnotationFile):
 
     def items(self, bar: Bar | None = None) -> Iterator[Any]:
         """The items of the list; `bar` advances by bytes."""
-        stream = _Stream(self.path, bar)
+        stream = JsonStream(self.path, bar)
         with stream.file:  # also of who doesn't read on
             yield from self._items(stream)
 
-    def _items(self, stream: "_Stream") -> Iterator[Any]:
+    def _items(self, stream: "JsonStream") -> Iterator[Any]:
         if stream.next_character() != "[":
             found = type(stream.decode()).__name__
             raise UserError(f"{self.path}: a list of items was expected, found {found}")
-        stream.position += 1
-        if stream.next_character() == "]":
-            stream.position += 1
-        else:
-            while True:
-                yield stream.decode()
-                mark = stream.next_character()
-                if mark not in (",", "]"):
-                    raise stream.broken("Expecting ',' delimiter")
-                stream.position += 1
-                if mark == "]":
-                    break
-                if stream.next_character() == "]":
-                    raise stream.broken("Illegal trailing comma before end of array")
-        if stream.next_character():
-            raise stream.broken("Extra data")
+        yield from stream.members("]", stream.decode)
         self.sha256 = stream.digest.hexdigest()
 
 
-class _Stream:
+class JsonStream:
     """A text file that is decoded from a buffer; what is used up is dropped."""
 
     def __init__(self, path: Path, bar: Bar | None) -> None:
@@ -116,6 +103,40 @@ class _Stream:
             if self.ended:
                 return ""
             self.read_more()
+
+    def members(self, end: str, member: Callable[[], Member]) -> Iterator[Member]:
+        """What stands between the bracket that is here and the last one of the file, with commas between.
+
+        Args:
+            end: the last bracket, ] or }.
+            member: reads one, and goes behind it.
+        """
+        self.position += 1
+        if self.next_character() == end:
+            self.position += 1
+        else:
+            while True:
+                yield member()
+                mark = self.next_character()
+                if mark not in (",", end):
+                    raise self.broken("Expecting ',' delimiter")
+                self.position += 1
+                if mark == end:
+                    break
+                if self.next_character() == end:
+                    raise self.broken(f"Illegal trailing comma before end of {'array' if end == ']' else 'object'}")
+        if self.next_character():
+            raise self.broken("Extra data")
+
+    def pair(self) -> tuple[str, Any]:
+        """The name and the value of an object's member."""
+        if self.next_character() != '"':
+            raise self.broken("Expecting property name enclosed in double quotes")
+        name = self.decode()
+        if self.next_character() != ":":
+            raise self.broken("Expecting ':' delimiter")
+        self.position += 1
+        return name, self.decode()
 
     def decode(self) -> Any:
         """The value that begins here, after white space."""
