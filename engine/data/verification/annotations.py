@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.annotations.questions.file import QuestionId, check_unique, files_of
+from engine.data.annotations.questions.file import QuestionId, check_unique, files_of, is_only_handed_in
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.errors import UserError
@@ -102,10 +102,11 @@ def lacking(name: str, store: AnnotationStore, source: AnnotationSource) -> str:
 
 
 def repeated_questions(splits: Mapping[str, tuple[AnnotationStore, AnnotationSource]]) -> list[str]:
-    """A problem if an id occurs twice in a split, or in two that have labels: what is scored must not be trained on."""
-    labelled = [name for name, (store, _) in splits.items() if store.questions.any()]
+    """A problem if an id occurs twice, in one split or in two: what is scored must not be trained on."""
+    alone = [name for name, (store, source) in splits.items() if is_only_handed_in(files_of(source.parts), store)]
+    together = [name for name in splits if name not in alone]
     problems = list[str]()
-    for names in filter(None, (labelled, *([name] for name in splits if name not in labelled))):
+    for names in filter(None, (together, *([name] for name in alone))):
         numbers = np.concatenate([splits[name][0].question_ids for name in names])
         files = [file for name in names for file in files_of(splits[name][1].parts)]
         try:

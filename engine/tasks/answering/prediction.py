@@ -19,7 +19,7 @@ from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
 from engine.data.annotations.answers import ExactAnswers
-from engine.data.annotations.questions.file import check_unique, files_of, names_of, read_questions
+from engine.data.annotations.questions.file import check_unique, files_of, is_only_handed_in, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pixels
@@ -105,7 +105,7 @@ def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ra
     if not len(split.sentences):
         raise UserError(f"{names_of(files_of(parts))}: there is no question")
     check_unique(split.sentences.question_ids, files_of(parts), split.name)
-    if split.sentences.questions.any() and not config.allow_trained_on:  # what has no labels isn't scored
+    if not (config.allow_trained_on or is_only_handed_in(files_of(parts), split.sentences)):
         told = f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}"
         if saved.trained_on is not None:
             told = saved.trained_on.check_unseen(split, images_too=task.refuses_seen_images)

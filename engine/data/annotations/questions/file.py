@@ -15,6 +15,7 @@ import numpy as np
 from engine.data.annotations.answers import ANSWER_LIST, AnswerTable, ExactAnswers
 from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
 from engine.data.annotations.named import Part, read_names
+from engine.data.annotations.store import AnnotationStore
 from engine.errors import UserError
 from engine.progress import Bar
 
@@ -49,6 +50,7 @@ class QuestionFile(AnnotationFile):
     file_name: ClassVar[str] = "{}.json"  # of a split
     train: ClassVar[tuple[str, ...]] = ("train",)  # the files that together are trained on
     leaderboard: ClassVar[str] = "test"  # the file whose answers are handed in
+    leaderboard_repeats: ClassVar[bool] = False  # whether that one asks other files' questions again
     whole: ClassVar[Mapping[str, tuple[int, int]]] = {}  # about how many questions and images a whole file has
 
     @classmethod
@@ -161,6 +163,11 @@ def check_unique(numbers: np.ndarray, files: Sequence[QuestionFile], name: str) 
             f"{len(repeated):,} question ids of {name} occur more than once, the first is {first.question_id}; remove "
             "the repeats, or name each split once"
         )
+
+
+def is_only_handed_in(files: Sequence[QuestionFile], store: AnnotationStore) -> bool:
+    """Whether a split has no labels, and may ask what was trained on, since others score it."""
+    return all(file.leaderboard_repeats for file in files) and not store.questions.any()
 
 
 def names_of(files: Sequence[QuestionFile]) -> str:

@@ -19,6 +19,7 @@ class GqaFile(VqaFile):
     folder: ClassVar[str] = "gqa"
     train: ClassVar[tuple[str, ...]] = ("train", "valid")
     leaderboard: ClassVar[str] = "submit"
+    leaderboard_repeats: ClassVar[bool] = True
 
     def id_of(self, item: Any) -> str:
         return str(field(item, "question_id", str))  # digits, some of them zeros at the front
