@@ -27,8 +27,10 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune, evaluate
-	$(BIN)/python launch/demo.py
+TASKS := vqa
+
+demo: $(READY)  ## draw a data set, pre-train both stages on two ranks, fine-tune (TASKS=all: on all tasks), evaluate
+	$(BIN)/python launch/demo.py --tasks $(TASKS)
 
 demo-own: $(READY)  ## photos and captions of one's own: look at them, train, export, and load with transformers alone
 	$(BIN)/python launch/demo_own.py

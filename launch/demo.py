@@ -1,14 +1,17 @@
 """Pre-train a tiny CLIP-ViL on drawn scenes, fine-tune it to answer questions, and test both on scenes it never saw.
 
     make demo
+    make demo TASKS=all
 
 1. draw the data set               data/demo
 2. stage one, stage two            deepspeed --num_gpus 2 launch/pretrain.py --recipe demo_stage_one (_two)
-3. fine-tune                       deepspeed --num_gpus 2 launch/finetune_vqa.py --recipe demo_vqa
+3. fine-tune                       deepspeed --num_gpus 2 launch/finetune.py --task vqa --recipe demo_vqa
    and the same from random weights, to see what pre-training is good for
-4. predict                         deepspeed --num_gpus 2 launch/predict_vqa.py --load snap/demo/vqa/BEST --test minival
+4. predict                         deepspeed --num_gpus 2 launch/predict.py --task vqa --load snap/demo/vqa/BEST ...
 5. evaluate, with the images and blind (every image grey)
 6. print, and write snap/demo/summary.json
+
+3 to 5 are done for each of --tasks: vqa alone if not given, else vqa,gqa,snli_ve or some of them.
 """
 
 import json
@@ -37,11 +40,18 @@ from engine.distributed.leaving import exit_with
 from engine.errors import UserError
 from engine.synthetic.command import DrawingConfig, prepare_demo
 from engine.synthetic.held_out import evaluate_held_out, predict_blind
+from engine.tasks.named import TASKS
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.program import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES_PER_STEP = 64  # on any number of ranks: two of them without accumulation, one with
+# Of each task, how fine-tuning takes the weights of stage two, and the split of the held-out scenes.
+FINE_TUNING = {
+    "vqa": ("--load_lxmert_qa", "minival"),
+    "gqa": ("--load_lxmert_qa", "testdev"),
+    "snli_ve": ("--load_lxmert", "test"),
+}
 
 
 @dataclass
@@ -51,7 +61,18 @@ class DemoConfig(DrawingConfig):
     output: str = HfArg(default="snap/demo", help="folder for checkpoints and summary.json")
     stage_one: str = HfArg(default="", help="more flags for stage one, in one string")
     stage_two: str = HfArg(default="", help="more flags for stage two, in one string")
-    vqa: str = HfArg(default="", help="more flags for fine-tuning, in one string")
+    tasks: str = HfArg(default="vqa", help=f"which of {', '.join(FINE_TUNING)} to fine-tune on, or all")
+    vqa: str = HfArg(default="", help="more flags for fine-tuning on VQA, in one string")
+    gqa: str = HfArg(default="", help="more flags for fine-tuning on GQA, in one string")
+    snli_ve: str = HfArg(default="", help="more flags for fine-tuning on visual entailment, in one string")
+
+    @property
+    def chosen_tasks(self) -> list[str]:
+        """Raises UserError if there is no such task."""
+        chosen = list(FINE_TUNING) if self.tasks == "all" else self.tasks.split(",")
+        if unknown := [name for name in chosen if name not in FINE_TUNING]:
+            raise UserError(f"--tasks {self.tasks}: {unknown[0]!r} is none of {', '.join(FINE_TUNING)}, all")
+        return chosen
 
 
 def run_program(name: str, flags: list[str]) -> None:
@@ -98,21 +119,41 @@ def training_flags(config: DrawingConfig) -> list[str]:
     return [*data, "--global_batch_size", str(SAMPLES_PER_STEP)]
 
 
-def predict_held_out(model: str, data_root: str) -> float:
-    """The score of a fine-tuned model on the held-out scenes' questions, by launch/predict_vqa.py."""
-    run_program("predict_vqa.py", ["--load", model, "--test", "minival", "--data_root", data_root, "--num_workers=1"])
-    return float(json.loads(Path(model).with_name("minival_score.json").read_text())["score"])
+def fine_tune(config: DemoConfig, name: str, stage_two: str) -> dict[str, float]:
+    """Fine-tune on a task, from the weights of stage two and from random ones; scores on held-out scenes."""
+    started = time.monotonic()
+    flag, test = FINE_TUNING[name]
+    scores: dict[str, float] = {}
+    for suffix, start in (("", [flag, stage_two]), ("_from_scratch", [flag, "", "--fromScratch"])):
+        output = f"{config.output}/{name}{suffix}"
+        shutil.rmtree(output, ignore_errors=True)  # an earlier demo's
+        recipe = ["--recipe", f"demo_{name}", *training_flags(config), *start, "--output", output]
+        run_program("finetune.py", ["--task", name, *recipe, *getattr(config, name).split()])
+        model = ["--load", f"{output}/BEST", "--test", test, "--data_root", config.data_root, "--num_workers=1"]
+        run_program("predict.py", ["--task", name, *model, *official_files(config, name, test)])
+        scores[f"{name}_accuracy{suffix}"] = float(json.loads(Path(output, f"{test}_score.json").read_text())["score"])
+    scores[f"{name}_accuracy_blind"] = predict_blind(
+        TASKS[name], f"{config.output}/{name}/BEST", config.data_root, test
+    )
+    scores[f"{name}_seconds"] = round(time.monotonic() - started, 1)
+    return scores
+
+
+def official_files(config: DemoConfig, name: str, test: str) -> list[str]:
+    """What GQA's own measures take."""
+    folder = f"{config.data_root}/gqa/questions1.2/{test}"
+    questions = ["--official_questions", f"{folder}_balanced_questions.json"]
+    return [*questions, "--official_choices", f"{folder}_choices.json"] if name == "gqa" else []
 
 
 def main() -> None:
     started = time.monotonic()
     try:
         config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
-        common = training_flags(config)
+        common, tasks = training_flags(config), config.chosen_tasks
         prepare_demo(config)
-        names = ("stage_one", "stage_two", "vqa", "vqa_from_scratch")
-        stage_one, stage_two, vqa, from_scratch = (f"{config.output}/{name}" for name in names)
-        for stage in (stage_one, stage_two, vqa, from_scratch):
+        stage_one, stage_two = (f"{config.output}/{name}" for name in ("stage_one", "stage_two"))
+        for stage in (stage_one, stage_two):
             shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
         first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
         run_program("pretrain.py", first)
@@ -121,25 +162,17 @@ def main() -> None:
         flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
         summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
 
-        pretrained = time.monotonic()
-        for output, start in (
-            (vqa, ["--load_lxmert_qa", last_checkpoint(stage_two)]),
-            (from_scratch, ["--load_lxmert_qa", "", "--fromScratch"]),
-        ):
-            recipe = ["--recipe", "demo_vqa", *common, *start, "--output", output]
-            run_program("finetune_vqa.py", [*recipe, *config.vqa.split()])
-        summary["vqa_accuracy"] = predict_held_out(f"{vqa}/BEST", config.data_root)
-        summary["vqa_accuracy_blind"] = predict_blind(f"{vqa}/BEST", config.data_root)
-        summary["vqa_accuracy_from_scratch"] = predict_held_out(f"{from_scratch}/BEST", config.data_root)
-        summary["vqa_seconds"] = round(time.monotonic() - pretrained, 1)
+        for name in tasks:
+            summary |= fine_tune(config, name, last_checkpoint(stage_two))
     except UserError as error:
         exit_with(error)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(config.output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out scenes     with images   blind")
-    for name in ("masked_word_accuracy", "matched_accuracy", "qa_accuracy", "vqa_accuracy"):
+    for name in ("masked_word_accuracy", "matched_accuracy", "qa_accuracy", *(f"{name}_accuracy" for name in tasks)):
         print(f"{name:<22} {summary[name]:<13.3f} {summary[name + '_blind']:.3f}")
-    print(f"vqa_accuracy without pre-training: {summary['vqa_accuracy_from_scratch']:.3f}")
+    for name in tasks:
+        print(f"{name}_accuracy without pre-training: {summary[f'{name}_accuracy_from_scratch']:.3f}")
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
 
 

@@ -26,6 +26,6 @@ def picked_task(argv: list[str], usage: str) -> tuple[TaskClass, list[str]]:
         raise SystemExit(0)
     with telling_errors():
         if found.task not in TASKS:
-            given = f"--task {found.task}: there is no such task" if found.task else "which task?"
-            raise UserError(f"{given}; add --task with one of {', '.join(TASKS)}")
+            given = f"--task {found.task}: there is no such task; give" if found.task else "which task? add --task with"
+            raise UserError(f"{given} one of {', '.join(TASKS)}")
     return TASKS[found.task], others

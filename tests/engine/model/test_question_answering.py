@@ -2,23 +2,13 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig
-
-from engine.model.clip_resnet import SHAPES
-from engine.model.encoder import VisualShape
-from engine.model.question_answering import ClipVilForQuestionAnswering
 
 ANSWERS = 5
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=20, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    return ClipVilForQuestionAnswering(config, VisualShape(SHAPES["tiny"], sub_feat_num=None), ANSWERS)
+def model(answering_model):
+    return answering_model
 
 
 def inputs(target, is_labelled=None):
