@@ -1,6 +1,8 @@
 """Visual entailment on two small images: loss and scores by NumPy and by the original's formulas, and label orders."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 from engine.checkpoint.formats.original import OriginalState, read_original, write_original
+from engine.checkpoint.state import load_weights
 from engine.configuration.parsing import parse
 from engine.data.annotations.questions.file import Question
 from engine.data.annotations.questions.snli_ve import LABELS
+from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.model.question_answering import ClipVilForQuestionAnswering
@@ -70,7 +74,9 @@ def test_hypotheses_become_examples(data_root, capsys):
     examples = task.training.__getitems__([SimpleNamespace(index=n, position=n, epoch=0) for n in range(2)])
     assert [example["target"].tolist() for example in examples] == [[1, 0, 0], [0, 1, 0]]
     assert examples[0]["input_ids"][:4] == [2, 6, 7, 3]  # in lower case
-    task.check_start(SimpleNamespace(check_unseen=lambda split, images_too: "" if images_too else pytest.fail()))
+    seen = replace(TrainedOn.of(task.validation.split), question_ids=np.empty(0, np.int64))
+    with pytest.raises(UserError, match="0 of 2 questions and 1 of 1 images of dev were trained on"):
+        task.check_start(seen)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_labels_that_count(model):
@@ -119,12 +125,15 @@ def original(model, tmp_path: Path) -> OriginalState:
     return read_original(tmp_path / "BEST.pth")
 
 
-def test_a_head_of_the_originals_needs_its_label_order(data_root, original):
+def test_a_head_of_the_originals_needs_its_label_order(data_root, original, model):
     with pytest.raises(UserError, match=r"BEST\.pth doesn't say which labels its 3 rows are for; .*--label_order"):
         make(data_root, "--load", "BEST.pth").check_answers(original)
     task = make(data_root, "--load", "BEST.pth", "--label_order", "contradiction,entailment,neutral")
     task.check_answers(original)
-    assert original.answers == ["contradiction", "entailment", "neutral"]  # rows go by these when they are loaded
+    ours = deepcopy(model)
+    load_weights(ours, original, task.answers)
+    rows = [model.answer_head.logit_fc[3].weight[place] for place in (1, 2, 0)]  # where its file has our labels
+    assert torch.equal(ours.answer_head.logit_fc[3].weight, torch.stack(rows))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,7 @@ def test_a_head_of_the_originals_needs_its_label_order(data_root, original):
     [
         (
             ("--label_order", "yes,no,maybe"),
-            "--label_order yes,no,maybe: entailment, neutral, contradiction are needed",
+            "yes,no,maybe: entailment, neutral, contradiction are needed",
         ),
         (("--label_order", "neutral,neutral,entailment"), "each once"),
         (("--load_lxmert_qa", "x"), "--load_lxmert_qa takes rows for answers.*use --load_lxmert x"),
