@@ -14,7 +14,8 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from engine.progress import Bar
-from engine.synthetic.demo import Scene, write_bert
+from engine.synthetic.demo import write_bert
+from engine.synthetic.scenes import Scene
 
 TABLE = "captions.jsonl"
 NAMES = (

@@ -10,8 +10,8 @@ from PIL import Image
 from engine.data.annotations.formats.table import Columns
 from engine.data.annotations.named import own_file
 from engine.data.images.decoding import IMAGE_ERRORS, open_image
-from engine.synthetic.demo import Scene
 from engine.synthetic.photos import CUT_OFF, NAMES, TABLE, write_photos
+from engine.synthetic.scenes import Scene
 
 SEED = 1
 TRAIN, VALID = 2 * len(NAMES), len(NAMES)
