@@ -13,6 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from engine.data.annotations.answers import ANSWER_LIST, ANSWER_ROWS
+from engine.data.annotations.questions.gqa import GqaFile
+from engine.data.annotations.questions.official_gqa import write_gqa_files
 from engine.data.images.places import GQA
 from engine.synthetic.scenes import COLORS, SHAPES, Scene, Thing, link_pictures, mentioned
 
@@ -205,7 +208,7 @@ def ask_all(scene: Scene, draw: random.Random, number: int = 2) -> list[Question
 def write_gqa(
     data_root: Path, training: Sequence[Scene], held_out: Sequence[Scene], *, seed: int, number: int = 2
 ) -> None:
-    """Write GQA's files and show the scenes in its folder of images.
+    """Write GQA's official files, what `prepare.py gqa` makes of them, and show the scenes in its folder of images.
 
     The last tenth of the training scenes are `val`, the held-out ones `testdev`.
 
@@ -215,7 +218,7 @@ def write_gqa(
     known = [(str(2_300_000 + row), f"0{row:06d}", scene) for row, scene in enumerate(training)]
     unseen = [(f"n{row}", f"2{row:06d}", scene) for row, scene in enumerate(held_out)]
     link_pictures(data_root, {f"{GQA}:{image_id}": scene for image_id, _, scene in known + unseen})
-    first_valid = 9 * len(known) // 10
+    first_valid = max(1, 9 * len(known) // 10)
     for split, images in (("train", known[:first_valid]), ("val", known[first_valid:]), ("testdev", unseen)):
         records, choices = {}, {}
         for image_id, digits, scene in images:
@@ -231,6 +234,10 @@ def write_gqa(
     public = ("imageId", "question", "isBalanced")
     hidden = {name: {field: record[field] for field in public} for name, record in records.items()}
     _write(data_root, "submission_all_questions", hidden)
+    folder = data_root / GqaFile.folder
+    for name in (ANSWER_LIST, ANSWER_ROWS):
+        (folder / name).unlink(missing_ok=True)  # of scenes that were drawn before
+    write_gqa_files(folder, data_root / FOLDER, force=True)
 
 
 def _write(data_root: Path, name: str, value: Record) -> None:

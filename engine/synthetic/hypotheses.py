@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.data.annotations.questions.snli_ve import LABELS, EntailmentFile
 from engine.data.images.places import FLICKR30K
 from engine.synthetic.scenes import SHAPES, Scene, link_pictures, mentioned
 
-FOLDER = Path("snli_ve")
-LABELS = ("entailment", "neutral", "contradiction")
 FORMS = (
     "a {thing.size} {thing.color} {thing.shape}",
     "a {thing.color} {thing.shape} at the {thing.side}",
@@ -54,10 +53,11 @@ def write_snli_ve(
     unseen = [(str(2_000_000 + row), scene) for row, scene in enumerate(held_out)]
     link_pictures(data_root, {f"{FLICKR30K}:{image_id}": scene for image_id, scene in known + unseen})
     half = len(unseen) // 2
-    (data_root / FOLDER).mkdir(parents=True, exist_ok=True)
+    folder = data_root / EntailmentFile.folder
+    folder.mkdir(parents=True, exist_ok=True)
     splits = {"train": (known, UNDECIDED), "dev": (unseen[:half], 0.0), "test": (unseen[half:], 0.0)}
     for split, (images, undecided) in splits.items():
-        with (data_root / FOLDER / f"snli_ve_{split}.jsonl").open("w") as file:
+        with (folder / EntailmentFile.file_name.format(split)).open("w") as file:
             for image_id, scene in images:
                 draw = random.Random(f"{seed}/snli_ve/{scene.img_id}")
                 for line in lines_about(scene, image_id, draw, of_each=of_each, undecided=undecided):
