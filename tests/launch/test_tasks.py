@@ -10,6 +10,8 @@ import torch
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.formats.original import write_original
+from engine.conversion.convert import convert
+from engine.conversion.flags import parse_conversion
 from engine.data.annotations.questions.snli_ve import LABELS
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
@@ -129,12 +131,10 @@ def test_the_originals_entailment_model_becomes_a_folder_by_its_label_order(
         (("--label_order", "yes,no"), "--label_order yes,no: entailment, neutral, contradiction are needed"),
         (("--label_order", ",".join(LABELS), "--answers", "x"), "--answers and --label_order both say"),
     ):
-        refused = launch("launch/convert.py", [*source, *target, *flags], ranks=1, launcher="warm")
-        assert refused.code == 2
-        assert message in refused.errors[0]
+        with pytest.raises(UserError, match=message):
+            convert(parse_conversion([*source, *target, *flags]))
     order = ["contradiction", "neutral", "entailment"]
-    made = launch("launch/convert.py", [*source, *target, "--label_order", ",".join(order)], ranks=1, launcher="warm")
-    assert made.code == 0, made.stderr[-3000:]
+    convert(parse_conversion([*source, *target, "--label_order", ",".join(order)]))
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["answers"] == order
     assert torch.equal(
         load_pretrained(tmp_path / "folder").answer_head.logit_fc[3].weight, state["answer_head.logit_fc.3.weight"]
@@ -152,7 +152,7 @@ def test_broken_files_of_a_task_are_one_line(damaged: Path, tmp_path: Path, chan
     elif change == "gone":
         train.unlink()
     else:
-        train.write_text(train.read_text().replace("neutral", "undecided", 1))
+        train.write_text(train.read_text().replace('"gold_label": "neutral"', '"gold_label": "undecided"', 1))
     refused = launch(
         "launch/finetune.py",
         ["--task", "snli_ve", *flags_of("snli_ve", damaged, tmp_path / "run")],
@@ -180,7 +180,7 @@ def test_a_model_of_another_task_and_other_official_files_are_refused(
     gqa = TASKS["gqa"]
     questions = scenes / OFFICIAL / "val_balanced_questions.json"
     config = gqa.predict_class(load=model, test="testdev", official_questions=str(questions))  # type: ignore[call-arg]
-    with pytest.raises(UserError, match="balanced questions of .*val_balanced_questions.json have no prediction"):
+    with pytest.raises(UserError, match=r"balanced questions of .*val_balanced_questions\.json have no prediction"):
         gqa.scorer(config, list(gqa.files(scenes / "gqa" / "testdev.json").questions()), ())
 
 
