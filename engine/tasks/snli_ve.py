@@ -40,6 +40,8 @@ class EntailmentConfig(FineTuningConfig):
             )
         if self.label_order is not None:
             check_labels(self.label_order)
+            if self.load is None:
+                raise UserError("--label_order says what the rows of a model are for; add --load, or leave it out")
 
 
 class EntailmentScorer(Scorer):
@@ -107,7 +109,7 @@ class VisualEntailment(AnsweringTask[EntailmentConfig]):
                 )
             saved.answers = config.label_order.split(",")
             return
-        if config.label_order is not None:
+        if config.label_order is not None and config.resume is None:  # a resumed run has the flags that it began with
             raise UserError(
                 "--label_order is for --load of the original's model, whose file has no labels; leave it out"
             )

@@ -25,6 +25,7 @@ MAY_CHANGE = frozenset(
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "monitor", "stop_on", "save_step", "keep", "resume", "start_timeout"}
     | {"image_root", "answers", "load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
+    | {"official_questions", "official_choices", "label_order"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
 

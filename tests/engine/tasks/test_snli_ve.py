@@ -144,6 +144,7 @@ def test_a_head_of_the_originals_needs_its_label_order(data_root, original, mode
             "yes,no,maybe: entailment, neutral, contradiction are needed",
         ),
         (("--label_order", "neutral,neutral,entailment"), "each once"),
+        (("--label_order", ",".join(LABELS)), "add --load, or leave it out"),
         (("--load_lxmert_qa", "x"), "--load_lxmert_qa takes rows for answers.*use --load_lxmert x"),
     ],
 )
@@ -161,3 +162,5 @@ def test_a_head_for_other_answers_and_an_order_without_need_are_refused(data_roo
     task = make(data_root, "--load", "snap/BEST", "--label_order", ",".join(LABELS))
     with pytest.raises(UserError, match="--label_order is for --load of the original's model"):
         task.check_answers(ours)
+    flags = ("--load", "BEST.pth", "--label_order", ",".join(LABELS), "--resume", "auto")
+    make(data_root, *flags).check_answers(ours)  # as it is said again when the run goes on from its own checkpoint

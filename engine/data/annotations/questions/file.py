@@ -22,9 +22,9 @@ from engine.progress import Bar
 QuestionId = int | str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
-    """One question, and what is known of its answer."""
+    """One question, and what is known of its answer. GQA has four million to hand in."""
 
     question_id: QuestionId
     img_id: str
