@@ -265,6 +265,29 @@ def test_sound_files_of_vqa_have_no_problems(question_files):
     assert list(alone["splits"]) == ["vqa/train,nominival", "vqa/minival", "vqa/test"]
 
 
+def test_sound_files_of_the_other_tasks_have_no_problems(damaged, capsys):
+    """GQA asks the questions of testdev again in submit; the drawn splits are far smaller than the published ones."""
+    tasks = ["--gqa", "train,valid,testdev,submit", "--snli_ve", "train,dev,test", "--train", "", "--valid", ""]
+    found = verify(damaged, *tasks)
+    assert found["problems"] == []
+    sentences = {name: split["sentences"] for name, split in found["splits"].items()}
+    assert sentences == {
+        **{"gqa/train,valid": 80, "gqa/testdev": 30, "gqa/submit": 30},
+        **{"snli_ve/train": 120, "snli_ve/dev": 21, "snli_ve/test": 24},
+    }
+    assert found["images"]["images"] == 2 * 55
+    told = "note: snli_ve/dev has 21 items and 7 images, and as published it has about 17,850 and 1,000"
+    assert told in capsys.readouterr().out
+    stores = prepare("annotations", damaged, "--bert", str(damaged / "bert"), *tasks)["stores"]
+    assert {name: store["sentences"] for name, store in stores.items()} == sentences
+    assert prepare("images", damaged, *tasks)["written"] == 2 * 55
+    change_items(damaged, lambda items: items.append({**items[0], "img_id": "n99"}), "gqa/testdev")
+    problems = verify(damaged, *tasks, code=1)["problems"]
+    first = json.loads((damaged / "gqa" / "testdev.json").read_text())[0]["question_id"]
+    assert f"occur more than once, the first is {first};" in problems[0]
+    assert problems[1] == f"gqa:n99 is not in the image folders of {damaged}"
+
+
 def test_memory_is_that_of_the_larger_training(question_files, monkeypatch):
     """One opens the stores of pre-training or those of VQA."""
     seen = []

@@ -9,6 +9,7 @@ from transformers.hf_argparser import HfArg
 
 from engine.data.annotations.commands import PrepareAnnotations, annotation_sources, cache_folder
 from engine.data.annotations.formats.table import places_of
+from engine.data.annotations.questions.file import files_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions
@@ -67,7 +68,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     splits: dict[str, dict[str, Any]] = {}
     img_ids: dict[str, None] = {}
     of_tasks: dict[str, tuple[AnnotationStore, AnnotationSource]] = {}
-    store_bytes: Counter[bool] = Counter()  # of fine-tuning's and of others; a training opens those of one kind
+    store_bytes: Counter[str] = Counter()  # by task, "" for pre-training; a training opens those of one
     most_sentences = 0
     for names, source in sources.items():
         store = source.open(cache, progress=True)
@@ -80,7 +81,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         else:
             problems += sentence_problems(names, store, source)
         img_ids |= dict.fromkeys(store.image_ids)
-        store_bytes[source.has_question_ids] += store.columns.nbytes
+        store_bytes["".join({file.folder for file in files_of(source.parts)})] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
     problems += repeated_questions(of_tasks)
