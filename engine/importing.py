@@ -1,5 +1,6 @@
 """Imports of what is large: torch, DeepSpeed and transformers take a program's first seconds."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,3 +18,4 @@ def heavy_imports() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+        atexit.register(gc.unfreeze)  # else Triton's bindings tell at the end that all of their objects have leaked

@@ -126,7 +126,7 @@ print(heavy, started, cpu.ru_utime + cpu.ru_stime)
         ("import kernels, engine, launch", ["torch", "triton", "deepspeed", "transformers"]),
         ("import engine.data.splits, engine.data.sampler, engine.data.dataset", ["torch", "deepspeed"]),
         # What answers --help, --print_config and a wrong flag.
-        ("import engine.training.program, engine.tasks.pretraining, engine.tasks.vqa", ["torch", "deepspeed"]),
+        ("import engine.training.program, engine.tasks.pretraining, engine.tasks.named", ["torch", "deepspeed"]),
         ("import engine.tasks.answering.flags, engine.conversion.flags", ["torch", "deepspeed"]),
         ("import launch.compare, engine.provenance.compare", ["torch", "deepspeed"]),
         ("import engine.data.verification.command, engine.synthetic.command", ["torch", "deepspeed"]),

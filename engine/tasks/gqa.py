@@ -80,7 +80,6 @@ class Gqa(SoftScoresTask[GqaConfig]):
     config_class = GqaConfig
     predict_class = PredictGqaConfig
     files = GqaFile
-    answered_only = True
     refuses_seen_images = False
 
     @classmethod

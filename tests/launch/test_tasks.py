@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from engine.checkpoint import load_pretrained
 from engine.checkpoint.formats.original import write_original
 from engine.conversion.convert import convert
 from engine.conversion.flags import parse_conversion
+from engine.data.annotations.questions.named import QUESTION_FILES
 from engine.data.annotations.questions.snli_ve import LABELS
+from engine.data.preparation import QuestionFilesConfig
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.answering import prediction
@@ -191,4 +194,12 @@ def test_a_task_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
     with pytest.raises(SystemExit):
         picked_task(["--help"], "how it is used")
-    assert "how it is used\nThe tasks: vqa, gqa, snli_ve." in capsys.readouterr().out
+    assert f"how it is used\nThe tasks: {', '.join(TASKS)}." in capsys.readouterr().out
+
+
+def test_a_task_is_known_by_one_name_everywhere() -> None:
+    """finetune.py and predict.py, prepare.py's files, prepare.py's flags."""
+    flags = {field.name for field in fields(QuestionFilesConfig)}
+    assert list(TASKS) == list(QUESTION_FILES)
+    assert set(TASKS) <= flags
+    assert all(task.files is QUESTION_FILES[name] for name, task in TASKS.items())

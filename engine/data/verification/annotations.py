@@ -66,14 +66,16 @@ def sentence_problems(name: str, store: AnnotationStore, source: AnnotationSourc
 def question_problems(name: str, store: AnnotationStore, source: AnnotationSource) -> list[str]:
     """What is wrong with a task's split: labels have only answers of the table, and all questions or none have one.
 
-    The store doesn't say which answers were dropped, so the files are read again.
+    Answers that the table lacks are no problem where the task leaves such questions out. The store doesn't say which
+    answers were dropped, so the files are read again.
     """
     problems, known = [], source.answers.ids.keys()
+    left_out = all(file.answered_only for file in files_of(source.parts))
     unknown, unlabelled = list[str](), list[QuestionId]()  # an answer of each label, a question
     for question in (question for file in files_of(source.parts) for question in file.questions()):
         if question.label is None:
             unlabelled.append(question.question_id)
-        elif others := sorted(question.label.keys() - known):
+        elif not left_out and (others := sorted(question.label.keys() - known)):
             unknown.append(others[0])
     if unknown:
         problems.append(

@@ -61,7 +61,6 @@ class AnsweringTask(Task[Config], Generic[Config]):
     best_and_last = True
     files: ClassVar[type[QuestionFile]]
     predict_class: ClassVar[type[PredictConfig]] = PredictConfig
-    answered_only: ClassVar[bool] = False  # leave questions out of training whose answer the answer table lacks
     refuses_seen_images: ClassVar[bool] = True  # to score questions about images that were trained on
     one_of_all: ClassVar[bool] = False  # exactly one answer is right
     config_class: ClassVar[type[FineTuningConfig]]
@@ -100,7 +99,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
 
     def read_training(self) -> None:
         config, source = self.config, self.source(self.config.train, "train")
-        self.training = self._read(source, config.allow_missing_images, answered_only=self.answered_only)
+        self.training = self._read(source, config.allow_missing_images, answered_only=self.files.answered_only)
 
     def read_validation(self) -> None:
         config = self.config

@@ -17,7 +17,8 @@ RECIPES = Path(__file__).resolve().parents[3] / "launch" / "recipes"
 
 
 def program_of(recipe: str) -> type[TrainingConfig]:
-    return next((task.config_class for name, task in TASKS.items() if name in recipe), PretrainConfig)
+    named = max((name for name in TASKS if name in recipe), key=len, default=None)
+    return PretrainConfig if named is None else TASKS[named].config_class
 
 
 def read(*argv, recipes=RECIPES):

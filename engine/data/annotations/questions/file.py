@@ -51,6 +51,7 @@ class QuestionFile(AnnotationFile):
     train: ClassVar[tuple[str, ...]] = ("train",)  # the files that together are trained on
     leaderboard: ClassVar[str] = "test"  # the file whose answers are handed in
     leaderboard_repeats: ClassVar[bool] = False  # whether that one asks other files' questions again
+    answered_only: ClassVar[bool] = False  # leave questions out of training that have no answer in the list
     whole: ClassVar[Mapping[str, tuple[int, int]]] = {}  # about how many questions and images a whole file has
 
     @classmethod
