@@ -1,7 +1,7 @@
 """From downloaded files to a verified data set.
 
     python launch/prepare.py download       the original's data: listed with --dry-run, or fetched, verified, unpacked
-    python launch/prepare.py sizes          data/mscoco/width_heigths.json, so that no training reads image headers
+    python launch/prepare.py sizes          width_heigths.json beside the images, so that no training reads headers
     python launch/prepare.py answers        an answer table from the annotations, where there is none
     python launch/prepare.py gqa            GQA's official question files in LXMERT's form, with an answer table
     python launch/prepare.py annotations    the stores that trainings open, built ahead of the first one
@@ -10,7 +10,8 @@
     python launch/prepare.py inspect FILE   what is in a table, shards or a dataset, with a sheet of its pictures
     python launch/prepare.py demo           the demo's small data set
 
-annotations, images and verify take VQA's files as well: --vqa train,nominival,minival,test.
+annotations, images and verify take the files of the tasks to fine-tune on as well: --vqa train,nominival,minival,test,
+--gqa train,valid,testdev,submit, --snli_ve train,dev,test.
 COMMAND --help tells the flags; --json FILE writes what was found. Whatever interrupts a command, the same one goes on.
 """
 

@@ -33,7 +33,9 @@ def of_flags(options: type[Options], config: Any, **others: Any) -> Options:
 class DataConfig:
     """Which data, and how they become batches."""
 
-    data_root: str = HfArg(default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/ and vqa/")
+    data_root: str = HfArg(
+        default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/, and vqa/ or another task's"
+    )
     image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
     aspect_ratio_group_factor: int = HfArg(default=5, help="2 k + 2 groups of aspect ratio; a batch holds one group")
