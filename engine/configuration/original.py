@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.errors import UserError
 
-FINE_TUNING = "it is fine-tuning's, which launch/finetune_vqa.py does"
+FINE_TUNING = "it is for fine-tuning on questions, which launch/finetune.py --task vqa and --task gqa do"
 PRE_TRAINING = "it is pre-training's, which launch/pretrain.py does; fine-tuning always answers questions"
 WEIGHTS = "pre-training takes weights alone with --load {value} --not_load_scheduler --not_load_adam_optimizer"
 PATCHES = "the backbone is a CLIP ResNet (--clip_model_name); a ViT, which reads patches, isn't built"

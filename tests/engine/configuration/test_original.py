@@ -42,7 +42,7 @@ class Same(NamedTuple):
 
 NO_VIT = Refused("the backbone is a CLIP ResNet (--clip_model_name)")
 PRE_TRAINING = Refused("launch/pretrain.py")
-FINE_TUNING = Refused("launch/finetune_vqa.py")
+FINE_TUNING = Refused("launch/finetune.py --task vqa")
 BOTH: dict[str, Taken | Refused | Same] = {
     "--train": Taken("a,b", "train", "a,b"),
     "--valid": Taken("", "valid", ""),

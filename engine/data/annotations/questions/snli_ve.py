@@ -42,7 +42,7 @@ class EntailmentFile(QuestionFile):
 
     @classmethod
     def answers(cls, data_root: Path) -> AnswerTable:
-        return ExactAnswers(LABELS, "the labels of visual entailment")
+        return ExactAnswers(LABELS, "visual entailment")
 
     @classmethod
     def known_answers(cls, data_root: Path) -> AnswerTable | None:
