@@ -17,14 +17,18 @@ setup: $(READY)  ## a virtual environment in .venv, with every version pinned by
 
 # torch comes first and alone, so that nothing else decides which build of it is taken. A build for GPUs brings the
 # triton that it was made for, which stays; a build for CPUs brings none.
+# pip compiles one module after another, and compileall as many at a time as there are cores.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip show --quiet triton || $(BIN)/python -m pip install --quiet --constraint constraints.txt triton
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) $(TORCH)
+	$(BIN)/python -m pip show --quiet triton || $(PIP_INSTALL) --constraint constraints.txt triton
 	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[dev]"
+	$(PIP_INSTALL) --constraint $(VENV)/constraints.txt --editable ".[dev]"
+	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # fails on modules that are meant for another Python
 	touch $@
 
 TASKS := vqa
