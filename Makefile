@@ -15,11 +15,13 @@ help:  ## this list
 
 setup: $(READY)  ## a virtual environment in .venv, with every version pinned by constraints.txt
 
+# pip compiles one module after another, and compileall as many at a time as there are cores. It fails, at the end, on
+# those that are meant for another Python.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
 # torch comes first and alone, so that nothing else decides which build of it is taken. A build for GPUs brings the
 # triton that it was made for, which stays; a build for CPUs brings none.
-# pip compiles one module after another, and compileall as many at a time as there are cores.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
-
 $(READY): setup.py constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Python 3.10 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +30,7 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip show --quiet triton || $(PIP_INSTALL) --constraint constraints.txt triton
 	grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP_INSTALL) --constraint $(VENV)/constraints.txt --editable ".[dev]"
-	-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib  # fails on modules that are meant for another Python
+	$(COMPILE)
 	touch $@
 
 TASKS := vqa
