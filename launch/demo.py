@@ -36,6 +36,7 @@ from transformers.hf_argparser import HfArg
 
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
+from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER
 from engine.distributed.leaving import exit_with
 from engine.errors import UserError
 from engine.synthetic.command import DrawingConfig, prepare_demo
@@ -140,10 +141,11 @@ def fine_tune(config: DemoConfig, name: str, stage_two: str) -> dict[str, float]
 
 
 def official_files(config: DemoConfig, name: str, test: str) -> list[str]:
-    """What GQA's own measures take."""
-    folder = f"{config.data_root}/gqa/questions1.2/{test}"
-    questions = ["--official_questions", f"{folder}_balanced_questions.json"]
-    return [*questions, "--official_choices", f"{folder}_choices.json"] if name == "gqa" else []
+    """What GQA's own measures take; nothing for other tasks."""
+    if name != "gqa":
+        return []
+    begin = Path(config.data_root, OFFICIAL_FOLDER, test)
+    return ["--official_questions", f"{begin}_balanced_questions.json", "--official_choices", f"{begin}_choices.json"]
 
 
 def main() -> None:

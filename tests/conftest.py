@@ -232,8 +232,8 @@ def fp16_flags(folder: Path) -> list[str]:
 
 @pytest.fixture
 def damaged(scenes: Path, tmp_path: Path) -> Path:
-    """A copy of the small scenes that a test may change."""
-    return Path(shutil.copytree(scenes, tmp_path / "damaged"))
+    """A copy of the small scenes that a test may change, without what other tests have left in their cache."""
+    return Path(shutil.copytree(scenes, tmp_path / "damaged", ignore=shutil.ignore_patterns("cache")))
 
 
 @pytest.fixture

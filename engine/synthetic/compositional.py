@@ -4,7 +4,6 @@ What is asked of a thing is never said of the other one, since the two differ in
 with yes or no is right or has one thing wrong, each half of the time.
 """
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -15,11 +14,10 @@ from typing import Any
 
 from engine.data.annotations.answers import ANSWER_LIST, ANSWER_ROWS
 from engine.data.annotations.questions.gqa import GqaFile
-from engine.data.annotations.questions.official_gqa import write_gqa_files
+from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER, write_gqa_files
 from engine.data.images.places import GQA
+from engine.files import write_json
 from engine.synthetic.scenes import COLORS, SHAPES, Scene, Thing, link_pictures, mentioned
-
-FOLDER = Path("gqa/questions1.2")
 
 Fact = tuple[Thing | None, str]  # an attribute of a thing; its side tells that of the other one, so it is nobody's
 Record = dict[str, Any]
@@ -218,6 +216,7 @@ def write_gqa(
     known = [(str(2_300_000 + row), f"0{row:06d}", scene) for row, scene in enumerate(training)]
     unseen = [(f"n{row}", f"2{row:06d}", scene) for row, scene in enumerate(held_out)]
     link_pictures(data_root, {f"{GQA}:{image_id}": scene for image_id, _, scene in known + unseen})
+    official = data_root / OFFICIAL_FOLDER
     first_valid = max(1, 9 * len(known) // 10)
     for split, images in (("train", known[:first_valid]), ("val", known[first_valid:]), ("testdev", unseen)):
         records, choices = {}, {}
@@ -228,19 +227,12 @@ def write_gqa(
                 entailed = [other for other, follows in named.items() if question.entails(follows)]
                 records[name] = question.record(image_id, name, entailed)
                 choices[name] = {"valid": question.options, "plausible": question.options}
-        _write(data_root, f"{split}_balanced_questions", records)
+        write_json(official / f"{split}_balanced_questions.json", records)
         if split != "train":
-            _write(data_root, f"{split}_choices", choices)
+            write_json(official / f"{split}_choices.json", choices)
     public = ("imageId", "question", "isBalanced")
     hidden = {name: {field: record[field] for field in public} for name, record in records.items()}
-    _write(data_root, "submission_all_questions", hidden)
-    folder = data_root / GqaFile.folder
+    write_json(official / "submission_all_questions.json", hidden)
     for name in (ANSWER_LIST, ANSWER_ROWS):
-        (folder / name).unlink(missing_ok=True)  # of scenes that were drawn before
-    write_gqa_files(folder, data_root / FOLDER, force=True)
-
-
-def _write(data_root: Path, name: str, value: Record) -> None:
-    path = data_root / FOLDER / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+        (data_root / GqaFile.folder / name).unlink(missing_ok=True)  # of scenes that were drawn before
+    write_gqa_files(data_root / GqaFile.folder, official, force=True)

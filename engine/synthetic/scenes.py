@@ -1,6 +1,5 @@
 """The world that is drawn: seeded scenes of two shapes, what is said of them, and their pictures."""
 
-import json
 import random
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from engine.data.images.places import image_path, sizes_file
+from engine.files import write_json
 
 COLORS = {
     "red": (220, 40, 40),
@@ -77,7 +77,7 @@ class Scene:
             caption
             for first, second in self._orders(draw)[: number // 2]
             for caption in (
-                f"a {first} {RELATIONS[first.side]} a {second}",
+                f"a {first} {first.relation} a {second}",
                 f"a {second} at the {second.side} and a {first}",
             )
         ]
@@ -167,4 +167,4 @@ def link_pictures(data_root: Path, scenes: Mapping[str, Scene]) -> None:
             shutil.copyfile(picture, other)
         sizes[f"data/{image_path(img_id).as_posix()}"] = (scene.height, scene.width)
     for file in {sizes_file(img_id) for img_id in scenes}:
-        (data_root / file).write_text(json.dumps(sizes))
+        write_json(data_root / file, sizes)

@@ -75,7 +75,6 @@ def make_task(flags: list[str]) -> Vqa:
 
 def test_prepared_stores_are_those_that_fine_tuning_and_prediction_open(question_files: Path) -> None:
     flags = ["--data_root", str(question_files), "--bert", str(question_files / "bert")]
-    shutil.rmtree(question_files / "cache", ignore_errors=True)  # another test's
     assert prepare(["annotations", *flags, "--train", "", "--valid", "", "--vqa", "train,nominival,minival,test"]) == 0
     prepared = sorted((question_files / "cache").iterdir())
     assert len(prepared) == 3

@@ -81,7 +81,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         else:
             problems += sentence_problems(names, store, source)
         img_ids |= dict.fromkeys(store.image_ids)
-        store_bytes["".join({file.folder for file in files_of(source.parts)})] += store.columns.nbytes
+        store_bytes[next((file.folder for file in files_of(source.parts)), "")] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
     problems += repeated_questions(of_tasks)

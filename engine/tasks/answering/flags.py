@@ -13,9 +13,6 @@ from engine.errors import UserError
 class FineTuningConfig(TrainingConfig):
     """What every fine-tuning takes."""
 
-    train: str = HfArg(default="train", help="annotation files in the task's folder")
-    valid: str = HfArg(default="", help="annotation files to score after each epoch; '' for none")
-    output: str = HfArg(default="", help="folder for BEST, LAST, checkpoints and metrics.jsonl")
     aspect_ratio_group_factor: int = HfArg(default=0, help="as in pre-training, where it is 5; 0: by orientation alone")
     load_lxmert: str | None = HfArg(
         aliases=["--loadLXMERT"], default=None, help="pre-trained checkpoint to take the trunk from"

@@ -39,7 +39,7 @@ class Question:
         """What annotation stores and checkpoints keep of the id: itself, or 63 bits of a hash of a text."""
         if isinstance(self.question_id, int):
             return self.question_id
-        return int.from_bytes(hashlib.blake2b(self.question_id.encode(), digest_size=8).digest()) >> 1
+        return int.from_bytes(hashlib.blake2b(self.question_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class QuestionFile(AnnotationFile):

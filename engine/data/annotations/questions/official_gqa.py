@@ -20,6 +20,7 @@ from transformers.hf_argparser import HfArg
 from engine.data.annotations.answers import ANSWER_LIST, ANSWER_ROWS, ExactAnswers
 from engine.data.annotations.formats.file import FieldError
 from engine.data.annotations.formats.lxmert import JsonStream, LxmertFile, field
+from engine.data.annotations.questions.gqa import GqaFile
 from engine.data.preparation import PrepareConfig, Summary
 from engine.errors import UserError
 from engine.files import byte_bar, write_json, write_json_list
@@ -31,6 +32,7 @@ OFFICIAL = {
     "submit": "submission_all_questions.json",
 }
 UNLABELLED = "submit"
+OFFICIAL_FOLDER = Path(GqaFile.folder, "questions1.2")  # below the data root, as the archive is called
 
 Parsed = TypeVar("Parsed")
 
@@ -40,15 +42,15 @@ class PrepareGqa(PrepareConfig):
     """Put GQA's official question files into LXMERT's form, in DATA_ROOT/gqa/, and make an answer table."""
 
     official: str | None = HfArg(
-        default=None, help="folder of the official question files; DATA_ROOT/gqa/questions1.2 if not given"
+        default=None, help=f"folder of the official question files; DATA_ROOT/{OFFICIAL_FOLDER} if not given"
     )
     force: bool = HfArg(default=False, help="replace question files that are there; an answer table is kept even so")
 
 
 def prepare_gqa(config: PrepareGqa) -> Summary:
     """DATA_ROOT/gqa/{train,valid,testdev,submit}.json, of the official files that are there, and the answer table."""
-    folder = Path(config.data_root, "gqa")
-    official = Path(config.official or folder / "questions1.2")
+    data_root = Path(config.data_root)
+    folder, official = data_root / GqaFile.folder, Path(config.official or data_root / OFFICIAL_FOLDER)
     summary = write_gqa_files(folder, official, force=config.force, progress=True)
     for file, questions in summary["written"].items():
         print(f"{file}: {questions:,} questions")

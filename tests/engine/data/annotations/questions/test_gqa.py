@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from engine.data.annotations.questions.file import check_unique, read_questions
@@ -52,8 +53,6 @@ def test_a_broken_item_is_named(tmp_path, change, message):
 
 def test_a_repeated_id_is_named_as_it_is_written(tmp_path):
     file = write(tmp_path / "valid.json", [ITEM, {**ITEM, "question_id": "1"}, ITEM])
-    import numpy as np
-
     numbers = np.array([question.number for question in file.questions()])
     with pytest.raises(UserError, match="1 question ids of valid occur more than once, the first is 05515938"):
         check_unique(numbers, [file], "valid")
