@@ -49,6 +49,7 @@ class ModelDescription:
     architecture: str = "pretraining"  # one of MODELS
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     splitting: Splitting | None = None  # None in files of earlier versions, which didn't say
+    task: str | None = None  # of engine.tasks.named, that it was fine-tuned on, where that is known
 
     @classmethod
     def of(
@@ -59,10 +60,11 @@ class ModelDescription:
         tokenizer: Tokenizer | None,
         architecture: str = "pretraining",
         preprocessing: Preprocessing | None = None,
+        task: str | None = None,
     ) -> "ModelDescription":
         words, splitting = (None, None) if tokenizer is None else (word_pieces(tokenizer), Splitting.of(tokenizer))
         reads = preprocessing or Preprocessing()
-        return cls(bert.to_diff_dict(), visual, answers, words, architecture, reads, splitting)
+        return cls(bert.to_diff_dict(), visual, answers, words, architecture, reads, splitting, task)
 
     def build(self) -> Any:
         """The model with random weights: one of MODELS."""
@@ -95,7 +97,7 @@ class ModelDescription:
                 raise KeyError(architecture)
             reads, splitting = Preprocessing(**values.get("preprocessing", {})), values.get("splitting")
             splitting = None if splitting is None else Splitting(**splitting)
-            words = values["vocabulary"]
-            return cls(values["bert"], shape, values["answers"], words, architecture, reads, splitting)
+            words, task = values["vocabulary"], values.get("task")
+            return cls(values["bert"], shape, values["answers"], words, architecture, reads, splitting, task)
         except (KeyError, TypeError) as error:
             raise UserError(f"{source} doesn't describe a model of this version ({error})") from None

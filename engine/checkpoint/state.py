@@ -129,6 +129,19 @@ def load_weights(
     return report
 
 
+def build_network(saved: SavedState, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network of a checkpoint that describes itself, to compute with: one of engine.checkpoint.description.MODELS.
+
+    Its weights are in `dtype`; batch norm's statistics stay fp32.
+    """
+    assert saved.description is not None
+    network = saved.description.build()
+    load_weights(network, saved, saved.answers)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return network.to(device).eval()
+
+
 def check_words(saved: SavedState, description: ModelDescription) -> None:
     """Refuse weights whose rows of the word embeddings stand for other pieces, or that know words split otherwise.
 

@@ -59,6 +59,11 @@ class Task(ABC, Generic[Config]):
         self.cache = Path(config.cache_dir or self.data_root / "cache")
         self.read_answers()
 
+    @property
+    def fine_tuned_on(self) -> str | None:
+        """Its name in engine.tasks.named, which checkpoints store; None for pre-training."""
+        return None
+
     @abstractmethod
     def read_answers(self) -> None:
         """Set `answers`."""

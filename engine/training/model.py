@@ -39,8 +39,8 @@ def describe_model(config: TrainingConfig, bert: BertConfig, task: Task[Any]) ->
             f"--max_seq_length {config.max_seq_length} is more than the {bert.max_position_embeddings} positions of "
             f"{config.bert}; lower it"
         )
-    tokenizer, preprocessing = task.encoder.tokenizer, of_flags(Preprocessing, config)
-    return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, preprocessing)
+    tokenizer, reads = task.encoder.tokenizer, of_flags(Preprocessing, config)
+    return ModelDescription.of(bert, visual, task.answers, tokenizer, task.architecture, reads, task.fine_tuned_on)
 
 
 def tokens_of(config: TrainingConfig) -> int:

@@ -38,9 +38,10 @@ WEIGHTS, UNUSED_WEIGHTS, TRAINED_ON, CONFIG, VOCABULARY, CARD = (
 
 
 def load_pretrained(folder: str | Path) -> Any:
-    """The model in a folder: BEST, LAST, or what `launch/convert.py --to safetensors` wrote.
+    """The network in a folder: BEST, LAST, or what `launch/convert.py --to safetensors` wrote.
 
-    One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode.
+    One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode. It takes tensors;
+    `engine.load_pretrained` gives one that takes images and sentences.
 
     `read_description` gives its answers and its vocabulary.
 
@@ -205,7 +206,7 @@ sequence of words and grid cells.
 | BERT | {json.dumps(bert)} |
 | answer head | {answers} |
 
-    from engine.checkpoint import load_pretrained
+    import engine
 
-    model = load_pretrained("{name}")
+    model = engine.load_pretrained("{name}")
 """

@@ -9,7 +9,6 @@
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
-from engine.checkpoint.state import Checkpoint, load_weights, open_checkpoint
+from engine.checkpoint.state import Checkpoint, build_network, open_checkpoint
 from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.questions.file import check_unique, files_of, is_only_handed_in, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
@@ -34,6 +33,7 @@ from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 from engine.files import check_writable, write_json
+from engine.inference.pretrained import Pretrained
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.progress import Bar
@@ -80,14 +80,14 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     return saved
 
 
+def dtype_of(config: PredictConfig) -> torch.dtype:
+    return torch.float16 if config.fp16 else torch.bfloat16 if config.bf16 else torch.float32
+
+
 def build_model(saved: Saved, config: PredictConfig, device: torch.device) -> ClipVilForQuestionAnswering:
-    model: ClipVilForQuestionAnswering = saved.description.build()
-    load_weights(model, saved, saved.answers)
-    dtype = torch.float16 if config.fp16 else torch.bfloat16 if config.bf16 else torch.float32
-    for parameter in model.parameters():  # batch norm's statistics stay fp32
-        parameter.data = parameter.data.to(dtype)
+    model: ClipVilForQuestionAnswering = build_network(saved, device, dtype_of(config))
     model.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
-    return model.to(device).eval()
+    return model
 
 
 def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks) -> QuestionDataset:
@@ -215,24 +215,10 @@ def answer_one(task: TaskClass, config: PredictConfig, saved: Saved, device: tor
         pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder)
     except IMAGE_ERRORS as error:
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
-    encoder = TextEncoder(saved.description.tokenizer())
-    words = encoder.vocabulary
-    tokens = [words.cls_id, *encoder(task.files.cleaned(config.question))[: reads.max_seq_length - 2], words.sep_id]
-    padding = reads.max_seq_length - len(tokens)
-    inputs: dict[str, Any] = {
-        "input_ids": torch.tensor([tokens + [words.pad_id] * padding]),
-        "attention_mask": torch.tensor([[1] * len(tokens) + [0] * padding]),
-        "token_type_ids": torch.zeros(1, reads.max_seq_length, dtype=torch.long),
-        "images": torch.from_numpy(pixels)[None],
-        "sampling_state": torch.tensor([config.seed, 0, 0]),
-    }
-    model = build_model(saved, config, device)
-    with torch.no_grad():
-        scores = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).answer_scores[0].float()
-    probabilities = scores.softmax(0) if task.one_of_all else scores.sigmoid()
-    best = probabilities.topk(config.top_k or min(SHOWN_ANSWERS, len(scores)))
-    for probability, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print(f"{probability:.3f}  {(saved.answers or [])[row]}")
+    model = Pretrained(saved, device, dtype_of(config), config.seed, task)
+    model.network.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
+    for answer, probability in model.answer(pixels, config.question, top_k=config.top_k or SHOWN_ANSWERS):
+        print(f"{probability:.3f}  {answer}")
 
 
 def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:

@@ -90,6 +90,10 @@ class AnsweringTask(Task[Config], Generic[Config]):
         """How to tell launch/convert.py which answers the head of the original's model is for."""
         return f"--answers {data_root / cls.files.folder / ANSWER_LIST}"
 
+    @property
+    def fine_tuned_on(self) -> str:
+        return self.files.folder
+
     def read_answers(self) -> None:
         self.table = self.files.answers(self.data_root)
         self.answers = self.table.answers
