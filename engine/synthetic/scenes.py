@@ -94,7 +94,7 @@ class Scene:
                 (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
                 (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
                 (f"where is the {thing} ?", thing.side),
-                (f"is the {thing.color} {thing.shape} {RELATIONS[side]} the {other.color} {other.shape} ?", answer),
+                (f"is the {thing.color} {thing.shape} at the {side} ?", answer),
             ]
         return draw.sample(asked, number)
 
