@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -75,19 +75,21 @@ def _as_image_errors() -> Iterator[None]:
 
 
 @contextmanager
-def open_image(image: bytes | BinaryIO, *, as_original: bool = False) -> Iterator[OpenImage]:
+def open_image(
+    image: bytes | BinaryIO, *, as_original: bool = False, formats: Sequence[str] | None = None
+) -> Iterator[OpenImage]:
     """An image file that is open, or its bytes, to be measured or decoded; of an animation or of pages, the first.
 
     `as_original` reads it as the original did: EXIF isn't heeded, and what is large is left to Pillow's own checks.
     Without it, images of more than Pillow's MAX_IMAGE_PIXELS are refused without a warning, except JPEGs that can be
-    decoded small (`OpenImage.rgb`).
+    decoded small (`OpenImage.rgb`), and it may have one of `formats` alone, which are all of Pillow's if not given.
 
     Raises:
         One of IMAGE_ERRORS.
     """
     with io.BytesIO(image) if isinstance(image, bytes) else nullcontext(image) as file:
         with _as_image_errors():
-            opened = Image.open(file) if as_original else _identify(file)
+            opened = Image.open(file) if as_original else _identify(file, formats)
         if as_original:
             yield OpenImage(opened, opened.size, as_original=True)
             return
@@ -99,11 +101,11 @@ def open_image(image: bytes | BinaryIO, *, as_original: bool = False) -> Iterato
         yield OpenImage(opened, upright_size(opened.size, turn), turn)
 
 
-def _identify(file: BinaryIO) -> Image.Image:
+def _identify(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
     """Pillow's `Image.open` without its check of the size, which warns, and refuses what a draft makes small."""
     Image.init()
     prefix, problems = file.read(16), []
-    for name in Image.ID:
+    for name in Image.ID if formats is None else formats:
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is None or accept(prefix)
