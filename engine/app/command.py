@@ -1,6 +1,8 @@
 """What launch/app.py does: an address first, as it is quick to refuse, then the models, then the page."""
 
+import errno
 import ipaddress
+import os
 import signal
 import socket
 from importlib.util import find_spec
@@ -61,8 +63,10 @@ def listen(host: str, port: int) -> socket.socket:
     except PermissionError:
         raise UserError(f"--port {port}: only root may serve at it; take one from 1024 on, such as 7860") from None
     except OSError as error:
-        what = f"--host {host} --port {port} can't be served at ({error.strerror})"
-        raise UserError(f"{what}; another program may use it: stop that, or take a free one with --port 0") from None
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port} is in use; end what serves there, or take a free one: --port 0") from None
+        reason = os.strerror(error.errno or 0)
+        raise UserError(f"--host {host} is no address to serve at ({reason}); 127.0.0.1 is this machine") from None
 
 
 def load_models(config: AppConfig) -> "list[Pretrained]":

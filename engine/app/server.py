@@ -75,8 +75,10 @@ def _asking(form: Form, model: "Pretrained", worker: Worker, config: AppConfig) 
             upload = read_upload(request, config.max_megabytes * 10**6)
             try:
                 photo, text = await asyncio.wait_for(upload, config.max_seconds)
-            except asyncio.TimeoutError:  # noqa: UP041  Python 3.10 has it apart from the built-in one
-                raise Refusal(504, f"the upload took longer than {config.max_seconds} s; send a smaller photo") from None
+            except asyncio.TimeoutError:
+                raise Refusal(
+                    504, f"the upload took longer than {config.max_seconds} s; send a smaller photo"
+                ) from None
             work = partial(reply, form, model, photo, text, **limits)
             return JSONResponse(await worker.run(work, request, end - time.monotonic()))
 

@@ -4,6 +4,7 @@ const element = (id) => document.getElementById(id);
 const photo = element("photo"), drop = element("drop"), preview = element("preview"), canvas = element("canvas");
 const showCells = element("show-cells");
 const maxMegabytes = Number(document.body.dataset.maxMegabytes);
+const PICTURE = 640; // pixels of the longer side to which a small model's picture is enlarged
 let seen = null; // what the last answer told of the picture, and the picture itself
 
 // Text from a visitor or from the server becomes text, never HTML.
@@ -30,14 +31,16 @@ function draw() {
   if (seen === null) return;
   const [rows, columns] = seen.grid;
   const context = canvas.getContext("2d");
-  canvas.width = seen.image.naturalWidth;
-  canvas.height = seen.image.naturalHeight;
-  context.drawImage(seen.image, 0, 0);
+  const { naturalWidth, naturalHeight } = seen.image;
+  const scale = Math.max(1, Math.round(PICTURE / Math.max(naturalWidth, naturalHeight)));
+  canvas.width = scale * naturalWidth;
+  canvas.height = scale * naturalHeight;
+  context.drawImage(seen.image, 0, 0, canvas.width, canvas.height);
   if (!showCells.checked) return;
   const width = canvas.width / columns, height = canvas.height / rows;
   const read = new Set(seen.cells);
   context.fillStyle = "rgba(0, 0, 0, 0.65)";
-  context.strokeStyle = "rgba(255, 255, 255, 0.8)";
+  context.strokeStyle = "rgba(255, 255, 255, 0.5)";
   for (let cell = 0; cell < rows * columns; cell++) {
     const place = [(cell % columns) * width, Math.floor(cell / columns) * height, width, height];
     if (read.has(cell)) context.strokeRect(...place);
@@ -69,9 +72,9 @@ function showAnswers(result, told) {
       add(row, "td", `${(100 * probability).toFixed(1)} %`);
     }
   }
-  const pieces = (number) => `${number} piece${number === 1 ? "" : "s"} of a word`;
-  if (told.unknown) add(result, "p", `The model doesn't know ${pieces(told.unknown)} in this text.`, "note");
-  if (told.cut) add(result, "p", `The text is too long for the model, which didn't read its last ${pieces(told.cut)}.`, "note");
+  if (told.unknown === 1) add(result, "p", "The model doesn't know one of these words.", "note");
+  if (told.unknown > 1) add(result, "p", `The model doesn't know ${told.unknown} of these words.`, "note");
+  if (told.cut) add(result, "p", `This is too long for the model: the last ${told.cut} word pieces weren't read.`, "note");
 }
 
 async function ask(form, file) {
