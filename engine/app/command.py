@@ -30,7 +30,7 @@ def run(config: AppConfig) -> NoReturn:
     check_packages()
     listener = listen(config.host, config.port)
     with heavy_imports():
-        from engine.app.connection import serve
+        from engine.app.connection import build_server
         from engine.app.server import build_app
     app = build_app(config, load_models(config))
     address, port = listener.getsockname()[:2]
@@ -38,7 +38,7 @@ def run(config: AppConfig) -> NoReturn:
         say(f"warning: whoever reaches {config.host} can use this page, without a password; --host 127.0.0.1 is safe")
     name = f"[{config.host}]" if ":" in config.host else config.host
     print(f"http://{name}:{port}", flush=True)
-    serve(app, listener, config.max_seconds)
+    build_server(app, config.max_seconds).run(sockets=[listener])
     leave(code=0)
 
 

@@ -1,7 +1,6 @@
 """The way between the browser and the app: an address, and uvicorn with an end to each connection."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,13 +64,8 @@ def timed_protocol(seconds: float) -> type[H11Protocol]:
     return TimedProtocol
 
 
-def serve(app: ASGIApp, listener: socket.socket, max_seconds: float) -> None:
-    """Until a signal's handler leaves.
-
-    Args:
-        listener: a socket that listens.
-        max_seconds: that a request may take.
-    """
+def build_server(app: ASGIApp, max_seconds: float) -> Server:
+    """What serves an app whose requests take so many seconds at most; its `run(sockets=[...])` does."""
     config = uvicorn.Config(
         app,
         http=timed_protocol(max_seconds + 2 * TRANSFER),
@@ -85,4 +79,4 @@ def serve(app: ASGIApp, listener: socket.socket, max_seconds: float) -> None:
         headers=HEADERS,
         limit_concurrency=MOST_CONNECTIONS,
     )
-    Server(config).run(sockets=[listener])
+    return Server(config)

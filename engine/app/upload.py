@@ -1,14 +1,16 @@
 """What a visitor sends, read within the limits or refused with one line. Nothing of it is written to a disk."""
 
+import logging
 from collections.abc import AsyncGenerator
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from engine.data.images.decoding import IMAGE_ERRORS, open_image
+from engine.data.images.decoding import IMAGE_ERRORS, size_in_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of forms that are refused here
 LONGEST_TEXT = 2000  # characters, a hundred times what a model reads of them
 
 
@@ -68,8 +70,7 @@ def check_photo(photo: bytes, max_pixels: int) -> None:
         Refusal: if it isn't an image of one of FORMATS, or has more pixels.
     """
     try:
-        with open_image(photo, formats=FORMATS) as opened:
-            width, height = opened.size
+        width, height = size_in_header(photo, FORMATS)
     except IMAGE_ERRORS as error:
         raise Refusal(415, f"no photo: {error}; JPEG, PNG, WebP, GIF, BMP and TIFF can be read") from None
     if width * height > max_pixels:

@@ -75,21 +75,19 @@ def _as_image_errors() -> Iterator[None]:
 
 
 @contextmanager
-def open_image(
-    image: bytes | BinaryIO, *, as_original: bool = False, formats: Sequence[str] | None = None
-) -> Iterator[OpenImage]:
+def open_image(image: bytes | BinaryIO, *, as_original: bool = False) -> Iterator[OpenImage]:
     """An image file that is open, or its bytes, to be measured or decoded; of an animation or of pages, the first.
 
     `as_original` reads it as the original did: EXIF isn't heeded, and what is large is left to Pillow's own checks.
     Without it, images of more than Pillow's MAX_IMAGE_PIXELS are refused without a warning, except JPEGs that can be
-    decoded small (`OpenImage.rgb`), and it may have one of `formats` alone, which are all of Pillow's if not given.
+    decoded small (`OpenImage.rgb`).
 
     Raises:
         One of IMAGE_ERRORS.
     """
     with io.BytesIO(image) if isinstance(image, bytes) else nullcontext(image) as file:
         with _as_image_errors():
-            opened = Image.open(file) if as_original else _identify(file, formats)
+            opened = Image.open(file) if as_original else _identify(file)
         if as_original:
             yield OpenImage(opened, opened.size, as_original=True)
             return
@@ -101,7 +99,17 @@ def open_image(
         yield OpenImage(opened, upright_size(opened.size, turn), turn)
 
 
-def _identify(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
+def size_in_header(image: bytes, formats: Sequence[str]) -> Size:
+    """What an image file of one of Pillow's `formats` says of its size; nothing is decoded, nor turned upright.
+
+    Raises:
+        One of IMAGE_ERRORS.
+    """
+    with _as_image_errors():
+        return _identify(io.BytesIO(image), formats).size
+
+
+def _identify(file: BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
     """Pillow's `Image.open` without its check of the size, which warns, and refuses what a draft makes small."""
     Image.init()
     prefix, problems = file.read(16), []
