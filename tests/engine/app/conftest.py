@@ -47,7 +47,8 @@ def models(model_folders: dict[str, Path]) -> dict[str, Any]:
 
 
 @contextmanager
-def _serving(models: list[Any], flags: dict[str, Any]) -> Iterator[int]:
+def serving(models: list[Any], **flags: Any) -> Iterator[int]:
+    """A server of these models, and its port."""
     config = AppConfig(load="a test's", **flags)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
@@ -63,6 +64,6 @@ def _serving(models: list[Any], flags: dict[str, Any]) -> Iterator[int]:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Serve models on a free port until the test's end."""
+    """Servers until the test's end."""
     with ExitStack() as servers:
-        yield lambda models, **flags: servers.enter_context(_serving(models, flags))
+        yield lambda models, **flags: servers.enter_context(serving(models, **flags))
