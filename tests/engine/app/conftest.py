@@ -24,10 +24,9 @@ from engine.model.encoder import VisualShape
 Serve = Callable[..., int]  # models and flags -> the port
 
 
-@pytest.fixture(scope="session")
-def model_folders(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def save_models(scenes: Path, root: Path) -> dict[str, Path]:
     """By architecture: `pretraining`, which does everything but answer, and `question_answering`."""
-    root, (bert, tokenizer) = tmp_path_factory.mktemp("models"), read_bert(str(scenes / "bert"))
+    bert, tokenizer = read_bert(str(scenes / "bert"))
     visual = VisualShape(SHAPES["tiny"], sub_feat_num=5, pos_num=3)
     reads = Preprocessing(image_size_min=64, image_size_max=96)
     answers = {
@@ -42,8 +41,9 @@ def model_folders(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.fixture(scope="session")
-def models(model_folders: dict[str, Path]) -> dict[str, Any]:
-    return {kind: engine.load_pretrained(folder, device="cpu") for kind, folder in model_folders.items()}
+def models(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folders = save_models(scenes, tmp_path_factory.mktemp("models"))
+    return {kind: engine.load_pretrained(folder, device="cpu") for kind, folder in folders.items()}
 
 
 @contextmanager
