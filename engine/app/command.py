@@ -33,11 +33,12 @@ def run(config: AppConfig) -> NoReturn:
         from engine.app.connection import build_server
         from engine.app.server import build_app
     app = build_app(config, load_models(config))
-    address, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    where, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(where.partition("%")[0])
+    if not address.is_loopback:
         say(f"warning: whoever reaches {config.host} can use this page, without a password; --host 127.0.0.1 is safe")
-    name = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"http://{name}:{port}", flush=True)
+    name = socket.gethostname() if address.is_unspecified else config.host
+    print(f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}", flush=True)
     build_server(app, config.max_seconds).run(sockets=[listener])
     leave(code=0)
 
