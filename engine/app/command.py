@@ -16,7 +16,7 @@ from engine.importing import heavy_imports
 if TYPE_CHECKING:
     from engine.inference.pretrained import Pretrained
 
-PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "multipart": "python-multipart", "jinja2": "jinja2"}
+PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart", "jinja2": "jinja2"}
 
 
 def run(config: AppConfig) -> NoReturn:

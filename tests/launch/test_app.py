@@ -170,6 +170,6 @@ def test_what_can_not_be_served_at_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_package_that_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "multipart" else object())
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "python_multipart" else object())
     with pytest.raises(UserError, match="run `pip install python-multipart`"):
         command.check_packages()

@@ -85,7 +85,7 @@ NOT_A_FORM = {"Content-Type": "application/json"}
 REFUSED: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "no form": (b"{}", NOT_A_FORM, 415, "multipart/form-data"),
     "no boundary": (WELL, {"Content-Type": "multipart/form-data"}, 400, "boundary"),
-    "not what it says": (b"no part at all", KIND, 400, "can't be read"),
+    "not what it says": (b"no part at all", KIND, 400, "the form"),
     "cut off": (WELL[:-200], KIND, 400, "`photo`"),
     "no photo": (form(None, "a"), KIND, 400, "`photo`"),
     "no text": (form(photo()), KIND, 400, "`text`"),
