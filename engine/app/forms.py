@@ -36,8 +36,8 @@ FORMS = (
         label="Question",
         example="What is the dog holding?",
         button="Ask",
-        missing="None of these models has learnt to answer questions. Give one that has as well, such as "
-        "--load snap/vqa/NAME/BEST.",
+        missing="No model is loaded that has learnt to answer questions. Give one as well, such as "
+        "--load snap/pretrain/NAME/Epoch09,snap/vqa/NAME/BEST.",
     ),
     Form(
         ability="fill_mask",
@@ -45,7 +45,7 @@ FORMS = (
         label=f"Sentence, with {MASK} in the place of a word",
         example="A dog is holding a [MASK] in its mouth.",
         button="Fill in",
-        missing="None of these models can guess words: fine-tuning doesn't keep what pre-training has learnt for that. "
+        missing="No model is loaded that can guess words: fine-tuning doesn't keep what pre-training has learnt for that. "
         "Give a checkpoint of a pre-training as well, such as --load snap/vqa/NAME/BEST,snap/pretrain/NAME/Epoch09.",
     ),
     Form(
@@ -54,7 +54,7 @@ FORMS = (
         label="Caption",
         example="A dog runs across a meadow.",
         button="Compare",
-        missing="None of these models can tell whether a caption belongs to a photo: fine-tuning doesn't keep what "
+        missing="No model is loaded that can tell whether a caption belongs to a photo: fine-tuning doesn't keep what "
         "pre-training has learnt for that. Give a checkpoint of a pre-training as well, such as "
         "--load snap/vqa/NAME/BEST,snap/pretrain/NAME/Epoch09.",
     ),
