@@ -45,8 +45,9 @@ FORMS = (
         label=f"Sentence, with {MASK} in the place of a word",
         example="A dog is holding a [MASK] in its mouth.",
         button="Fill in",
-        missing="No model is loaded that can guess words: fine-tuning doesn't keep what pre-training has learnt for that. "
-        "Give a checkpoint of a pre-training as well, such as --load snap/vqa/NAME/BEST,snap/pretrain/NAME/Epoch09.",
+        missing="No model is loaded that can guess words: fine-tuning doesn't keep what pre-training has learnt for "
+        "that. Give a checkpoint of a pre-training as well, such as "
+        "--load snap/vqa/NAME/BEST,snap/pretrain/NAME/Epoch09.",
     ),
     Form(
         ability="match",
