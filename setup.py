@@ -10,6 +10,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["engine*", "kernels*", "launch*"]),
+    package_data={"engine.app": ["page/*"]},
     install_requires=[
         "torch>=2.8",
         "triton>=3.6; platform_system == 'Linux'",
@@ -34,12 +35,12 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.3"],  # convert.py --to onnx
         "benchmark": ["matplotlib>=3.8"],  # plots of kernels.benchmark
         "report": ["matplotlib>=3.8", "jinja2>=3.1"],  # launch/report.py
-        "app": ["starlette>=0.40", "uvicorn>=0.30", "python-multipart>=0.0.18", "jinja2>=3.1"],  # launch/app.py
+        "app": ["starlette>=0.47", "uvicorn>=0.30", "python-multipart>=0.0.18", "jinja2>=3.1"],  # launch/app.py
         "dev": [
             *("pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.15", "pre-commit>=4.0"),
             *("simplejpeg>=1.7", "matplotlib>=3.8", "tensorboard>=2.15", "wandb>=0.19", "types-PyYAML", "types-tqdm"),
             *("pyarrow>=15", "datasets>=3.0", "onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"),
-            *("jinja2>=3.1", "starlette>=0.40", "uvicorn>=0.30", "python-multipart>=0.0.18"),
+            *("jinja2>=3.1", "starlette>=0.47", "uvicorn>=0.30", "python-multipart>=0.0.18"),
             *("playwright>=1.49", "sybil>=8.0"),  # a browser for the pages, which Debian's chromium is; documents
         ],
     },

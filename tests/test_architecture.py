@@ -127,7 +127,7 @@ print(heavy, started, cpu.ru_utime + cpu.ru_stime)
         ("import engine.data.splits, engine.data.sampler, engine.data.dataset", ["torch", "deepspeed"]),
         # What answers --help, --print_config and a wrong flag.
         ("import engine.training.program, engine.tasks.pretraining, engine.tasks.named", ["torch", "deepspeed"]),
-        ("import engine.tasks.answering.flags, engine.conversion.flags", ["torch", "deepspeed"]),
+        ("import engine.tasks.answering.flags, engine.conversion.flags, engine.app.command", ["torch", "deepspeed"]),
         ("import launch.compare, engine.provenance.compare", ["torch", "deepspeed"]),
         ("import engine.data.verification.command, engine.synthetic.command", ["torch", "deepspeed"]),
         ("import engine.data.inspection.command", ["torch", "deepspeed", "datasets", "pyarrow"]),

@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -99,11 +99,21 @@ def open_image(image: bytes | BinaryIO, *, as_original: bool = False) -> Iterato
         yield OpenImage(opened, upright_size(opened.size, turn), turn)
 
 
-def _identify(file: BinaryIO) -> Image.Image:
+def size_in_header(image: bytes, formats: Sequence[str]) -> Size:
+    """What an image file of one of Pillow's `formats` says of its size; nothing is decoded, nor turned upright.
+
+    Raises:
+        One of IMAGE_ERRORS.
+    """
+    with _as_image_errors():
+        return _identify(io.BytesIO(image), formats).size
+
+
+def _identify(file: BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
     """Pillow's `Image.open` without its check of the size, which warns, and refuses what a draft makes small."""
     Image.init()
     prefix, problems = file.read(16), []
-    for name in Image.ID:
+    for name in Image.ID if formats is None else formats:
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is None or accept(prefix)

@@ -1,0 +1,32 @@
+"""A page on this machine to try trained models on photos of your own.
+
+    python launch/app.py --load snap/vqa/NAME/BEST
+    python launch/app.py --load snap/vqa/NAME/BEST,snap/pretrain/NAME/Epoch09 --port 8080
+
+It prints the address to open in a browser. Ctrl-C ends it.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+
+import launch  # noqa: F401  says what isn't installed, before anything else is imported
+from engine.app.command import run
+from engine.app.flags import AppConfig
+from engine.configuration.parsing import parse_command
+from engine.distributed.leaving import exit_with
+from engine.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        config = parse_command(AppConfig, "app.py", sys.argv[1:] if argv is None else argv)
+        config.check()
+        run(config)
+    except UserError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
