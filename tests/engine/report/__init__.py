@@ -1,0 +1,1 @@
+"""The page about runs that have trained."""
