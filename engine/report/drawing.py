@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,8 @@ from engine.report.sections import Picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIZE, DPI = (6.0, 3.4), 160  # inches, and pixels of one: twice what a page shows, for screens with fine pixels
+WIDTH, HEIGHT, DPI = 6.0, 3.2, 160  # inches, and pixels of one: twice what a page shows, for screens with fine pixels
+LEFT, RIGHT, TOP, BOTTOM, KEY_LINE = 0.68, 0.12, 0.34, 0.52, 0.22  # inches around the axes, and of a key's line below
 COLOURS = 64  # of a PNG's palette
 LONGEST_NAME = 34  # characters of a name in a key
 MOST_CROSSES = 200
@@ -66,7 +68,7 @@ class Chart:
         values = np.concatenate(parts) if parts else np.array([])
         if not len(values) or values.min() <= 0:
             return False
-        return self.powers_of_two or bool(values.max() > OUTLYING * np.median(values))
+        return self.powers_of_two or bool(values.max() / OUTLYING > np.median(values))
 
 
 def draw(chart: Chart) -> Picture:
@@ -82,7 +84,10 @@ def _png(chart: Chart, lines: Sequence[Line], theme: Theme) -> bytes:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(SIZE, DPI, facecolor=theme.page, layout="constrained")
+    key = KEY_LINE * _key_lines(chart)
+    height = HEIGHT + key
+    figure = Figure((WIDTH, height), DPI, facecolor=theme.page)
+    figure.subplots_adjust(LEFT / WIDTH, (BOTTOM + key) / height, 1 - RIGHT / WIDTH, 1 - TOP / height)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     _dress(chart, axes, theme)
@@ -96,7 +101,9 @@ def _png(chart: Chart, lines: Sequence[Line], theme: Theme) -> bytes:
     elif chart.from_zero:
         axes.set_ylim(bottom=0)
     _add_key(chart, figure, theme)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks; the number before a run's name tells
+        canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     file = io.BytesIO()
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
@@ -140,17 +147,20 @@ def _style(series: Series, theme: Theme) -> dict[str, Any]:
     return {"color": colour, "linestyle": dashes, "linewidth": 1.5}
 
 
+def _key_lines(chart: Chart) -> int:
+    """A single curve needs no key."""
+    return -(-len(chart.series) // 2) if len(chart.series) > 1 else 0
+
+
 def _add_key(chart: Chart, figure: Any, theme: Theme) -> None:
-    """Below the chart; a single curve needs none."""
+    """Below the chart, in two columns."""
     from matplotlib.lines import Line2D
 
-    if len(chart.series) < 2:
+    if not _key_lines(chart):
         return
     handles = [Line2D([], [], **_style(series, theme)) for series in chart.series]
     names = [_shortened(series.name) for series in chart.series]
-    key = figure.legend(
-        handles, names, loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text
-    )
+    key = figure.legend(handles, names, loc="lower left", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
     for text in key.get_texts():
         text.set_parse_math(False)
 

@@ -41,7 +41,7 @@ def results(runs: Sequence[ReportedRun]) -> Section:
         rows += _rows("prediction", told, [name.removesuffix(SCORE_FILES)])
     if not rows:
         return Section("Results", ["There are none yet."])
-    return Section("Results", [Table(["Figure", "Of the", "Split", "Measured by", *(run.name for run in runs)], rows)])
+    return Section("Results", [Table(["Figure", *(run.name for run in runs), "Of the", "Split", "Measured by"], rows)])
 
 
 def differences(runs: Sequence[ReportedRun]) -> Section:
@@ -75,7 +75,7 @@ def _rows(when: str, told: Sequence[Mapping[str, Any]], splits: Sequence[str]) -
     names = results_among(name for values in told for name in values)
     split = "; ".join(dict.fromkeys(splits))
     return [
-        [title_of(name), when, split, scorer_of(name), *(_figure(values.get(name)) for values in told)]
+        [title_of(name), *(_figure(values.get(name)) for values in told), when, split, scorer_of(name)]
         for name in names
     ]
 
@@ -171,7 +171,7 @@ def _progress(run: ReportedRun) -> str:
     last = run.curves.results
     step = max((told["step"] for told in (last.train, last.valid) if told), default=None)
     epochs = _flag(run, "epochs")
-    return ABSENT if step is None else f"{step:,}; epoch {last.train.get('epoch', ABSENT)} of {epochs}"
+    return ABSENT if step is None else f"{step:,}; epoch {_figure(last.train.get('epoch'))} of {epochs}"
 
 
 def _best(run: ReportedRun) -> str:
@@ -179,7 +179,7 @@ def _best(run: ReportedRun) -> str:
     name = "score" if "score" in best else "loss"
     if name not in best:
         return ABSENT
-    return f"{name} {best[name]:.4g}, after epoch {best.get('epoch', ABSENT)} (step {best['step']:,})"
+    return f"{name} {best[name]:.4g}, after epoch {_figure(best.get('epoch'))} (step {best['step']:,})"
 
 
 def _code(run: ReportedRun) -> str:
