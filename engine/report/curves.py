@@ -11,7 +11,10 @@ import numpy as np
 from engine.errors import UserError
 from engine.provenance.results import Results, each_record
 
+LARGEST = 1 << 63
 MOST_POINTS = 500  # of a line; a picture is not much broader, and each point may have a band of two more
+
+Columns = dict[str, tuple["array[int]", "array[float]"]]  # steps and values, by the figure's name
 
 
 @dataclass
@@ -47,41 +50,54 @@ def read_curves(path: Path) -> Curves:
     Raises:
         UserError: if the file can't be read.
     """
-    columns: dict[str, dict[str, tuple[array[int], array[float]]]] = {"train": {}, "valid": {}}
+    kinds: dict[str, Columns] = {"train": {}, "valid": {}}
     found = Curves({})
+    last: dict[str, Any] = {}
     try:
         for number, record in enumerate(each_record(path), 1):
-            if record is None or not _is_number(record.get("step")):
+            if record is None or type(step := record.get("step")) is not int or not _is_number(step):
                 found.damaged.append(number)
             elif record["kind"] == "warning":
                 found.warnings.append(record)
-            elif record["kind"] in columns:
-                numbers = {name: value for name, value in record.items() if _is_number(value)}
-                found.results.add({"kind": record["kind"], **numbers})
-                _append(columns[record["kind"]], numbers)
+            elif record["kind"] in kinds:
+                _append(kinds[record["kind"]], record)
+                if record["kind"] == "valid":
+                    found.results.add(_numbers(record))
+                else:
+                    last = record
     except FileNotFoundError:
         pass
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}); mend that, or leave this run out") from None
-    for kind, named in columns.items():
+    if last:
+        found.results.add(_numbers(last))
+    for kind, columns in kinds.items():
         found.kinds[kind] = {
             name: Curve(np.array(steps, np.int64), np.array(values, np.float64))
-            for name, (steps, values) in named.items()
+            for name, (steps, values) in columns.items()
         }
     return found
 
 
 def _is_number(value: Any) -> bool:
     """Whether it is one that fits into 64 bits."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63)
+    return type(value) is float or (type(value) is int and -LARGEST < value < LARGEST)
 
 
-def _append(columns: dict[str, tuple["array[int]", "array[float]"]], numbers: Mapping[str, float]) -> None:
-    for name, value in numbers.items():
-        if name != "step":
-            steps, values = columns.setdefault(name, (array("q"), array("d")))
-            steps.append(int(numbers["step"]))
-            values.append(float(value))
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": record["kind"], **{name: value for name, value in record.items() if _is_number(value)}}
+
+
+def _append(columns: Columns, record: Mapping[str, Any]) -> None:
+    """Most of the seconds that a long file takes are spent here."""
+    step = record["step"]
+    for name, value in record.items():
+        if type(value) is float or _is_number(value):
+            column = columns.get(name)
+            if column is None:
+                column = columns[name] = (array("q"), array("d"))
+            column[0].append(step)
+            column[1].append(value)
 
 
 @dataclass
