@@ -59,7 +59,7 @@ def _learning(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Losses and accuracies of the training and of its validations, with the warnings on the loss."""
     names = [name for run in runs for kind in (TRAIN, VALID) for name in run.curves.kinds[kind]]
     charts = []
-    for name in results_among(names):
+    for name in results_among(name for name in names if name != SCORE):  # which only validations have: see there
         about = f"Training, and validations where there are any; {scorer_of(name)}."
         series = _series(runs, name, (TRAIN, VALID))
         marks = [warning["step"] for run in runs for warning in run.curves.warnings] if name == "loss" else []
@@ -117,18 +117,23 @@ def _series(runs: Sequence[ReportedRun], name: str, kinds: Sequence[str]) -> lis
 def _validations(runs: Sequence[ReportedRun]) -> list[Part]:
     """What decides which validation is the best, by epoch, and all of them as a table for each run."""
     validated = [run for run in runs if run.curves.kinds[VALID]]
-    if not validated:
-        return []
-    decisive = SCORE if any(SCORE in run.curves.kinds[VALID] for run in validated) else "loss"
-    by_epoch = []
-    for number, run in enumerate(runs):
-        curves = run.curves.kinds[VALID]
-        if {"epoch", decisive} <= curves.keys() and len(curves["epoch"].values) == len(curves[decisive].values):
-            by_epoch.append(Series(run.name, Curve(curves["epoch"].values, curves[decisive].values), number, True))
-    about = f"By this the best validation is chosen: {'more' if decisive == SCORE else 'less'} is better."
-    charts = [Chart(f"valid_{decisive}", f"{title_of(decisive)} by epoch", about, by_epoch, "epoch")]
+    charts = [_by_epoch(runs, name) for name in (SCORE, "loss")]
     tables = [_validation_table(run) for run in validated]
     return [*(draw(chart) for chart in charts if chart.series), *tables]
+
+
+def _by_epoch(runs: Sequence[ReportedRun], decisive: str) -> Chart:
+    """Of those runs whose best validation is chosen by this figure."""
+    series = []
+    for number, run in enumerate(runs):
+        curves = run.curves.kinds[VALID]
+        chosen_by = SCORE if SCORE in curves else "loss"
+        if chosen_by == decisive and {"epoch", decisive} <= curves.keys():
+            epochs, values = curves["epoch"].values, curves[decisive].values
+            if len(epochs) == len(values):  # else a record lacks one of them
+                series.append(Series(run.name, Curve(epochs, values), number, True))
+    about = f"By this the best validation is chosen: {'more' if decisive == SCORE else 'less'} is better."
+    return Chart(f"valid_{decisive}", f"{title_of(decisive)} by epoch", about, series, "epoch")
 
 
 def _validation_table(run: ReportedRun) -> Table:

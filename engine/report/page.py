@@ -58,9 +58,7 @@ def gather(runs: Sequence[ReportedRun], config: ReportConfig) -> list[Section]:
         from engine.report.pictures import picture_sections  # brings torch
 
         for run in runs:
-            named = picture_sections(run.folder, config)
-            before = f"{run.name}: " if len(runs) > 1 else ""
-            sections += [Section(before + section.title, section.parts) for section in named]
+            sections += picture_sections(run.folder, config)
     return sections
 
 

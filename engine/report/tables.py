@@ -21,7 +21,9 @@ NAMED = 5  # lines that can't be read
 
 def head(runs: Sequence[ReportedRun]) -> Section:
     """What was trained, on what, and how that ended."""
-    table = Table(["", *(run.name for run in runs)], [[title, *map(tell, runs)] for title, tell in HEAD.items()])
+    rows = [[title, *map(tell, runs)] for title, tell in HEAD.items()]
+    known = [row for row in rows if set(row[1:]) != {ABSENT}]
+    table = Table(["", *(run.name for run in runs)], known)
     return Section("What was trained", [table, *(note for run in runs for note in _notes(run))])
 
 

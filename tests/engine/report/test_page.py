@@ -199,7 +199,7 @@ def test_an_older_report_is_replaced_and_nothing_else_is_touched(tmp_path: Path)
     (output / "mine.png").write_bytes(b"a picture")
     (output / PAGE).write_text((output / PAGE).read_text() + '<figure data-file="../run/run.json">')
     before = {path.name for path in output.iterdir()}
-    assert "score.png" in before
+    assert "valid_score.png" in before
     (run / "metrics.jsonl").write_text("")
     write_report(config(run, output=output))
     assert {path.name for path in output.iterdir()} == {PAGE, "mine.png"}
