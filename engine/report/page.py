@@ -1,6 +1,7 @@
 """The report: sections from all that is known of the runs, as one HTML file, and its pictures beside it."""
 
 import base64
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,8 +128,10 @@ def _check_packages() -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Make it, before any work is done."""
+    """Make it, before any work is done, and see that it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} can't be made ({error.strerror}); choose another --output") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} can't be written to; choose another --output")
