@@ -14,6 +14,7 @@ from engine.report.sections import Part, Section, Table
 from engine.report.words import results_among, scorer_of, title_of
 
 TRAIN, VALID = "train", "valid"
+LONGEST_NAME = 24  # characters of a run's name in a chart's key
 MOST_ROWS = 40  # of a table of validations
 
 
@@ -109,7 +110,8 @@ def _series(runs: Sequence[ReportedRun], name: str, kinds: Sequence[str]) -> lis
             if (curve := run.curves.kinds[kind].get(name)) is not None:
                 words = "validation" if kind == VALID else "training"
                 several = len(runs) > 1
-                label = (f"{run.name}, {words}" if len(kinds) > 1 else run.name) if several else words
+                name = _shortened(run.name)
+                label = (f"{name}, {words}" if len(kinds) > 1 else name) if several else words
                 series.append(Series(label, curve, number if several else place, kind == VALID))
     return series
 
@@ -131,7 +133,7 @@ def _by_epoch(runs: Sequence[ReportedRun], decisive: str) -> Chart:
         if chosen_by == decisive and {"epoch", decisive} <= curves.keys():
             epochs, values = curves["epoch"].values, curves[decisive].values
             if len(epochs) == len(values):  # else a record lacks one of them
-                series.append(Series(run.name, Curve(epochs, values), number, True))
+                series.append(Series(_shortened(run.name), Curve(epochs, values), number, True))
     about = f"By this the best validation is chosen: {'more' if decisive == SCORE else 'less'} is better."
     return Chart(f"valid_{decisive}", f"{title_of(decisive)} by epoch", about, series, "epoch")
 
@@ -152,6 +154,12 @@ def _validation_table(run: ReportedRun) -> Table:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def _shortened(name: str) -> str:
+    """For a chart's key."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _file(name: str) -> str:

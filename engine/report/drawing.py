@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, DPI = 6.0, 3.2, 160  # inches, and pixels of one: twice what a page shows, for screens with fine pixels
 LEFT, RIGHT, TOP, BOTTOM, KEY_LINE = 0.68, 0.12, 0.34, 0.52, 0.22  # inches around the axes, and of a key's line below
 COLOURS = 64  # of a PNG's palette
-LONGEST_NAME = 34  # characters of a name in a key
 MOST_CROSSES = 200
 LARGEST = 1e100  # what is larger is drawn as this: an axis can't end beyond the largest float
 OUTLYING = 50  # times the median; a chart that reaches further is logarithmic
@@ -159,15 +158,10 @@ def _add_key(chart: Chart, figure: Any, theme: Theme) -> None:
     if not _key_lines(chart):
         return
     handles = [Line2D([], [], **_style(series, theme)) for series in chart.series]
-    names = [_shortened(series.name) for series in chart.series]
+    names = [series.name for series in chart.series]
     key = figure.legend(handles, names, loc="lower left", ncols=2, frameon=False, fontsize=9, labelcolor=theme.text)
     for text in key.get_texts():
         text.set_parse_math(False)
-
-
-def _shortened(name: str) -> str:
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _told(chart: Chart) -> str:

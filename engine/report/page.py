@@ -71,7 +71,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     environment.filters["data_uri"] = data_uri
     environment.filters["blocks"] = blocks
     template = environment.from_string(files("engine.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(title=title, sections=sections, now=time.strftime("%Y-%m-%d %H:%M"))
+    return template.render(title=title, sections=sections, now=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
 
 def data_uri(png: bytes) -> str:

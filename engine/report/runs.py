@@ -1,5 +1,6 @@
 """The runs of a report: what their folders tell."""
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def _read(folder: Path, name: str) -> ReportedRun:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The last part of each path, or as many as tell them apart; of several runs, behind a number."""
-    paths = [folder.absolute() for folder in folders]
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(set(paths)):
