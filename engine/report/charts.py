@@ -104,15 +104,14 @@ def _is_told(runs: Sequence[ReportedRun], name: str) -> bool:
 
 def _series(runs: Sequence[ReportedRun], name: str, kinds: Sequence[str]) -> list[Series]:
     """One colour a run; of a single run, one colour a kind."""
-    series = []
+    several, series = len(runs) > 1, []
     for number, run in enumerate(runs):
         for place, kind in enumerate(kinds):
             if (curve := run.curves.kinds[kind].get(name)) is not None:
-                words = "validation" if kind == VALID else "training"
-                several = len(runs) > 1
-                name = _shortened(run.name)
-                label = (f"{name}, {words}" if len(kinds) > 1 else name) if several else words
-                series.append(Series(label, curve, number if several else place, kind == VALID))
+                words = [_shortened(run.name)] if several else []
+                if len(kinds) > 1 or not several:
+                    words.append("validation" if kind == VALID else "training")
+                series.append(Series(", ".join(words), curve, number if several else place, kind == VALID))
     return series
 
 

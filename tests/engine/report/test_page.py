@@ -89,6 +89,27 @@ def test_charts_that_would_say_nothing_are_left_out(name: str, drawn: bool, tmp_
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("runs", "loss", "rate"),
+    [
+        (["a"], "training from 3 to 1.25; validation from 0.75 to 0.5", "training from 0.0001 to 0.0001"),
+        (
+            ["a", "b"],
+            "1: a, training from 3 to 1.25; 1: a, validation from 0.75 to 0.5; "
+            "2: b, training from 3 to 1.25; 2: b, validation from 0.75 to 0.5",
+            "1: a from 0.0001 to 0.0001; 2: b from 0.0001 to 0.0001",
+        ),
+    ],
+    ids=["one", "several"],
+)
+def test_charts_have_the_curves_of_all_runs(runs: list[str], loss: str, rate: str, tmp_path: Path) -> None:
+    sections = chart_sections(read_runs([str(write_run(tmp_path / name)) for name in runs]))
+    told = {part.name: part.alt for section in sections for part in section.parts if isinstance(part, Picture)}
+    assert told["loss"] == f"Loss by optimiser step: {loss}"
+    assert told["lr"] == f"Learning rate of AdamW by optimiser step: {rate}"
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_have_what_differs_and_one_colour_each(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name / "run", code={"commit": name, "clean": True}) for name in ("one", "two")]
     page = page_of(*folders, write_run(tmp_path / "third", [train(5, 9.0)], configuration={"lr": 1.0}))
