@@ -138,8 +138,8 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
 
 def _results_at(starts: list[dict[str, Any]]) -> dict[str, Any]:
     """How a run's last start ended, what it came to, and the time of all that wrote their end."""
-    last = starts[-1]
-    seconds = [start["seconds"] for start in starts if start.get("seconds") is not None]
+    last, results = starts[-1], starts[-1].get("results")
+    seconds = [start["seconds"] for start in starts if isinstance(start.get("seconds"), float | int)]
     ended = last.get("exit") != RUNNING
     return {
         "exit": last.get("exit") if ended else NO_END,
@@ -147,7 +147,7 @@ def _results_at(starts: list[dict[str, Any]]) -> dict[str, Any]:
         "starts": len(starts),
         "step": last.get("step"),
         "seconds": sum(seconds) if seconds else None,
-        **flat(last.get("results") or {}),
+        **(flat(results) if isinstance(results, Mapping) else {}),
     }
 
 

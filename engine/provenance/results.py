@@ -52,4 +52,4 @@ def each_record(path: Path) -> Iterator[dict[str, Any] | None]:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 record = None
-            yield record if isinstance(record, dict) and "kind" in record else None
+            yield record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None

@@ -35,7 +35,7 @@ class Theme(NamedTuple):
 
 LIGHT = Theme("#ffffff", "#24292f", "#d8dee4", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
 DARK = Theme("#161b22", "#d1d7e0", "#343b45", ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00"))
-DASHES = ("-", ":", "-.")  # where there are more runs than colours
+DASHES, MARKERS = ("-", ":", "-."), "os^"  # where there are more runs than colours
 
 
 class Series(NamedTuple):
@@ -140,10 +140,10 @@ def _draw_line(axes: Axes, series: Series, line: Line, theme: Theme) -> None:
 
 def _style(series: Series, theme: Theme) -> dict[str, Any]:
     colour = theme.curves[series.number % len(theme.curves)]
-    dashes = DASHES[series.number // len(theme.curves) % len(DASHES)]
+    turn = series.number // len(theme.curves) % len(DASHES)
     if series.is_validation:
-        return {"color": colour, "linestyle": "--", "linewidth": 1, "marker": "o", "markersize": 4}
-    return {"color": colour, "linestyle": dashes, "linewidth": 1.5}
+        return {"color": colour, "linestyle": "--", "linewidth": 1, "marker": MARKERS[turn], "markersize": 4}
+    return {"color": colour, "linestyle": DASHES[turn], "linewidth": 1.5}
 
 
 def _key_lines(chart: Chart) -> int:

@@ -38,7 +38,7 @@ def write_report(config: ReportConfig) -> Path:
     _check_folder(folder)
     sections = gather(runs, config)
     title = ", ".join(run.name for run in runs)
-    content = render(title, sections).encode()
+    content = render(title, sections).encode(errors="replace")  # a folder's name may be no UTF-8
     pictures = {f"{picture.name}.png": picture.png for picture in pictures_of(sections)}
     write(folder, content, pictures)
     print(

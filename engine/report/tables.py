@@ -21,7 +21,7 @@ NAMED = 5  # lines that can't be read
 
 def head(runs: Sequence[ReportedRun]) -> Section:
     """What was trained, on what, and how that ended."""
-    rows = [[title, *map(tell, runs)] for title, tell in HEAD.items()]
+    rows = [[title, *(_told(run, tell) for run in runs)] for title, tell in HEAD.items()]
     known = [row for row in rows if set(row[1:]) != {ABSENT}]
     table = Table(["", *(run.name for run in runs)], known)
     return Section("What was trained", [table, *(note for run in runs for note in _notes(run))])
@@ -70,6 +70,13 @@ def warnings(runs: Sequence[ReportedRun]) -> Section | None:
         return None
     caption = f"{more:,} more are in metrics.jsonl." if more else ""
     return Section("Warnings", [Table(["Run", "Step", "Rank", "Warning"], rows, caption)])
+
+
+def _told(run: ReportedRun, tell: Callable[[ReportedRun], str]) -> str:
+    try:
+        return tell(run)
+    except (AttributeError, TypeError, ArithmeticError):  # what run.json has there is of another kind
+        return ABSENT
 
 
 def _rows(when: str, told: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> list[list[str]]:

@@ -30,7 +30,16 @@ def test_curves_have_the_steps_at_which_a_figure_was_told(tmp_path: Path) -> Non
 
 def test_what_can_not_be_read_is_left_out_and_noted(tmp_path: Path) -> None:
     warning = {"kind": "warning", "step": 20, "rank": None, "text": "the loss is not finite"}
-    odd = ["[1]", '{"kind": "train"}', '{"kind": "train", "step": "x"}', "\xff\xfe", "[" * 100_000, "", "null"]
+    odd = [
+        "[1]",
+        '{"kind": "train"}',
+        '{"kind": "train", "step": "x"}',
+        "\xff\xfe",
+        '{"kind": []}',
+        "[" * 100_000,
+        "",
+        "null",
+    ]
     huge = '{"kind": "train", "step": 25, "loss": 1' + "0" * 400 + ', "lr": "fast", "grad_norm": NaN}'
     lines = [
         json.dumps(train(10, 2.0)),
@@ -43,7 +52,7 @@ def test_what_can_not_be_read_is_left_out_and_noted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes("\n".join(lines).encode("latin-1"))
     curves = read_curves(path)
-    assert curves.damaged == [2, 3, 4, 5, 6, 7, 8, 12]
+    assert curves.damaged == [2, 3, 4, 5, 6, 7, 8, 9, 13]
     assert curves.warnings == [warning]
     assert curves.kinds["train"]["loss"].steps.tolist() == [10, 30]
     assert curves.kinds["train"]["loss"].finite.tolist() == [True, False]

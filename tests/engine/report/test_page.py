@@ -163,6 +163,16 @@ def test_files_of_earlier_versions_make_a_page(tmp_path: Path) -> None:
     assert "No report has been written yet." in page_of(run)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_entries_of_another_kind_are_left_out(tmp_path: Path) -> None:
+    odd = {"hosts": {"one": 3}, "seconds": "long", "results": [1], "code": "abc", "deepspeed": 7, "start": {}}
+    runs = read_runs([str(write_run(tmp_path / "run", **odd)), str(write_run(tmp_path / "other"))])
+    sections = gather(runs, config())
+    head = rows_of(sections[0])
+    assert (head["Machines"], head["Started"]) == (["-", "2 ranks on 1 machine (a CPU)"], ["-", "2026-01-01 10:00 UTC"])
+    assert "Not all of the runs have recorded: DeepSpeed settings, versions, code, data, seeds." in sections[-1].parts
+
+
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [("run.json", "{", "is damaged"), ("notes", "", "holds neither run.json, config.yaml nor metrics.jsonl")],
@@ -246,6 +256,12 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_report(tmp_path
     assert [(tmp_path / name).read_bytes() for name in (PAGE, "a.png")] == [b"old", b"old"]
     write(tmp_path, b"newer", {"a.png": b"newer"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {PAGE: b"newer", "a.png": b"newer"}
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.report.page.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs matplotlib and jinja2; run `pip install matplotlib jinja2`"):
+        write_report(config(tmp_path))
 
 
 def test_a_folder_that_can_not_be_made_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
