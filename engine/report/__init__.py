@@ -8,5 +8,6 @@ tables.py     what is told in words: the head, results, warnings, and what diffe
 charts.py     which charts there are
 drawing.py    a chart as a PNG, light and dark
 sections.py   what the page is made of
+pictures/     what a run's model makes of data that it wasn't trained on
 page.py       all sections as one HTML file, written whole or not at all
 """

@@ -41,10 +41,9 @@ def write_report(config: ReportConfig) -> Path:
     content = render(title, sections).encode(errors="replace")  # a folder's name may be no UTF-8
     pictures = {f"{picture.name}.png": picture.png for picture in pictures_of(sections)}
     write(folder, content, pictures)
-    print(
-        f"wrote {folder / PAGE} ({len(content) / 1e6:.2f} MB) and {len(pictures)} pictures beside it "
-        f"in {time.monotonic() - started:.1f} seconds"
-    )
+    size, seconds = len(content) / 1e6, time.monotonic() - started
+    beside = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+    print(f"wrote {folder / PAGE} ({size:.2f} MB) and {beside} beside it in {seconds:.1f} seconds")
     return folder / PAGE
 
 

@@ -10,7 +10,7 @@ from tests.engine.report.conftest import train, write_run
 
 def test_the_program_writes_the_page_and_its_pictures(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [train(10, 1.0)])
-    ended = launch("launch/report.py", [str(run), "--no_pictures"], ranks=1, launcher="warm")
+    ended = launch("launch/report.py", [str(run)], ranks=1, launcher="warm")
     assert ended.code == 0, ended.stderr
     page = run / "report" / "report.html"
     [line] = ended.stdout.splitlines()
@@ -20,6 +20,7 @@ def test_the_program_writes_the_page_and_its_pictures(tmp_path: Path) -> None:
     )
     assert {path.name for path in page.parent.iterdir()} == {"report.html", *(path.name for path in pictures)}
     assert page.read_text().rstrip().endswith("</html>")
+    assert "There are no pictures from held-out data" in page.read_text()  # since there is no model
 
 
 @pytest.mark.parametrize(
