@@ -50,15 +50,16 @@ def write_report(config: ReportConfig) -> Path:
 def gather(runs: Sequence[ReportedRun], config: ReportConfig) -> list[Section]:
     """All sections, in their order."""
     sections = [head(runs), results(runs), *chart_sections(runs)]
-    if told := warnings(runs):
-        sections.append(told)
+    if (warned := warnings(runs)) is not None:
+        sections.append(warned)
     if len(runs) > 1:
         sections.append(differences(runs))
     if config.pictures:
         from engine.report.pictures import picture_sections  # brings torch
 
         for run in runs:
-            sections += picture_sections(run.folder, config)
+            before = f"{run.name}: " if len(runs) > 1 else ""
+            sections += [Section(before + told.title, told.parts) for told in picture_sections(run.folder, config)]
     return sections
 
 

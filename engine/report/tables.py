@@ -40,7 +40,7 @@ def results(runs: Sequence[ReportedRun]) -> Section:
         rows += _rows(when, told, [_flag(run, split) for run in runs])
     for name in dict.fromkeys(path.name for run in runs for path in _score_files(run)):
         told = [_read_scores(run.folder / name) for run in runs]
-        rows += _rows("prediction", told, [name.removesuffix(SCORE_FILES)])
+        rows += _rows("prediction", told, [name.removesuffix(SCORE_FILES)] * len(runs))
     if not rows:
         return Section("Results", ["There are none yet."])
     return Section("Results", [Table(["Figure", *(run.name for run in runs), "Of the", "Split", "Measured by"], rows)])
@@ -81,12 +81,11 @@ def _told(run: ReportedRun, tell: Callable[[ReportedRun], str]) -> str:
 
 def _rows(when: str, told: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> list[list[str]]:
     """A row for each figure, with a cell for each run."""
-    names = results_among(name for values in told for name in values)
-    split = "; ".join(dict.fromkeys(splits))
-    return [
-        [title_of(name), *(_figure(values.get(name)) for values in told), when, split, scorer_of(name)]
-        for name in names
-    ]
+    rows = []
+    for name in results_among(name for values in told for name in values):
+        split = "; ".join(dict.fromkeys(split for split, values in zip(splits, told, strict=True) if name in values))
+        rows.append([title_of(name), *(_figure(values.get(name)) for values in told), when, split, scorer_of(name)])
+    return rows
 
 
 def _figure(value: Any) -> str:
