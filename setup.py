@@ -10,7 +10,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["engine*", "kernels*", "launch*"]),
-    package_data={"engine.app": ["page/*"]},
+    package_data={"engine.app": ["page/*"], "engine.report": ["*.jinja"]},
     install_requires=[
         "torch>=2.8",
         "triton>=3.6; platform_system == 'Linux'",

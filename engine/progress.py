@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of long work: a bar on a terminal, plain lines in a log; and times in words."""
 
 import os
 import time
@@ -40,3 +40,9 @@ class Bar(tqdm):
         if not self.disable and not is_terminal(self.fp):
             self.last_print_t = float("-inf")  # as if nothing had been shown that has to be tidied up
         super().close()
+
+
+def duration(seconds: float) -> str:
+    """A time for the eye."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -10,6 +10,7 @@
 4. predict                         deepspeed --num_gpus 2 launch/predict.py --task vqa --load snap/demo/vqa/BEST ...
 5. evaluate, with the images and blind (every image grey)
 6. print, and write snap/demo/summary.json
+7. report on all of these trainings   python launch/report.py snap/demo/stage_one ... --output snap/demo/report
 
 3 to 5 are done for each of --tasks: vqa alone if not given, else vqa,gqa,snli_ve or some of them.
 """
@@ -176,6 +177,11 @@ def main() -> None:
     for name in tasks:
         print(f"{name}_accuracy without pre-training: {summary[f'{name}_accuracy_from_scratch']:.3f}")
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
+    fine_tuned = [f"{config.output}/{name}{suffix}" for name in tasks for suffix in ("", "_from_scratch")]
+    try:
+        run_python([program("report.py"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
+    except UserError as error:
+        exit_with(error)
 
 
 def last_checkpoint(folder: str) -> str:

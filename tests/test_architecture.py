@@ -128,12 +128,12 @@ print(heavy, started, cpu.ru_utime + cpu.ru_stime)
         # What answers --help, --print_config and a wrong flag.
         ("import engine.training.program, engine.tasks.pretraining, engine.tasks.named", ["torch", "deepspeed"]),
         ("import engine.tasks.answering.flags, engine.conversion.flags, engine.app.command", ["torch", "deepspeed"]),
-        ("import launch.compare, engine.provenance.compare", ["torch", "deepspeed"]),
+        ("import launch.compare, launch.report, engine.report.page", ["torch", "deepspeed", "matplotlib"]),
         ("import engine.data.verification.command, engine.synthetic.command", ["torch", "deepspeed"]),
         ("import engine.data.inspection.command", ["torch", "deepspeed", "datasets", "pyarrow"]),
         ("import kernels.grid_subsample", ["deepspeed", "transformers"]),
     ],
-    ids=["packages", "data", "training flags", "other flags", "comparison", "preparation", "inspection", "kernels"],
+    ids=["packages", "data", "training flags", "other flags", "reports", "preparation", "inspection", "kernels"],
 )
 def test_importing_is_cheap(imports: str, heavy: list[str]) -> None:
     """In seconds of this process's own, which other processes don't lengthen; torch alone takes most of two."""

@@ -1,7 +1,9 @@
 """What came out of a run, as metrics.jsonl tells it."""
 
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 SCORE = "score"  # in validations that have one, more is better; in others, a smaller loss is
@@ -36,3 +38,18 @@ def is_better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return bool(one[SCORE] > other[SCORE])
     loss, least = (float(values.get("loss", math.inf)) for values in (one, other))
     return loss < least or (math.isnan(least) and not math.isnan(loss))
+
+
+def each_record(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The records of metrics.jsonl, one after another, and None for a line that is none: a run may be writing its last.
+
+    Raises:
+        OSError: if there is no such file, or it can't be read.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None

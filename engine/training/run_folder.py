@@ -13,9 +13,9 @@ from engine.configuration.flags import TrainingConfig
 from engine.configuration.recipes import to_yaml
 from engine.errors import UserError
 from engine.files import only_here
+from engine.provenance.history import LOCK
 from engine.training.preemption import GRACE
 
-LOCK = ".lock"
 RUN_ID = ".run_id"  # what W&B and Comet know the run by
 SAVE = "SAVE"  # a file by which somebody asks a running training for a checkpoint
 

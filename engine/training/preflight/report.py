@@ -14,6 +14,7 @@ from engine.configuration.recipes import to_yaml
 from engine.distributed.device import pick_device
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
+from engine.progress import duration
 from engine.tasks.task import Task
 from engine.training.preflight.memory import GB, RESERVE, device_memory, explained, memory_of
 from engine.training.preflight.plan import Plan
@@ -105,9 +106,3 @@ def lines_of(
         fits = f"--micro_batch_size {samples}, with {peak / GB:.3g} GB at its peak (measured)"
         told["would fit"] = fits if largest else "not even the smallest micro-batch"
     return ["nothing keeps this training from running", *(f"  {name:<11} {text}" for name, text in told.items())]
-
-
-def duration(seconds: float) -> str:
-    """For the eye."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from engine.checkpoint.space import Files
+from engine.progress import duration
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.preflight import trial
 from engine.training.preflight.plan import Plan
-from engine.training.preflight.report import duration
 from engine.training.preflight.trial import folders_as_before, largest_measured
 
 BASE, EACH = 1000, 10  # bytes of a training, and of each sample beside
