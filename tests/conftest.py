@@ -124,9 +124,7 @@ def launch(
     """
     process: subprocess.Popen[str] | WarmProcess
     if launcher == "warm":
-        process = warm_server().start(
-            str(ROOT / script), flags, environment(), ranks, port or free_port(), str(folder)
-        )
+        process = warm_server().start(str(ROOT / script), flags, environment(), ranks, port or free_port(), str(folder))
     else:
         process = start(script, flags, ranks=ranks, launcher=launcher, port=port, folder=folder)
     assert process.stdout is not None

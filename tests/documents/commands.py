@@ -65,7 +65,9 @@ class Command:
         if words[-2:-1] == [">"]:
             words, into = words[:-2], words[-1]
         words = [new for word in words for new in (shlex.split(PLACEHOLDERS[word]) if word in PLACEHOLDERS else [word])]
-        found = (n for n, word in enumerate(words) if word.endswith(".py") or words[n - 1 : n] in (["-m"], ["--module"]))
+        found = (
+            n for n, word in enumerate(words) if word.endswith(".py") or words[n - 1 : n] in (["-m"], ["--module"])
+        )
         return cls(words, next(found, None) if words[:1] != ["make"] else None, into)
 
     @property

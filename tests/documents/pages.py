@@ -1,32 +1,43 @@
 """The project's documents, and what stands in them."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from sybil import Document, Example
+from sybil import Document
 from sybil.parsers.markdown import CodeBlockParser
 
 from tests.conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 LANGUAGES = ("bash", "python", "json", "yaml", "text")
 
 
-def blocks(path: Path, evaluate: Callable[[Example], str | None] | None = None) -> list[Example]:
-    """The fenced blocks of a page, in their order; `evaluate` is what each one's own `evaluate()` calls."""
-    parsers = [CodeBlockParser(language, evaluate) for language in LANGUAGES]
-    return list(Document.parse(str(path), *parsers).examples())
+class Block(NamedTuple):
+    """A fenced block of a page: where it is in its text, and what stands in it."""
+
+    start: int
+    end: int
+    line: int
+    language: str
+    text: str
 
 
-def language_of(block: Example) -> str:
-    return str(block.region.lexemes["arguments"])
+def blocks(path: Path) -> list[Block]:
+    """In the order of the page."""
+    found = []
+    for language in LANGUAGES:
+        for example in Document.parse(str(path), CodeBlockParser(language)).examples():
+            region = example.region
+            found.append(Block(region.start, region.end, example.line, language, str(example.parsed)))
+    return sorted(found)
 
 
 def prose(path: Path) -> str:
-    """A page with its blocks blanked out, so that what is found keeps its line."""
+    """A page with its blocks blanked out."""
     text = path.read_text(encoding="utf-8")
-    for block in blocks(path):
-        start, end = block.region.start, block.region.end
+    for start, end, *_ in blocks(path):
         text = text[:start] + "".join("\n" if letter == "\n" else " " for letter in text[start:end]) + text[end:]
     return text

@@ -7,23 +7,31 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sybil import Example
 
 from tests.documents.commands import NOT_RUN, Command, Shell, commands_of, without_comment
-from tests.documents.pages import LANGUAGES, NAMES, PAGES, blocks, language_of, prose
+from tests.documents.pages import LANGUAGES, PAGES, blocks, prose
+
+SLOW = {"docs/checkpoints.md": "writing an ONNX file takes about fifteen seconds"}
 
 
 def commands() -> list[tuple[str, str]]:
     """The place and the words of every line that is a command."""
     found = []
-    for name, path in zip(NAMES, PAGES, strict=True):
+    for name, path in PAGES.items():
         for block in blocks(path):
-            if language_of(block) == "bash" and not block.parsed.startswith("#!"):
-                found += [(f"{name}, block at line {block.line}", line) for line in commands_of(block.parsed)]
+            if block.language == "bash" and not block.text.startswith("#!"):
+                found += [(f"{name}, block at line {block.line}", line) for line in commands_of(block.text)]
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, path in zip(NAMES, PAGES, strict=True) if blocks(path)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, path in PAGES.items()
+        if any(block.language != "text" for block in blocks(path))
+    ],
+)
 def test_every_block_runs(name: str, start_folder: Path, tmp_path: Path) -> None:
     """In the order of the page, in a folder of its own; Python behind the commands, which may make what it loads."""
     folder = Path(shutil.copytree(start_folder, tmp_path / "folder", symlinks=True))
@@ -33,25 +41,21 @@ def test_every_block_runs(name: str, start_folder: Path, tmp_path: Path) -> None
         "python": program.append,
         "json": json.loads,
         "yaml": lambda text: list(yaml.safe_load_all(text)),
+        "text": str,
     }
-
-    def evaluate(block: Example) -> None:
+    for block in blocks(PAGES[name]):
         try:
-            run.get(language_of(block), str)(block.parsed)
+            run[block.language](block.text)
         except Exception as error:
             raise AssertionError(f"{name}, block at line {block.line}: {error}") from error
-
-    for block in blocks(PAGES[NAMES.index(name)], evaluate):
-        block.evaluate()
     if program:
         shell.run_python(program)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_block_is_fenced_and_has_a_known_language(name: str) -> None:
     """Else it would not be found, and never be run."""
-    text = prose(PAGES[NAMES.index(name)])
-    left = re.findall(r"^ *```.*|(?<=\n\n)    [^ ].*", text, re.MULTILINE)
+    left = re.findall(r"^ *```.*|(?<=\n\n)    [^ ].*", prose(PAGES[name]), re.MULTILINE)
     assert left == [], f"fence it, as one of {', '.join(LANGUAGES)}"
 
 

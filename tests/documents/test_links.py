@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import ROOT
-from tests.documents.pages import NAMES, PAGES, blocks, language_of, prose
+from tests.documents.pages import PAGES, blocks, prose
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -35,9 +35,9 @@ def paths_named(path: Path) -> list[str]:
     return [word for word in found if word not in NO_PATHS and "NAME" not in word]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
-    page = PAGES[NAMES.index(name)]
+    page = PAGES[name]
     broken = []
     for link in links(page):
         if "://" in link:
@@ -54,11 +54,11 @@ def test_links_lead_somewhere(name: str) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_paths_and_modules_exist(name: str) -> None:
-    page = PAGES[NAMES.index(name)]
+    page = PAGES[name]
     assert [path for path in paths_named(page) if not (ROOT / path).exists()] == []
-    commands = [block.parsed for block in blocks(page) if language_of(block) == "bash"] + CODE.findall(prose(page))
+    commands = [block.text for block in blocks(page) if block.language == "bash"] + CODE.findall(prose(page))
     modules = {first or second for command in commands for first, second in MODULE.findall(command)}
     assert [module for module in modules if find_spec(module) is None] == []
 
@@ -72,10 +72,10 @@ def test_every_page_can_be_reached() -> None:
             reached.add(page)
             files = [link.partition("#")[0] for link in links(page) if "://" not in link]
             todo += [(page.parent / file).resolve() for file in files if file.endswith(".md")]
-    assert [name for name, page in zip(NAMES, PAGES, strict=True) if page not in reached] == []
+    assert [name for name, page in PAGES.items() if page not in reached] == []
 
 
 def test_something_is_found() -> None:
     """Else nothing above could fail."""
-    assert sum(len(links(page)) for page in PAGES) > 30
-    assert sum(len(paths_named(page)) for page in PAGES) > 100
+    assert sum(len(links(page)) for page in PAGES.values()) > 30
+    assert sum(len(paths_named(page)) for page in PAGES.values()) > 100
