@@ -61,14 +61,16 @@ class Command:
 
     @classmethod
     def of(cls, line: str) -> "Command":
+        for name, meant in PLACEHOLDERS.items():
+            line = re.sub(rf"\b{name}\b", meant, line)
         words, into = shlex.split(line, comments=True), None
         if words[-2:-1] == [">"]:
             words, into = words[:-2], words[-1]
-        words = [new for word in words for new in (shlex.split(PLACEHOLDERS[word]) if word in PLACEHOLDERS else [word])]
-        found = (
-            n for n, word in enumerate(words) if word.endswith(".py") or words[n - 1 : n] in (["-m"], ["--module"])
-        )
-        return cls(words, next(found, None) if words[:1] != ["make"] else None, into)
+        if words[0] == "make":
+            return cls(words, None, into)
+        before = zip(["", *words], words, strict=False)
+        programs = (n for n, (last, word) in enumerate(before) if word.endswith(".py") or last in ("-m", "--module"))
+        return cls(words, next(programs, None), into)
 
     @property
     def program(self) -> str:

@@ -78,15 +78,11 @@ def write_runs(folder: Path) -> None:
     """A pre-training of one epoch, and a model of each task, under all names."""
     shell = Shell(folder)
     small = "--data_root data --bert data/bert --num_workers 0 --epochs 1"
-    shell.start(
-        shlex.split(
-            f"launch/pretrain.py --recipe demo_stage_one --taskQA --taskMatched {small} --output runs/pretrain"
-        ),
-        1,
-    )
+    flags = f"--recipe demo_stage_one --taskQA --taskMatched {small} --output runs/pretrain"
+    shell.start(["launch/pretrain.py", *shlex.split(flags)], 1)
     for task, flag in TASKS.items():
-        flags = f"--task {task} --recipe demo_{task} {flag} runs/pretrain/Epoch01 {small} --train train --output runs/{task}"
-        shell.start(["launch/finetune.py", *shlex.split(flags)], 1)
+        flags = f"--task {task} --recipe demo_{task} {flag} runs/pretrain/Epoch01 {small} --output runs/{task}"
+        shell.start(["launch/finetune.py", *shlex.split(flags), "--train", "train"], 1)
         (folder / "snap" / task).mkdir(parents=True)
         for model in ("NAME", "my_run", "my_vqa", f"{task}_clip_rn50x4"):
             (folder / "snap" / task / model).symlink_to(f"../../runs/{task}")

@@ -48,9 +48,8 @@ def texts() -> list[str]:
     for path in [path for room in ("engine", "kernels", "launch") for path in (ROOT / room).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append(
-                    "".join(str(part.value) if isinstance(part, ast.Constant) else "." for part in node.values)
-                )
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "." for part in node.values]
+                found.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return [*found, Path(ROOT / "Makefile").read_text()]
