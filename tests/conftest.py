@@ -74,9 +74,15 @@ def warm_server() -> WarmServer:
 
 
 def start(
-    script: str, flags: list[str], *, ranks: int = 2, launcher: str = "deepspeed", port: str | None = None
+    script: str,
+    flags: list[str],
+    *,
+    ranks: int = 2,
+    launcher: str = "deepspeed",
+    port: str | None = None,
+    folder: Path = ROOT,
 ) -> "subprocess.Popen[str]":
-    """Start a script under a launcher, which one rank doesn't need, in a session of its own."""
+    """Start a script under a launcher, which one rank doesn't need, in a folder and a session of its own."""
     port = port or free_port()
     programs = {
         "deepspeed": [
@@ -91,7 +97,7 @@ def start(
     }
     return subprocess.Popen(
         [*programs["python" if ranks == 1 else launcher], str(ROOT / script), *flags],
-        cwd=ROOT,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,9 +113,10 @@ def launch(
     ranks: int = 2,
     launcher: str = "deepspeed",
     port: str | None = None,
+    folder: Path = ROOT,
     timeout: float = 240,
 ) -> Run:
-    """Start a script and wait for its end.
+    """Start a script in a folder and wait for its end.
 
     Args:
         launcher: deepspeed, torchrun, or python for one rank, as a user starts it; or warm, which saves the seconds of
@@ -117,9 +124,9 @@ def launch(
     """
     process: subprocess.Popen[str] | WarmProcess
     if launcher == "warm":
-        process = warm_server().start(str(ROOT / script), flags, environment(), ranks, port or free_port())
+        process = warm_server().start(str(ROOT / script), flags, environment(), ranks, port or free_port(), str(folder))
     else:
-        process = start(script, flags, ranks=ranks, launcher=launcher, port=port)
+        process = start(script, flags, ranks=ranks, launcher=launcher, port=port, folder=folder)
     assert process.stdout is not None
     assert process.stderr is not None
     output: dict[str, list[str]] = {"stdout": [], "stderr": []}
@@ -236,22 +243,28 @@ def damaged(scenes: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(scenes, tmp_path / "damaged", ignore=shutil.ignore_patterns("cache")))
 
 
-@pytest.fixture
-def question_files(damaged: Path) -> Path:
-    """Such a copy with all of VQA's files: nominival has 5 of minival's 15 images, and `test` 3 of its own, unlabelled.
+def write_question_files(root: Path) -> None:
+    """All of VQA's files for the small scenes: nominival gets 5 of minival's 15 images, and `test` 3 of its own,
+    unlabelled.
 
     Each image has two questions.
     """
-    questions = json.loads((damaged / "vqa" / "minival.json").read_text())
+    questions = json.loads((root / "vqa" / "minival.json").read_text())
     test = []
     for number, question in enumerate(questions[:6]):
         img_id = f"COCO_test2015_{number // 2:012d}"
-        path = damaged / image_path(img_id)
+        path = root / image_path(img_id)
         path.parent.mkdir(exist_ok=True)
-        shutil.copy(damaged / image_path(question["img_id"]), path)
+        shutil.copy(root / image_path(question["img_id"]), path)
         test.append({"question_id": 2 * 10**9 + number, "img_id": img_id, "sent": question["sent"]})
     for name, items in {"nominival": questions[:10], "minival": questions[10:], "test": test}.items():
-        (damaged / "vqa" / f"{name}.json").write_text(json.dumps(items))
+        (root / "vqa" / f"{name}.json").write_text(json.dumps(items))
+
+
+@pytest.fixture
+def question_files(damaged: Path) -> Path:
+    """Such a copy with all of VQA's files."""
+    write_question_files(damaged)
     return damaged
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and what importing costs. The folders are explained in README.md, under Layout."""
+"""Who may import whom, and what importing costs. The folders are explained in docs/architecture.md."""
 
 import ast
 import subprocess

@@ -5,6 +5,7 @@ process runs the script as `python` would, with its own session, environment, ar
 With several ranks that child is their launcher: it gives each its RANK, and ends the others when one fails.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,10 +55,13 @@ class WarmServer:
         self.process = subprocess.Popen(command, cwd=folder, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
 
-    def start(self, script: str, flags: list[str], environment: dict[str, str], ranks: int, port: str) -> WarmProcess:
+    def start(
+        self, script: str, flags: list[str], environment: dict[str, str], ranks: int, port: str, folder: str
+    ) -> WarmProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes = os.pipe(), os.pipe()
-        request = {"script": script, "flags": flags, "environment": environment, "ranks": ranks, "port": port}
+        request = {"script": script, "flags": flags, "ranks": ranks, "port": port, "folder": folder}
+        request["environment"] = environment
         ends = [theirs.fileno(), pipes[0][1], pipes[1][1]]
         with contextlib.suppress(BrokenPipeError):
             socket.send_fds(self.socket, [json.dumps(request).encode()], ends)
@@ -101,6 +107,7 @@ def watch(request: dict[str, Any], report: int, stdout: int, stderr: int) -> Non
         os.closerange(3, max(stdout, stderr) + 1)
         os.environ.clear()
         os.environ.update(request["environment"])
+        os.chdir(request["folder"])
         run(request) if request["ranks"] == 1 else launch(request)
     os.close(stdout)
     os.close(stderr)
@@ -132,10 +139,27 @@ def launch(request: dict[str, Any]) -> NoReturn:
 
 
 def run(request: dict[str, Any]) -> NoReturn:
-    """What `python SCRIPT FLAGS` does: SystemExit, or what the script raises, ends this process as it ends that one."""
+    """What `python SCRIPT FLAGS` does: SystemExit, or what the script raises, ends this process as it ends that one.
+
+    But nothing is torn down behind the exit handlers: to look at each of the warm process's objects once more, and so
+    to copy all pages that it shares with this one, takes longer than most of the programs.
+    """
     sys.argv = [request["script"], *request["flags"]]
-    runpy.run_path(request["script"], run_name="__main__")
-    sys.exit()
+    code: Any = 0
+    try:
+        runpy.run_path(request["script"], run_name="__main__")
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as every Python does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ exec "$@" --print_config
 """
 
 
-def block(language: str) -> str:
-    [found] = re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+def block(language: str, begin: str) -> str:
+    [found] = re.findall(rf"^```{language}\n({begin}.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
     return found
 
 
@@ -39,7 +39,7 @@ def test_slurms_file_starts_a_training(tmp_path: Path) -> None:
     (tmp_path / "srun").chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     run = subprocess.run(
-        ["bash", "-euc", block("bash")],
+        ["bash", "-euc", block("bash", "#!")],
         cwd=tmp_path,
         env={**environment(), "PATH": path, "SLURM_CPUS_PER_TASK": "12", "SEEN": str(tmp_path / "seen")},
         capture_output=True,
@@ -53,7 +53,7 @@ def test_slurms_file_starts_a_training(tmp_path: Path) -> None:
 
 
 def test_kubernetes_file_names_the_same_things_throughout() -> None:
-    documents: list[dict[str, Any]] = list(yaml.safe_load_all(block("yaml")))
+    documents: list[dict[str, Any]] = list(yaml.safe_load_all(block("yaml", "apiVersion")))
     service, job = documents
     pod = job["spec"]["template"]["spec"]
     [container] = pod["containers"]
