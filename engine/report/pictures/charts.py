@@ -2,27 +2,21 @@
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from engine.report.drawing import DARK, DPI, LIGHT, Theme
 from engine.report.pictures.statistics import Bin, Mean
-
-DPI = 160  # pixels of an inch: twice what a page shows, for screens with fine pixels
-# The lines have Okabe and Ito's blues, which the colour-blind can tell from the rest.
-LIGHT = {"text": "#24292f", "line": "#0072b2", "grid": "#d8dee4"}
-DARK = {"text": "#d1d7e0", "line": "#56b4e9", "grid": "#343b45"}
 
 COLOURED: Sequence[Any] = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 COLOURS = 32  # of a PNG's palette
 LONGEST_NAME = 40  # characters
 
-Colours = Mapping[str, str]
 
-
-def render(size: tuple[float, float], draw: Callable[[Any, Colours], None]) -> tuple[bytes, bytes]:
+def render(size: tuple[float, float], draw: Callable[[Any, Theme], None]) -> tuple[bytes, bytes]:
     """A chart as PNG, for light and for dark pages, which shine through.
 
     Args:
@@ -34,12 +28,12 @@ def render(size: tuple[float, float], draw: Callable[[Any, Colours], None]) -> t
     from matplotlib.figure import Figure
 
     drawn = []
-    for colours in (LIGHT, DARK):
-        with rc_context({name: colours["text"] for name in COLOURED} | {"font.size": 9}):
+    for theme in (LIGHT, DARK):
+        with rc_context({name: theme.text for name in COLOURED} | {"font.size": 9}):
             figure = Figure(size, DPI, layout="constrained")
             axes = figure.add_subplot()
             axes.spines[["top", "right"]].set_visible(False)
-            draw(axes, colours)
+            draw(axes, theme)
             canvas = FigureCanvasAgg(figure)
             figure.patch.set_alpha(0)
             axes.patch.set_alpha(0)
@@ -53,15 +47,15 @@ def render(size: tuple[float, float], draw: Callable[[Any, Colours], None]) -> t
 def score_chart(rows: Sequence[tuple[str, Mean]]) -> tuple[bytes, bytes]:
     """Means with their intervals, the first at the top."""
 
-    def draw(axes: Any, colours: Colours) -> None:
+    def draw(axes: Any, theme: Theme) -> None:
         places = range(len(rows))
         means = [mean.mean for _, mean in rows]
         errors = [[mean.mean - mean.low for _, mean in rows], [mean.high - mean.mean for _, mean in rows]]
-        axes.errorbar(means, places, xerr=errors, fmt="o", capsize=3, color=colours["line"])
+        axes.errorbar(means, places, xerr=errors, fmt="o", capsize=3, color=theme.curves[0])
         names = [textwrap.shorten(name, LONGEST_NAME, placeholder=" ...") for name, _ in rows]
         axes.set_yticks(places, names, parse_math=False)
         axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel="score, with its 95% interval")
-        axes.grid(axis="x", color=colours["grid"], linewidth=0.5)
+        axes.grid(axis="x", color=theme.grid, linewidth=0.5)
 
     return render((5.0, 0.8 + 0.28 * len(rows)), draw)
 
@@ -69,14 +63,14 @@ def score_chart(rows: Sequence[tuple[str, Mean]]) -> tuple[bytes, bytes]:
 def calibration_chart(bins: Sequence[Bin]) -> tuple[bytes, bytes]:
     """Mean score over mean probability of each bin, beside the diagonal on which they would be the same."""
 
-    def draw(axes: Any, colours: Colours) -> None:
+    def draw(axes: Any, theme: Theme) -> None:
         scores = [group.score for group in bins]
         errors = [[score.mean - score.low for score in scores], [score.high - score.mean for score in scores]]
-        axes.plot([0, 1], [0, 1], "--", color=colours["text"], linewidth=1)
+        axes.plot([0, 1], [0, 1], "--", color=theme.text, linewidth=1)
         places = [group.probability for group in bins]
-        axes.errorbar(places, [score.mean for score in scores], yerr=errors, fmt="o-", capsize=3, color=colours["line"])
+        axes.errorbar(places, [score.mean for score in scores], yerr=errors, fmt="o-", capsize=3, color=theme.curves[0])
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xlabel="probability that the model gives its answer", ylabel="score of these answers")
-        axes.grid(color=colours["grid"], linewidth=0.5)
+        axes.grid(color=theme.grid, linewidth=0.5)
 
     return render((4.4, 4.4), draw)
