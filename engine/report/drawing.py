@@ -21,6 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM, KEY_LINE = 0.68, 0.12, 0.34, 0.52, 0.22  # inches arou
 COLOURS = 64  # of a PNG's palette
 MOST_CROSSES = 200
 LARGEST = 1e100  # what is larger is drawn as this: an axis can't end beyond the largest float
+HEADROOM = 1.05  # an axis from zero reaches that far above its largest value
 OUTLYING = 50  # times the median; a chart that reaches further is logarithmic
 
 
@@ -98,7 +99,7 @@ def _png(chart: Chart, lines: Sequence[Line], theme: Theme) -> bytes:
     if chart.is_logarithmic:
         axes.set_yscale("log", base=2 if chart.powers_of_two else 10)
     elif chart.from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, HEADROOM * axes.get_ylim()[1])
     _add_key(chart, figure, theme)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks; the number before a run's name tells

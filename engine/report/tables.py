@@ -14,6 +14,7 @@ from engine.report.sections import Part, Section, Table
 from engine.report.words import results_among, scorer_of, title_of
 
 PRETRAINING = {"task_mask_lm": "masked words", "task_matched": "matching captions", "task_qa": "questions"}
+WEIGHTS = ("load_lxmert", "load_lxmert_qa")  # flags of fine-tuning that name a checkpoint
 SCORE_FILES = "_score.json"  # which launch/predict.py writes, behind the split's name
 LISTED = 50  # warnings, of each run
 NAMED = 5  # lines that can't be read
@@ -146,6 +147,12 @@ def _data(run: ReportedRun, use: str) -> str:
     return _flag(run, use) + told
 
 
+def _came_from(run: ReportedRun) -> str:
+    """The checkpoint whose weights it took, also where a fine-tuning took them with a flag of its own."""
+    told = [run.recorded("came_from"), *(run.recorded("configuration", flag) for flag in WEIGHTS)]
+    return str(next(filter(None, told), ABSENT))
+
+
 def _batch(run: ReportedRun) -> str:
     size = run.recorded("deepspeed", "train_batch_size")
     precision = next((name for name in ("fp16", "bf16") if run.recorded("configuration", name)), "fp32")
@@ -201,7 +208,7 @@ HEAD: dict[str, Callable[[ReportedRun], str]] = {
     "Model": _model,
     "Trained on": lambda run: _data(run, "train"),
     "Validated on": lambda run: _data(run, "valid"),
-    "Went on from": lambda run: str(run.recorded("came_from") or ABSENT),
+    "Went on from": _came_from,
     "Optimiser step": _batch,
     "Machines": _machines,
     "Started": lambda run: _time(run, "start"),

@@ -64,7 +64,7 @@ def score_section(reader: Reader, held_out: HeldOut, scored: Sequence[Answered])
     if "BEST" in reader.told_model:
         text += " BEST was chosen by its score on these data, which flatters it a little."
     cells = [(name, kind, f"{mean.count:,}", str(mean), mean.interval) for kind, name, mean in rows]
-    table = Table(("", "type of", "questions", "score", "95% interval"), cells)
+    table = Table(("", "grouped by", "questions", "score", "95% interval"), cells)
     return Section("Held-out questions", [text, *score_pictures(reader, rows), table])
 
 
@@ -85,7 +85,7 @@ def scores_by_type(scored: Sequence[Answered]) -> list[tuple[str, str, Mean]]:
         types = [getattr(found.example, kind) for found in scored]
         for name, _ in Counter(filter(None, types)).most_common(SHOWN_TYPES):
             scores = [found.score or 0.0 for found, type_ in zip(scored, types, strict=True) if type_ == name]
-            rows.append((kind.removesuffix("_type"), name, mean_of(scores)))
+            rows.append((kind.replace("_", " "), name, mean_of(scores)))
     return rows
 
 
@@ -154,4 +154,5 @@ def told_label(example: Example) -> str:
     if example.label is None:
         return "the right answer isn't known"
     best = sorted(example.label.items(), key=lambda item: -item[1])[:SHOWN_ANSWERS]
-    return "right: " + (", ".join(name if score == 1 else f"{name} ({score:g})" for name, score in best) or "none")
+    told = ", ".join(name if score == 1 else f"{name} ({score:g})" for name, score in best)
+    return f"right answer: {told or 'none'}"

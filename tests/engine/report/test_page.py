@@ -16,11 +16,12 @@ from engine.errors import UserError
 from engine.report import drawing
 from engine.report.charts import chart_sections
 from engine.report.curves import Curve
-from engine.report.drawing import DARK, LIGHT, Chart, Series, draw
+from engine.report.drawing import DARK, DPI, LIGHT, TOP, Chart, Series, draw
 from engine.report.flags import ReportConfig
 from engine.report.page import PAGE, gather, render, write, write_report
 from engine.report.runs import read_runs
 from engine.report.sections import Card, Picture, Section, Table
+from engine.report.tables import head
 from tests.browser import browser_page
 from tests.conftest import small_tmpfs
 from tests.engine.report.conftest import RECORDS, train, valid, write_run
@@ -57,12 +58,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_the_head_and_the_results_of_a_run(tmp_path: Path) -> None:
     runs = read_runs([str(write_run(tmp_path / "run"))])
-    head, results = (rows_of(section) for section in gather(runs, config())[:2])
-    assert head["Task"] == ["fine-tuning on gqa"]
-    assert head["How it ended"] == ["finished"]
-    assert head["Came to step"] == ["40; epoch 2 of 2"]
-    assert head["Best validation"] == ["score 0.5, after epoch 2 (step 40)"]
-    assert head["Machines"] == ["2 ranks on 1 machine (a CPU)"]
+    told, results = (rows_of(section) for section in gather(runs, config())[:2])
+    assert told["Task"] == ["fine-tuning on gqa"]
+    assert told["How it ended"] == ["finished"]
+    assert told["Came to step"] == ["40; epoch 2 of 2"]
+    assert told["Best validation"] == ["score 0.5, after epoch 2 (step 40)"]
+    assert told["Machines"] == ["2 ranks on 1 machine (a CPU)"]
     assert results["Score"][:3] == ["0.5", "best and last validation", "testdev"]
     assert results["Loss"][:3] == ["1.25", "last report of the training", "train"]
     assert "Answers: loss" not in results  # it is the loss
@@ -74,6 +75,17 @@ def test_a_prediction_beside_the_run_is_a_result(tmp_path: Path) -> None:
     (run / "test_score.json").write_text('{"score": 0.75, "questions": 4}')
     (run / "other_score.json").write_text("{")
     assert rows_of(gather(read_runs([str(run)]), config())[1])["Score"][:3] == ["0.75", "prediction", "test"]
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        ({"configuration": {"load_lxmert_qa": "two/Epoch11"}, "came_from": None}, "two/Epoch11"),
+        ({"configuration": {"load_lxmert": "two/Epoch11"}, "came_from": "run/Epoch01"}, "run/Epoch01"),  # resumed
+    ],
+)
+def test_the_head_says_whose_weights_a_fine_tuning_took(start: dict[str, object], told: str, tmp_path: Path) -> None:
+    assert rows_of(head(read_runs([str(write_run(tmp_path / "run", **start))])))["Went on from"] == [told]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +223,15 @@ def test_a_chart_has_the_curves_in_the_colours_of_its_theme() -> None:
             # The palette has 64 colours for smooth edges as well, so a colour may move by some of 256 levels.
             assert np.abs(pixels - wanted).max(1).min() <= 8
     assert picture.alt == "A chart by optimiser step: 0 from 1 to 1; 1 from 2 to 2"
+
+
+def test_a_curve_far_from_zero_does_not_lie_on_the_edge_of_an_axis_from_zero() -> None:
+    curve = Curve(np.arange(2), np.array([100.0, 101.0]))
+    picture = draw(Chart("c", "A chart", "About it.", [Series("training", curve, 0)], from_zero=True))
+    pixels = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB")).astype(int)
+    is_blue = pixels[..., 2] - pixels[..., 0] > 100  # the first curve's colour, and its smooth edges
+    # A twentieth of the largest value is 18 pixels of the axis; half of that is left for the line's breadth.
+    assert np.flatnonzero(is_blue.any(1))[0] > TOP * DPI + 9
 
 
 @pytest.mark.parametrize("values", [[2.0, 1e308, -1e308], [1.0, 1e308], [float("nan")] * 2, [0.0], [1e-320]])

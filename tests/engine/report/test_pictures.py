@@ -113,7 +113,7 @@ def test_a_fine_tuned_run(write_run: WriteRun) -> None:
     assert "being right by itself (sigmoid)" in texts_of(sections)
     scores = next(part for part in sections[0].parts if isinstance(part, Table))
     assert scores.rows[0][:3] == ("all", "", "12")
-    by_answer_type = [row for row in scores.rows if row[1] == "answer"]
+    by_answer_type = [row for row in scores.rows if row[1] == "answer type"]
     assert sum(int(row[2]) for row in by_answer_type) == 12
     pictures = list(pictures_of(sections))
     assert len({picture.name for picture in pictures}) == len(pictures)
@@ -123,7 +123,7 @@ def test_a_fine_tuned_run(write_run: WriteRun) -> None:
         assert (picture.dark is None) == (not picture.name.endswith(("scores", "calibration")))
     for card in cards_of(sections, "Questions and answers"):
         assert len(card.lines) == 6
-        assert card.is_good == (card.lines[0].split(" ", 1)[1] == card.lines[5].removeprefix("right: "))
+        assert card.is_good == (card.lines[0].split(" ", 1)[1] == card.lines[5].removeprefix("right answer: "))
     worst = [float(card.lines[0].split("%")[0]) for card in cards_of(sections, "The worst mistakes")]
     assert worst == sorted(worst, reverse=True)
 
@@ -205,16 +205,16 @@ def test_scores_by_type() -> None:
     rows = [(kind, name, mean.mean, mean.count) for kind, name, mean in scores_by_type(scored)]
     assert rows == [
         ("", "all", pytest.approx(2 / 3), 3),
-        ("answer", "other", 0.5, 2),
-        ("answer", "yes/no", 1.0, 1),
-        ("question", "is the", 1.0, 1),
+        ("answer type", "other", 0.5, 2),
+        ("answer type", "yes/no", 1.0, 1),
+        ("question type", "is the", 1.0, 1),
     ]
 
 
 def test_labels_are_told() -> None:
     example = Example(0, "image", "a question ?", {"netting": 0.6, "net": 1})
-    assert told_label(example) == "right: net, netting (0.6)"
-    assert told_label(replace(example, label={})) == "right: none"
+    assert told_label(example) == "right answer: net, netting (0.6)"
+    assert told_label(replace(example, label={})) == "right answer: none"
     assert told_label(replace(example, label=None)) == "the right answer isn't known"
 
 
