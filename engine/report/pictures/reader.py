@@ -42,7 +42,7 @@ class Reader:
     def __init__(self, run: Path, model: Pretrained, images: ImageSource, batch_size: int) -> None:
         self.model, self.images, self.batch_size = model, images, batch_size
         self.name = run.resolve().name
-        self.slug = re.sub(r"\W+", "_", str(run)).strip("_")[-LONGEST_SLUG:]  # of the names of its pictures
+        self.slug = re.sub(r"[^\w-]+", "_", str(run)).strip("_")[-LONGEST_SLUG:]  # of the names of its pictures
         self.unreadable: dict[str, str] = {}  # why, by image
         self.has_read = False
 

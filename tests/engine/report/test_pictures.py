@@ -332,3 +332,8 @@ def test_a_table_of_ones_own(write_run: WriteRun, damaged: Path) -> None:
     sections = picture_sections(write_run(PretrainConfig(train=str(table), valid=str(table))), Options(questions=100))
     assert [section.title for section in sections] == ["Masked words", "Captions and images", "Where it looks"]
     assert f"all {len(names)} captions of photos" in texts_of(sections)
+
+
+def test_names_that_differ_in_a_dash_have_pictures_of_their_own() -> None:
+    unused: Any = None
+    assert len({Reader(Path(name), unused, unused, 1).slug for name in ("snap/run-1", "snap/run_1")}) == 2
