@@ -56,4 +56,4 @@ def _best(probabilities: np.ndarray | None, top_k: int) -> list[tuple[int, float
     """Places and values of the largest, the first one first where several are the same."""
     if probabilities is None:
         return []
-    return [(int(row), float(probabilities[row])) for row in np.argsort(-probabilities, kind="stable")[:top_k]]
+    return [(int(row), float(probabilities[row])) for row in np.argsort(-probabilities, kind="stable")[: max(top_k, 0)]]
