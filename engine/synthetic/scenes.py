@@ -88,13 +88,13 @@ class Scene:
         Each takes something for granted, so that it tells which image it belongs to.
         """
         asked = []
-        for thing, _ in self._orders(draw)[: number // 2]:
-            color, answer = draw.choice([(thing.color, "yes"), (thing.but("color", draw).color, "no")])
+        for thing, other in self._orders(draw)[: number // 2]:
+            side, answer = draw.choice([(thing.side, "yes"), (other.side, "no")])
             asked += [
                 (f"what color is the {thing.size} {thing.shape} at the {thing.side} ?", thing.color),
                 (f"what shape is the {thing.size} {thing.color} thing at the {thing.side} ?", thing.shape),
                 (f"where is the {thing} ?", thing.side),
-                (f"is the {thing.size} {thing.shape} at the {thing.side} {color} ?", answer),
+                (f"is the {thing.color} {thing.shape} {RELATIONS[side]} the {other.color} {other.shape} ?", answer),
             ]
         return draw.sample(asked, number)
 
