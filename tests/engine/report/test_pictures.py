@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from engine.data.images.places import image_path
 from engine.inference.reading import Answer, Reading
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
+from engine.report.page import pictures_of
 from engine.report.pictures import picture_sections
 from engine.report.pictures.answering import Answered, scores_by_type, told_label, worst_mistakes
 from engine.report.pictures.captions import MASK, mask_word, with_other_images
@@ -77,15 +78,6 @@ def reader(write_run: WriteRun) -> Reader:
 
 def texts_of(sections: list[Section]) -> str:
     return " ".join(part for section in sections for part in section.parts if isinstance(part, str))
-
-
-def pictures_of(sections: list[Section]) -> Iterator[Picture]:
-    for section in sections:
-        for part in section.parts:
-            if isinstance(part, Picture):
-                yield part
-            elif not isinstance(part, str | Table):
-                yield from (card.picture for card in part)
 
 
 def cards_of(sections: list[Section], title: str) -> list[Card]:
