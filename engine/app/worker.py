@@ -58,4 +58,5 @@ class Worker:
             raise Refusal(503, "busy: others were first; try again in a moment")
         finally:
             gone.cancel()
+            job.cancel()  # at once: `answer` tells it only when the loop comes round, and the thread may be free before
             answer.cancel()

@@ -36,7 +36,7 @@ def load(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def running(*flags: str) -> Iterator[tuple[WarmProcess, int]]:
     """The program, and the port that it has told of."""
     program = str(ROOT / "launch" / "app.py")
-    process = warm_server().start(program, ["--port", "0", *flags], environment(), 1, free_port())
+    process = warm_server().start(program, ["--port", "0", *flags], environment(), 1, free_port(), str(ROOT))
     try:
         address = process.stdout.readline()
         assert address.startswith("http://127.0.0.1:"), process.stderr.read()
