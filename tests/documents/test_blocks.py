@@ -11,7 +11,11 @@ import yaml
 from tests.documents.commands import NOT_RUN, Command, Shell, commands_of, without_comment
 from tests.documents.pages import LANGUAGES, PAGES, blocks, prose
 
-SLOW = {"docs/checkpoints.md": "writing an ONNX file takes about fifteen seconds"}
+SLOW = {
+    "docs/checkpoints.md": "writing an ONNX file takes about fifteen seconds",
+    "docs/runs.md": "a dry run, monitors and a report take about twenty seconds",
+    "docs/tasks.md": "the trainings and predictions of three tasks take about fifteen seconds",
+}
 
 
 def commands() -> list[tuple[str, str]]:
