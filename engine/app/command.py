@@ -5,18 +5,17 @@ import ipaddress
 import os
 import signal
 import socket
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.app.flags import AppConfig
 from engine.distributed.leaving import leave, say
 from engine.errors import UserError
-from engine.importing import heavy_imports
+from engine.importing import check_packages, heavy_imports
 
 if TYPE_CHECKING:
     from engine.inference.pretrained import Pretrained
 
-PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart", "jinja2": "jinja2"}
+PACKAGES = ("starlette", "uvicorn", "python-multipart", "jinja2")
 
 
 def run(config: AppConfig) -> NoReturn:
@@ -27,7 +26,7 @@ def run(config: AppConfig) -> NoReturn:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: leave(code=0))
-    check_packages()
+    check_packages("this page", *PACKAGES)
     listener = listen(config.host, config.port)
     with heavy_imports():
         from engine.app.connection import build_server
@@ -41,13 +40,6 @@ def run(config: AppConfig) -> NoReturn:
     print(f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}", flush=True)
     build_server(app, config.max_seconds).run(sockets=[listener])
     leave(code=0)
-
-
-def check_packages() -> None:
-    """Raises UserError where what serves the page isn't installed."""
-    missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise UserError(f"{' and '.join(missing)} not installed; run `pip install {' '.join(missing)}`")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from engine.checkpoint.weights import State
 from engine.conversion.hub.export import hub_config, hub_model
 from engine.errors import UserError
 from engine.files import NO_SPACE
+from engine.importing import check_packages
 from engine.model.clip_resnet import STRIDE
 
 NEEDED = ("onnx", "onnxscript")
@@ -30,8 +30,7 @@ OUTPUTS = {
 
 def check_onnx() -> None:
     """Raises UserError where the exporter's packages are missing."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"--to onnx needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`")
+    check_packages("--to onnx", *NEEDED)
 
 
 class Outputs(nn.Module):

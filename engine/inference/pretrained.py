@@ -57,11 +57,13 @@ def load_pretrained(
         UserError: if there is no whole model, or it doesn't say what its words are.
     """
     saved = open_checkpoint(str(folder), optimizers=False)
-    if isinstance(saved, OriginalState) or saved.description is None or saved.description.vocabulary is None:
+    if isinstance(saved, OriginalState) or saved.description is None:
         raise UserError(
             f"{saved.source} doesn't say what its words are; python launch/convert.py --from lxrt {saved.source} "
             "--bert bert-base-uncased --to safetensors FOLDER makes a folder to load"
         )
+    if saved.description.vocabulary is None:
+        raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = torch.float16 if place.type == "cuda" else torch.float32
     return Pretrained(saved, place, dtype or half, seed)
@@ -189,6 +191,8 @@ class Pretrained:
         batch_size: int = 32,
     ) -> Iterator[Reading]:
         """One after the other, so that images needn't be in memory all at once."""
+        if isinstance(images, ImageLike):
+            images = read_pixels(images, self.shape)  # once for all sentences
         pairs = _pairs(images, sentences)
         numbers = numbers if numbers is not None else [0] * len(pairs)
         for start in range(0, len(pairs), batch_size):
@@ -255,6 +259,11 @@ class Pretrained:
         """Whether it reads a sample of an image's cells, or all."""
         return self.description.visual.sub_feat_num is not None and self.network.bert.encoder.sub_sampling_in_evaluation
 
+    @property
+    def one_of_all(self) -> bool:
+        """Whether an answer's probability is its share among all answers, or that of being right by itself."""
+        return self.description.architecture == "pretraining" or (self.task is not None and self.task.one_of_all)
+
     def _draw(self, num_cells: int, numbers: Sequence[int]) -> Tensor:
         """Cells that are read, int64 (B, S), on the CPU: the draws of an evaluation, or all."""
         if not self.draws_cells:
@@ -268,8 +277,7 @@ class Pretrained:
         answers = matched = None
         if ANSWER in self.abilities:
             scores = self.network.answer_head(pooled).float()
-            by_itself = self.description.architecture != "pretraining" and not (self.task and self.task.one_of_all)
-            answers = (scores.sigmoid() if by_itself else scores.softmax(1)).cpu().numpy()
+            answers = (scores.softmax(1) if self.one_of_all else scores.sigmoid()).cpu().numpy()
         if MATCH in self.abilities:
             matched = self.network.cls.seq_relationship(pooled).float().softmax(1)[:, 1].cpu().numpy()
         return answers, matched

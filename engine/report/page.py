@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
 from engine.files import replacing
+from engine.importing import check_packages
 from engine.report.charts import chart_sections
 from engine.report.flags import ReportConfig
 from engine.report.runs import ReportedRun, read_runs
@@ -21,7 +21,6 @@ from engine.report.sections import Part, Picture, Section, Table
 from engine.report.tables import differences, head, results, warnings
 
 PAGE, TEMPLATE = "report.html", "page.html.jinja"
-PACKAGES = ("matplotlib", "jinja2")
 NAMED_PICTURE = re.compile(r'<figure data-file="([\w-]+\.png)"')  # as the template writes them
 
 
@@ -32,7 +31,7 @@ def write_report(config: ReportConfig) -> Path:
         UserError: if a run can't be read, a package is missing, or the page can't be written.
     """
     started = time.monotonic()
-    _check_packages()
+    check_packages("a report", "matplotlib", "jinja2")
     runs = read_runs(config.runs)
     folder = Path(config.output) if config.output else runs[0].folder / "report"
     _check_folder(folder)
@@ -120,11 +119,6 @@ def write(folder: Path, content: bytes, pictures: Mapping[str, bytes]) -> None:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{page} can't be written ({error.strerror}); free space or choose another --output") from None
-
-
-def _check_packages() -> None:
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(f"a report needs {' and '.join(missing)}; run `pip install {' '.join(missing)}`")
 
 
 def _check_folder(folder: Path) -> None:

@@ -47,11 +47,13 @@ def test_every_block_runs(name: str, start_folder: Path, tmp_path: Path) -> None
         "yaml": lambda text: list(yaml.safe_load_all(text)),
         "text": str,
     }
+    problems = []
     for block in blocks(PAGES[name]):
         try:
             run[block.language](block.text)
         except Exception as error:
-            raise AssertionError(f"{name}, block at line {block.line}: {error}") from error
+            problems.append(f"{name}, block at line {block.line}: {error}")
+    assert problems == []
     if program:
         shell.run_python(program)
 

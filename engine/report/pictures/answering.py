@@ -93,9 +93,8 @@ def calibration_section(reader: Reader, held_out: HeldOut, scored: Sequence[Answ
     """Whether answers of a probability of 0.8 score 0.8."""
     bins = calibration([found.answers[0].probability for found in scored], [found.score or 0.0 for found in scored])
     error = f"{calibration_error(bins):.1%}"
-    task = reader.model.task
-    by_itself = task is not None and not task.one_of_all
-    kind = "that of being right by itself (sigmoid)" if by_itself else "the answer's share among all (softmax)"
+    alone, share = "that of being right by itself (sigmoid)", "the answer's share among all (softmax)"
+    kind = share if reader.model.one_of_all else alone
     text = (
         "If probabilities are what they say, answers that the model gives a probability of 0.8 have a mean score of "
         f"0.8. The probability is {kind}. The answers are in {len(bins)} bins of equal counts, in the order of their "

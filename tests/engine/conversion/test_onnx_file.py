@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_missing_packages_are_named_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    monkeypatch.setattr("engine.importing.find_spec", lambda name: None)
     with pytest.raises(UserError, match="run `pip install onnx onnxscript`"):
         run("--from", "safetensors", tmp_path / "missing", "--to", "onnx", tmp_path / "x.onnx")
 

@@ -17,6 +17,7 @@ from engine.checkpoint.formats.pretrained import save_pretrained
 from engine.configuration.bert import read_bert
 from engine.data.images.decoding import ImageShape, to_pixels
 from engine.errors import UserError
+from engine.inference import pixels
 from engine.inference.attention import attention_to_cells, projections
 from engine.inference.pretrained import Pretrained
 from engine.model.clip_resnet import SHAPES
@@ -257,6 +258,23 @@ def test_no_model_is_one_line(scenes: Path, tmp_path: Path) -> None:
     for place in (folder, tmp_path / "nowhere", scenes / "bert"):
         with pytest.raises(UserError):
             engine.load_pretrained(place)
+
+
+def test_a_model_without_words_is_one_line(scenes: Path, tmp_path: Path) -> None:
+    model = engine.load_pretrained(write_model(scenes, tmp_path / "model"), device="cpu")
+    wordless = replace(model.description, vocabulary=None)
+    save_pretrained(tmp_path / "wordless", model.network.state_dict(), {}, wordless, "a test")
+    with pytest.raises(UserError, match="wordless has no vocabulary; convert it again with --bert"):
+        engine.load_pretrained(tmp_path / "wordless")
+
+
+def test_one_image_is_decoded_once(model: Pretrained, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = pixels.to_pixels
+    monkeypatch.setattr(pixels, "to_pixels", lambda data, *more: decoded.append(data) or decode(data, *more))
+    several = model.read(photos[0], SENTENCES)
+    assert [reading.tokens[-1] for reading in several] == ["[SEP]"] * 3
+    assert decoded == [photos[0].read_bytes()]
 
 
 def test_the_description_keeps_the_task(scenes: Path, tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_report(tmp_path
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.report.page.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.importing.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs matplotlib and jinja2; run `pip install matplotlib jinja2`"):
         write_report(config(tmp_path))
 
