@@ -16,6 +16,7 @@ from engine.app.command import run
 from engine.app.flags import AppConfig
 from engine.configuration.parsing import parse_command
 from engine.distributed.leaving import exit_with
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = parse_command(AppConfig, "app.py", sys.argv[1:] if argv is None else argv)
         config.check()
+        Ranks.check_alone()
         run(config)
     except UserError as error:
         exit_with(error)
