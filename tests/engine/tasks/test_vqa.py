@@ -1,6 +1,7 @@
 """Questions as examples, and what a model was trained on, on two small images."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -91,6 +92,12 @@ def test_an_unreadable_image_is_black_and_does_not_count(data_root):
     assert not example["is_labelled"]
     assert not example["image"].any()
     assert "one.jpg" in example["unreadable"]
+
+
+def test_torch_says_nothing_of_workers(data_root, recwarn):
+    dataset = make(data_root)
+    evaluation_loader(dataset, 1, num_workers=1 + len(os.sched_getaffinity(0)), rank=0, world_size=1)
+    assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
 
 
 def test_a_selection_keeps_its_question_ids(data_root):
