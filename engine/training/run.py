@@ -61,6 +61,7 @@ def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) ->
     checkpoints = Checkpoints(engine, folder, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, prepared.description, reporter, checkpoints, preemption, prepared.trained_on),
+        digests=prepared.digests,
         weights_files=task.epoch_weights,
     )
     observers: list[Observer] = [reporter, saver]
