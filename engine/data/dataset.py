@@ -53,11 +53,11 @@ class ImageTextDataset:
         return by_image.astype(np.min_scalar_type(len(bins)))[self.sentences.images]
 
     def digests(self) -> dict[str, str]:
-        """sha256 of all but flags that decides which sample comes when and what it is, by kind; not of any pixels."""
-        batches = hashlib.sha256(self.groups().data)
+        """sha256 of what decides, beside flags, which sample comes when and what it is; pixels aren't among it."""
+        found = {**self.sentences.digests(), "groups": hashlib.sha256(self.groups().data).hexdigest()}
         if self.split.weights is not None:
-            batches.update(self.split.weights.parts.data)
-        return {**self.sentences.digests(), "batches": batches.hexdigest()}
+            found["parts"] = hashlib.sha256(self.split.weights.parts.data).hexdigest()
+        return found
 
     def sentences_per_pass(self) -> float:
         """Mean number of sentences that share a pass of their image through the backbone."""

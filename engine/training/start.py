@@ -29,12 +29,13 @@ MAY_CHANGE = frozenset(
     | {"official_questions", "official_choices", "label_order"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
-# What digests of the data are of (ImageTextDataset.digests), in words.
+# What the digests of ImageTextDataset.digests are of.
 DIGESTED = {
     "texts": "the texts",
-    "images": "which images they belong to",
-    "labels": "the answers",
-    "batches": "the sizes of the images, by which batches are formed",
+    "images": "the images of the texts",
+    "labels": "the answers to questions",
+    "groups": "the sizes of images, by which batches are formed",
+    "parts": "the files of the texts, by which some come more often",
 }
 
 
@@ -118,8 +119,10 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int, digests: dict[s
         raise UserError(
             f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
         )
-    if different := [what for kind, what in DIGESTED.items() if len({theirs[kind] for _, _, theirs in found}) > 1]:
-        raise UserError(f"machines have different data to train on: {', '.join(different)}; copy those of one to all")
+    if different := [what for kind, what in DIGESTED.items() if len({theirs.get(kind) for _, _, theirs in found}) > 1]:
+        raise UserError(
+            f"machines have data that differ in {' and '.join(different)}; copy those of one machine to all"
+        )
 
 
 def as_compared(name: str, value: Any) -> Any:
@@ -169,15 +172,14 @@ def check_same_data(checkpoint: Checkpoint, sentences: int, answers: list[str] |
         UserError: with all that is different.
     """
     before = {**digests, **checkpoint.content.get("digests", {})}
-    if answers is None:  # whose labels nobody learns
-        before["labels"] = digests["labels"]
-    different = [what for kind, what in DIGESTED.items() if before[kind] != digests[kind]]
+    learnt = {kind: what for kind, what in DIGESTED.items() if kind != "labels" or answers is not None}
+    different = [what for kind, what in learnt.items() if before.get(kind) != digests.get(kind)]
+    if (count := checkpoint.content["samples"]) != sentences:
+        different = [f"the number of sentences ({count:,}, now {sentences:,})"]  # and hence in all kinds
     if checkpoint.answers != answers:
         different.append("the answer table")
-    if (count := checkpoint.content["samples"]) != sentences:
-        different = [f"{sentences:,} sentences instead of {count:,}"]
     if different:
         raise UserError(
-            f"{checkpoint.folder} is of a run on other data: different are {', '.join(different)}; restore the data, "
+            f"{checkpoint.folder} is of a run on other data, which differ in {' and '.join(different)}; restore them, "
             f"or start another run with --load {checkpoint.folder} and a new --output"
         )

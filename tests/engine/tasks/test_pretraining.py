@@ -565,7 +565,7 @@ def test_digests_tell_other_sizes_only_where_they_form_other_batches(data_root):
 
     assert kinds(one=[12, 20], two=[20, 12]) == set()  # as measured
     assert kinds(one=[13, 21]) == set()
-    assert kinds(one=[20, 13]) == {"batches"}
+    assert kinds(one=[20, 13]) == {"groups"}
 
 
 def test_digests_tell_which_sentences_have_a_weight(data_root):
@@ -577,7 +577,7 @@ def test_digests_tell_which_sentences_have_a_weight(data_root):
         write(data_root, "second", items[count:])
         found.append(make(data_root, read(data_root, "first,second:2")).digests())
     before, now = found
-    assert {kind for kind in before if before[kind] != now[kind]} == {"batches"}
+    assert {kind for kind in before if before[kind] != now[kind]} == {"parts"}
 
 
 def test_missing_image_is_refused(data_root):

@@ -20,7 +20,7 @@ from engine.training.start import as_compared, check_same_data, check_same_run
 CONFIG = PretrainConfig(batch_size=8, gradient_accumulation_steps=2, lr=1e-4)
 SENTENCES = 160
 ANSWERS = ["yes", "no"]
-DIGESTS = {"texts": "a", "images": "b", "labels": "c", "batches": "d"}
+DIGESTS = {"texts": "a", "images": "b", "labels": "c", "groups": "d"}
 EVENTS = "tensorboard/events.out.tfevents"
 SHOWN = [".run_id", f"{EVENTS}.1.host.7.0", f"{EVENTS}.2.host.9.0", "csv/train_loss.csv", "csv/ours.txt"]
 
@@ -55,15 +55,17 @@ def test_another_run_is_told_from_a_resumed_one(now: PretrainConfig, world_size:
 @pytest.mark.parametrize(
     ("sentences", "answers", "changed", "words"),
     [
-        (161, ANSWERS, {}, "161 sentences instead of 160"),
+        (161, ANSWERS, {}, r"the number of sentences \(160, now 161\)"),
         (160, ANSWERS, {"texts": "x"}, "the texts"),
-        (160, ["no", "yes"], {"labels": "x"}, "the answers, the answer table"),
-        (160, ANSWERS, {"images": "x", "batches": "x"}, "which images they .*, the sizes of the images"),
+        (160, ["no", "yes"], {"labels": "x"}, "the answers to questions and the answer table"),
+        (160, ANSWERS, {"images": "x", "groups": "x"}, "the images of the texts and the sizes of images, by .*"),
     ],
 )
 def test_other_data_are_told(sentences: int, answers: list[str], changed: dict[str, str], words: str) -> None:
     checkpoint = of_run(CONFIG, answers=ANSWERS, digests=DIGESTS)
-    with pytest.raises(UserError, match=f"^run/Epoch01 is of a run on other data.* {words}.*; restore .*--load run/"):
+    with pytest.raises(
+        UserError, match=f"^run/Epoch01 is of a run on other data, which differ in {words}; restore .*--load run/"
+    ):
         check_same_data(checkpoint, sentences, answers, DIGESTS | changed)
 
 
