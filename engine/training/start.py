@@ -34,8 +34,8 @@ DIGESTED = {
     "texts": "the texts",
     "images": "the images of the texts",
     "labels": "the answers to questions",
-    "groups": "the sizes of images, by which batches are formed",
-    "parts": "the files of the texts, by which some come more often",
+    "groups": "the batches that the sizes of images form",
+    "parts": "the files of the texts, whose weights differ",
 }
 
 
@@ -120,9 +120,7 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int, digests: dict[s
             f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
         )
     if different := [what for kind, what in DIGESTED.items() if len({theirs.get(kind) for _, _, theirs in found}) > 1]:
-        raise UserError(
-            f"machines have data that differ in {' and '.join(different)}; copy those of one machine to all"
-        )
+        raise UserError(f"machines have data that differ in {', '.join(different)}; copy those of one machine to all")
 
 
 def as_compared(name: str, value: Any) -> Any:
@@ -180,6 +178,6 @@ def check_same_data(checkpoint: Checkpoint, sentences: int, answers: list[str] |
         different.append("the answer table")
     if different:
         raise UserError(
-            f"{checkpoint.folder} is of a run on other data, which differ in {' and '.join(different)}; restore them, "
+            f"{checkpoint.folder} is of a run on other data, which differ in {', '.join(different)}; restore them, "
             f"or start another run with --load {checkpoint.folder} and a new --output"
         )
