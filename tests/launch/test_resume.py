@@ -23,7 +23,7 @@ from engine.checkpoint.weights import BACKBONE
 from engine.provenance.history import RUNNING, read_starts
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
 from tests.engine.training.reports.test_monitors import assert_shown
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 
 Flags = Callable[..., list[str]]
 RESUME = ["--resume", "auto"]
