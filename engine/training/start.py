@@ -31,11 +31,11 @@ MAY_CHANGE = frozenset(
 )
 # What the digests of ImageTextDataset.digests are of.
 DIGESTED = {
-    "texts": "the texts",
-    "images": "the images of the texts",
-    "labels": "the answers to questions",
+    "texts": "the annotations' texts",
+    "images": "the annotations' images",
+    "labels": "the annotations' answers",
     "groups": "the batches that the sizes of images form",
-    "parts": "the files of the texts, whose weights differ",
+    "parts": "the files of texts with a weight",
 }
 
 

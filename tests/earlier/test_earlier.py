@@ -65,8 +65,8 @@ def test_a_run_goes_on_from_its_checkpoint_with_its_stores(data: Path, tmp_path:
     run = launch("launch/pretrain.py", flags, ranks=1, launcher="warm")
     assert run.code == 2
     assert run.errors == [
-        f"pretrain.py: error: {saved} is of a run on other data, which differ in the texts; restore them, or start "
-        f"another run with --load {saved} and a new --output"
+        f"pretrain.py: error: {saved} is of a run on other data, which differ in the annotations' texts; restore them, "
+        f"or start another run with --load {saved} and a new --output"
     ]
 
 

@@ -56,9 +56,9 @@ def test_another_run_is_told_from_a_resumed_one(now: PretrainConfig, world_size:
     ("sentences", "answers", "changed", "words"),
     [
         (161, ANSWERS, {}, r"the number of sentences \(160, now 161\)"),
-        (160, ANSWERS, {"texts": "x"}, "the texts"),
-        (160, ["no", "yes"], {"labels": "x"}, "the answers to questions, the answer table"),
-        (160, ANSWERS, {"images": "x", "groups": "x"}, "the images of the texts, the batches that .*"),
+        (160, ANSWERS, {"texts": "x"}, "the annotations' texts"),
+        (160, ["no", "yes"], {"labels": "x"}, "the annotations' answers, the answer table"),
+        (160, ANSWERS, {"images": "x", "groups": "x"}, "the annotations' images, the batches that .*"),
     ],
 )
 def test_other_data_are_told(sentences: int, answers: list[str], changed: dict[str, str], words: str) -> None:

@@ -195,5 +195,5 @@ def test_machines_that_chose_otherwise_are_told(monkeypatch: pytest.MonkeyPatch)
     start.check_agreement(None, 32, digests)
     with pytest.raises(UserError, match=r"came to 24 and 32 on machines with other GPUs; give --micro_batch_size 24"):
         start.check_agreement(None, 24, digests)
-    with pytest.raises(UserError, match=r"^machines have data that differ in the answers to questions; copy"):
+    with pytest.raises(UserError, match=r"^machines have data that differ in the annotations' answers; copy"):
         start.check_agreement(None, 32, digests | {"labels": "b"})
