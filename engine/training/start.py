@@ -127,7 +127,7 @@ def as_compared(name: str, value: Any) -> Any:
     """A flag's value as a resumed run has to have it; tables to train on may have been moved."""
     if name != "train":
         return value
-    return [(Path(word).name, short_name(weight_of(word)[0])) for word in value.split(",")]  # draws follow the latter
+    return [(Path(word).name, short_name(weight_of(word)[0])) for word in value.split(",")]  # draws follow short names
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int) -> None:

@@ -190,7 +190,7 @@ class AnnotationStore(Sequence[Sentence]):
     def digests(self) -> dict[str, str]:
         """sha256 of what sentences give to a training, in their order: their texts, their images' names, their labels.
 
-        They are the same for the same content, whichever files, folders, numbers of scores or images it came with.
+        The same content has the same digests, however files, shards and columns hold it, and wherever its images lie.
         """
         texts, images, labels = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         words, scores = self.columns["words"], self.columns["score_values"]
