@@ -21,7 +21,7 @@ import pytest
 from engine.checkpoint import load_pretrained
 from engine.provenance.history import read_starts
 from tests.conftest import launch, read_metrics
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 from tests.parity import TRAJECTORY_LOSS
 
 EARLIER = Path(__file__).parent

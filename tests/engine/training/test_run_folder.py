@@ -86,6 +86,17 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
 
 
+def test_a_run_that_began_meanwhile_keeps_its_files(tmp_path: Path) -> None:
+    """Two are started at once on a fresh folder. Both see that it holds no run; then one of them trains and ends."""
+    second = RunFolder(tmp_path)
+    second.check(resume=False)
+    add_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a run, up to Epoch01; add --resume auto"):
+        second.claim(CONFIG)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
 def hold(path: Path, claimed: object, seconds: float) -> None:
     folder = RunFolder(path)
     folder.claim(CONFIG)
@@ -96,7 +107,11 @@ def hold(path: Path, claimed: object, seconds: float) -> None:
 def test_a_run_waits_for_the_one_before_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run whose launcher was killed still saves while the next one starts."""
+    """A run whose launcher was killed still saves while the next one starts.
+
+    Only who goes on from its checkpoint waits: for others it leaves no place.
+    """
+    going_on = replace(CONFIG, resume="auto")
     context = multiprocessing.get_context("spawn")
     claimed = context.Event()
     other = context.Process(target=hold, args=(tmp_path, claimed, 60))
@@ -105,10 +120,14 @@ def test_a_run_waits_for_the_one_before_and_not_for_ever(
         assert claimed.wait(60)
         monkeypatch.setattr(engine.training.run_folder, "GRACE", -9.5)
         with pytest.raises(UserError, match="is in use by another process"):
-            RunFolder(tmp_path).claim(CONFIG)
+            RunFolder(tmp_path).claim(going_on)
+        assert f"waiting for another run to leave {tmp_path}" in capfd.readouterr().err
         monkeypatch.undo()
+        with pytest.raises(UserError, match="is in use by another process"):
+            RunFolder(tmp_path).claim(CONFIG)
+        assert capfd.readouterr().err == ""
         threading.Timer(0.5, other.kill).start()
-        RunFolder(tmp_path).claim(CONFIG)
+        RunFolder(tmp_path).claim(going_on)
         assert f"waiting for another run to leave {tmp_path}" in capfd.readouterr().err
     finally:
         other.kill()
