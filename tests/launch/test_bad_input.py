@@ -195,7 +195,7 @@ def test_a_program_that_works_alone_refuses_to_be_several(
         raise SystemExit(2)
 
     module = importlib.import_module(f"launch.{program}")
-    monkeypatch.setattr(module, "exit_with", leave, raising=False)  # prepare.py has its own
+    monkeypatch.setattr("engine.distributed.leaving.exit_with", leave)
     monkeypatch.setattr(sys, "argv", [f"{program}.py", *flags])
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ, environment), pytest.raises(SystemExit, match="2"):

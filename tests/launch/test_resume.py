@@ -23,7 +23,7 @@ from engine.checkpoint.weights import BACKBONE
 from engine.provenance.history import RUNNING, read_starts
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
 from tests.engine.training.reports.test_monitors import assert_shown
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 
 Flags = Callable[..., list[str]]
 RESUME = ["--resume", "auto"]
@@ -252,6 +252,47 @@ def wait_until(is_so: Callable[[], bool], process: Any) -> None:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "deepspeed", "torchrun"])
+def test_ctrl_c_saves_whatever_launcher_gets_it_too(flags: Flags, tmp_path: Path, launcher: str) -> None:
+    """A terminal sends SIGINT to the launcher, ranks and workers; deepspeed's runner is gone before its ranks are."""
+    output = tmp_path / "run"
+    more = flags("--num_workers", "1", "--batchSize", "1", "--report_step", "1", "--epochs", "10000")
+    process = start("launch/pretrain.py", more, launcher=launcher)
+    try:
+        wait_for_step(output, process)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+        deadline = time.monotonic() + 30
+        while session_members(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    if launcher == "python":
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+    [newest] = complete_checkpoints(output)
+    step = read_manifest(newest)["step"]
+    assert errors.count("SIGINT: the training ends its step, saves and stops; Ctrl-C again ends it at once") == 1
+    assert f"asked to stop by a signal, after step {step}; --resume auto goes on from there" in printed
+    assert read_metrics(output)[-1]["step"] == step
+    assert [start["exit"] for start in read_starts(output / "run.json")] == ["asked to stop by SIGINT"]
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_when_nobody_reads_what_it_says(flags: Flags, tmp_path: Path) -> None:
+    process = start("launch/pretrain.py", flags("--report_step", "1", "--max_steps", "3"), ranks=1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=90) == 0
+    assert [record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "train"] == [1, 2, 3]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["Step000003"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])

@@ -46,13 +46,17 @@ class Saver(Observer):
         preemption: Preemption,
         trained_on: TrainedOn,
         *,
+        digests: dict[str, str],
         weights_files: bool,
     ) -> None:
-        """`weights_files`: whether EpochNN_LXRT.pth is written, too."""
+        """Args:
+        digests: of the data to train on; a run that goes on has to have the same.
+        weights_files: whether EpochNN_LXRT.pth is written, too.
+        """
         self.engine, self.config, self.description = engine, config, description
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
-        self.trained_on, self.weights_files = trained_on, weights_files
+        self.trained_on, self.digests, self.weights_files = trained_on, digests, weights_files
         self.save_step = config.save_step or sys.maxsize
         self.hosts = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
@@ -150,6 +154,7 @@ class Saver(Observer):
             "description": self.description.to_dict(),
             "config": asdict(self.config),
             "samples": len(self.sampler.groups),
+            "digests": self.digests,
             "trained_on": self.trained_on.to_tensors(),
             "frozen_weights": self.engine.frozen_weights,
             "ranks": positions,
