@@ -59,7 +59,7 @@ def find_start(
         return resumed, resumed
     if config.load is not None:
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
-        return None, open_checkpoint(config.load, optimizers=optimizers, progress=ranks.rank == 0)
+        return None, open_checkpoint(config.load, ranks, optimizers=optimizers)
     return None, None
 
 
@@ -88,14 +88,14 @@ def settle_micro_batch(
     config.check(ranks.world_size)
 
 
-def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
+def check_agreement(start: SavedState | None, batch_size: int) -> None:
     """Compare what machines see and chose. All ranks call it.
 
     Raises:
-        UserError: if they go on from different checkpoints, or chose other micro-batches.
+        UserError: if their weights come from different checkpoints, or they chose other micro-batches.
     """
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size))
+    dist.all_gather_object(found, (Path(start.source).name if start is not None else "none", batch_size))
     names, sizes = ({each[place] for each in found} for place in (0, 1))
     if len(sizes) > 1:
         raise UserError(
@@ -105,7 +105,8 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
     if len(names) > 1:
         seen = ", ".join(sorted(names))
         raise UserError(
-            f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
+            f"machines see different newest checkpoints ({seen}); --output, and a run that --load names, have to be on "
+            "a disk that all share"
         )
 
 
