@@ -46,7 +46,7 @@ class Reporter(Observer):
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
         self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report
-        self.validated: tuple[float, int] | None = None  # epoch and step of the last validation
+        self.validated: tuple[float, int] = (0, 0)  # epoch and step of the last validation
         self.pace = Pace(engine, batches)
         scaler = engine.optimizer.loss_scaler if config.fp16 else None
         self.health = Health(chance or {}, float(scaler.min_scale) if scaler is not None and scaler.dynamic else None)
@@ -90,7 +90,7 @@ class Reporter(Observer):
         self.file.truncate(state["metrics_bytes"], step)
         records = self.file.read()
         validations = [(record["epoch"], record["step"]) for record in records if record["kind"] == "valid"]
-        last = [validations[-1] if validations else None]  # which rank 0 alone has read
+        last = [self.validated, *validations][-1:]  # which rank 0 alone has read
         dist.broadcast_object_list(last, src=0)
         self.validated = last[0]
         self.health.restart(records)

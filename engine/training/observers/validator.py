@@ -80,15 +80,15 @@ class Validator(Observer):
         self.judge, self.keeper = judge, keeper
 
     def after_epoch(self, state: TrainState) -> None:
-        self._validate(state, state.epoch + 1)
+        if self.reporter.validated != (state.epoch + 1, state.step):
+            self._validate(state, state.epoch + 1)
 
     def after_training(self, state: TrainState) -> None:
-        if not self.saver.stop_requested:
+        _, validated_step = self.reporter.validated
+        if state.step != validated_step and not self.saver.stop_requested:
             self._validate(state, self.reporter.epoch(state))
 
     def _validate(self, state: TrainState, epoch: float) -> None:
-        if self.reporter.validated == (epoch, state.step):
-            return
         engine, preemption = self.reporter.engine, self.saver.preemption
         for buffer in engine.module.buffers():  # ranks saw different batches: rank 0's statistics stand for all
             dist.broadcast(buffer, src=0)
