@@ -53,6 +53,9 @@ class Ranks:
             )
 
 
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
 def no_place() -> UserError:
     """What to say where the environment lacks what tells a rank from the others, or where they meet."""
     return UserError(
