@@ -16,12 +16,14 @@ from engine.app.command import run
 from engine.app.flags import AppConfig
 from engine.configuration.parsing import parse_command
 from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 
 
 def main(argv: list[str] | None = None) -> None:
     with telling_errors():
         config = parse_command(AppConfig, "app.py", sys.argv[1:] if argv is None else argv)
         config.check()
+        Ranks.check_alone()
         run(config)
 
 

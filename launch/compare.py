@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, i
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
 from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.provenance.compare import compare, read_run
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"unknown flag {others[0]}; see --help")
         if len(options.runs) != 2:
             raise UserError(f"two runs are compared, and {len(options.runs)} were given; see --help")
+        Ranks.check_alone()
         print(compare(*map(read_run, options.runs)))
 
 

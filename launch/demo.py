@@ -39,6 +39,7 @@ from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
 from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER
 from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.synthetic.command import DrawingConfig, prepare_demo
 from engine.synthetic.held_out import evaluate_held_out, predict_blind
@@ -154,6 +155,7 @@ def main() -> None:
     started = time.monotonic()
     config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
     common, tasks = training_flags(config), config.chosen_tasks
+    Ranks.check_alone()
     prepare_demo(config)
     stage_one, stage_two = (f"{config.output}/{name}" for name in ("stage_one", "stage_two"))
     for stage in (stage_one, stage_two):

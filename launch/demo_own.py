@@ -31,6 +31,7 @@ from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import parse, parse_command
 from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.synthetic.command import DrawingConfig, prepare_photos
 from engine.synthetic.demo import VISUAL_WORDS
 from engine.synthetic.held_out import evaluate_held_out
@@ -108,6 +109,7 @@ def other_packages() -> dict[str, str]:
 def main() -> None:
     started = time.monotonic()
     config = parse_command(OwnDemoConfig, "demo_own.py", sys.argv[1:])
+    Ranks.check_alone()
     output, table, answers = config.output, f"{config.data_root}/{TABLE}", f"{config.data_root}/answers.json"
     for earlier in ("run", "hub"):
         shutil.rmtree(f"{output}/{earlier}", ignore_errors=True)  # an earlier demo's

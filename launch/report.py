@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, i
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
 from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 from engine.report.flags import parse_report
 
@@ -20,6 +21,7 @@ from engine.report.flags import parse_report
 def main(argv: list[str] | None = None) -> None:
     with telling_errors():
         config = parse_report(sys.argv[1:] if argv is None else argv)
+        Ranks.check_alone()
         with heavy_imports():
             from engine.report.page import write_report
         write_report(config)

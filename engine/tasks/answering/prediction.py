@@ -180,11 +180,12 @@ def write_results(
     *,
     top_k: bool,
 ) -> None:
-    """Each question once, in the order of the ids; the server's file first."""
-    rows = zip(scorer.questions, predictions.answers.tolist(), predictions.probabilities.tolist(), strict=True)
+    """Each question once, in the order of the ids, numbers before texts; the server's file first."""
+    ids = [question.question_id for question in scorer.questions]
+    rows = zip(ids, predictions.answers.tolist(), predictions.probabilities.tolist(), strict=True)
     ranked = {
-        question.question_id: [(names[row], round(likely, 6)) for row, likely in zip(best, probabilities, strict=True)]
-        for question, best, probabilities in sorted(rows, key=lambda row: row[0].question_id)
+        question_id: [(names[row], round(likely, 6)) for row, likely in zip(best, probabilities, strict=True)]
+        for question_id, best, probabilities in sorted(rows, key=lambda row: (isinstance(row[0], str), row[0]))
     }
     chosen = {question_id: answers[0][0] for question_id, answers in ranked.items()}
     write_json(results["predict"], [task.result(question_id, answer) for question_id, answer in chosen.items()])

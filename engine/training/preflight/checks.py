@@ -199,7 +199,14 @@ def check_port(ranks: Ranks) -> None:
 
 
 def check_workers(config: TrainingConfig, ranks: Ranks) -> None:
-    """Raises UserError if the batches of loading workers don't fit into /dev/shm."""
+    """Raises UserError if the batches of loading workers don't fit into /dev/shm. More workers than cores are told."""
+    cores = len(os.sched_getaffinity(0))
+    if ranks.rank == 0 and config.num_workers > cores:
+        print(
+            f"note: each rank has {config.num_workers} loading workers (--num_workers), and this machine {cores} "
+            f"cores; --num_workers {max(1, cores // ranks.local_world_size)} gives each worker one of its own",
+            flush=True,
+        )
     if config.batch_size != AUTO:
         check_shared_memory(
             of_flags(ExampleOptions, config),

@@ -257,9 +257,11 @@ def test_digests_of_many_sentences_are_those_of_few_at_a_time(tmp_path):
 
 
 BAD = {
-    "score_below_0": ({"vqa": [{"yes": -0.5}]}, "the score -0.5 of an answer is no number of 0 or more"),
-    "not_a_number": ({"vqa": [{"yes": float("nan")}]}, "the score nan of an answer is no number of 0 or more"),
-    "infinite": ({"vqa": [{"yes": float("inf")}]}, "the score inf of an answer is no number of 0 or more"),
+    "score_below_0": ({"vqa": [{"yes": -0.5}]}, "the score -0.5 of an answer is no number from 0 to 1"),
+    "not_a_number": ({"vqa": [{"yes": float("nan")}]}, "the score nan of an answer is no number from 0 to 1"),
+    "infinite": ({"vqa": [{"yes": float("inf")}]}, "the score inf of an answer is no number from 0 to 1"),
+    "above_1": ({"vqa": [{"no": 1, "yes": 3.0}]}, "the score 3.0 of an answer is no number from 0 to 1"),
+    "a_bool": ({"vqa": [{"yes": True}]}, "'labelf', category 'vqa': answers with scores were expected"),
 }
 
 

@@ -64,6 +64,18 @@ def test_a_healthy_training_has_no_problems(flags: Flags, monkeypatch: pytest.Mo
     assert problems_of(flags()) == []
 
 
+def test_more_workers_than_cores_are_told_once(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    two = [Ranks(rank=rank, world_size=2, local_rank=rank, local_world_size=2) for rank in (0, 1)]
+    for workers in (cores, cores + 1):
+        for ranks in two:
+            checks.check_workers(configured(flags("--num_workers", str(workers))), ranks)
+    assert capsys.readouterr().out == (
+        f"note: each rank has {cores + 1} loading workers (--num_workers), and this machine {cores} cores; "
+        f"--num_workers {max(1, cores // 2)} gives each worker one of its own\n"
+    )
+
+
 def test_all_problems_are_told_in_one_go(
     flags: Flags, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,10 @@ def test_a_column_of_splits_chooses_the_rows(tmp_path):
         ([{"image": "a", "question": ["b", "c"], "answer": ["d"]}], "there are 2 questions, and 1 in 'answer'"),
         ([{"image": "a", "question": "b", "answer": 3}], "an answer, a list of answers, or answers with scores"),
         (
+            [{"image": "a", "question": "b", "answer": {"c": True}}],
+            "an answer, a list of answers, or answers with scores",
+        ),
+        (
             [{"image": "a", "caption": "b", "split": "test"}],
             "its splits are test, and restval, train, training are looked",
         ),
