@@ -67,6 +67,9 @@ class Ranks:
             )
 
 
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
 def master() -> tuple[str, int]:
     """Address and port where several ranks meet.
 

@@ -68,6 +68,7 @@ class Prepared:
     engine: DeepSpeedEngine
     resumed: Checkpoint | None  # what the run goes on from
     loaded: SavedState | None  # that, or what --load names
+    came_from: str | None  # whose weights it has
 
     def restore(self, saver: Saver) -> TrainState:
         """Give the optimisers what their checkpoint has of them, as far as the flags say, and the run its place.
@@ -144,7 +145,7 @@ def prepare(
         print(f"warning: {told}", flush=True)
 
     join(meeting)
-    check_agreement(resumed, config.batch_size, digests)
+    check_agreement(start, config.batch_size, digests)
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
         say_first(summary(config, bert, task, model, computed_on, kernels))
@@ -156,7 +157,7 @@ def prepare(
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     return Prepared(
         *(config, settings, device, meeting, folder, task, description, trained_on, digests, batches),
-        *(validation_batches, plan, files, engine, resumed, loaded),
+        *(validation_batches, plan, files, engine, resumed, loaded, start.source if start is not None else None),
     )
 
 

@@ -52,8 +52,7 @@ def begin(record: RunRecord, prepared: Prepared) -> None:
     """This start's entry in run.json. All ranks call it."""
     config, task, resumed = prepared.config, prepared.task, prepared.resumed
     splits = {"train": task.training.split, "valid": task.validation.split if task.validation else None}
-    came_from = str(resumed.folder) if resumed is not None else config.load
-    about = describe_start(config, prepared.settings, prepared.device, splits, task.answers, came_from)
+    about = describe_start(config, prepared.settings, prepared.device, splits, task.answers, prepared.came_from)
     record.begin(about, resumed=resumed is not None)
 
 

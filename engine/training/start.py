@@ -68,7 +68,7 @@ def find_start(
         return resumed, resumed
     if config.load is not None:
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
-        return None, open_checkpoint(config.load, optimizers=optimizers, progress=ranks.rank == 0)
+        return None, open_checkpoint(config.load, ranks, optimizers=optimizers)
     return None, None
 
 
@@ -97,17 +97,17 @@ def settle_micro_batch(
     config.check(ranks.world_size)
 
 
-def check_agreement(resumed: Checkpoint | None, batch_size: int, digests: dict[str, str]) -> None:
+def check_agreement(start: SavedState | None, batch_size: int, digests: dict[str, str]) -> None:
     """Compare what machines see and chose. All ranks call it.
 
     Args:
         digests: of the data to train on.
 
     Raises:
-        UserError: if they go on from different checkpoints, chose other micro-batches, or have other data.
+        UserError: if their weights come from different checkpoints, they chose other micro-batches, or have other data.
     """
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size, digests))
+    dist.all_gather_object(found, (Path(start.source).name if start is not None else "none", batch_size, digests))
     names, sizes = ({each[place] for each in found} for place in (0, 1))
     if len(sizes) > 1:
         raise UserError(
@@ -117,7 +117,8 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int, digests: dict[s
     if len(names) > 1:
         seen = ", ".join(sorted(names))
         raise UserError(
-            f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
+            f"machines see different newest checkpoints ({seen}); --output, and a run that --load names, have to be on "
+            "a disk that all share"
         )
     if different := [what for kind, what in DIGESTED.items() if len({theirs.get(kind) for _, _, theirs in found}) > 1]:
         raise UserError(f"machines have data that differ in {', '.join(different)}; copy those of one machine to all")

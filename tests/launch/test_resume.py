@@ -69,7 +69,7 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
     """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends.
 
     Step 4 is saved because a signal asks for it, and step 8 because of --save_step. TensorBoard and CSV files show what
-    metrics.jsonl has in the end.
+    metrics.jsonl has in the end. One of the runs that go on ends at the first epoch's last step, where it validates.
     """
     common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
     common += ["--report_step", "4", "--save_step", "8", "--sgd_momentum", "0.9", "--monitor", "tensorboard,csv"]
@@ -84,15 +84,23 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
         shutil.copytree(whole / name, output / name)
         shutil.copy(whole / "metrics.jsonl", output)  # with the lines of steps that are done again
         shutil.copy(whole / "run.json", output)
-        run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), ranks=1, launcher="warm")
-        assert run.code == 0, run.stderr[-3000:]
-        assert f"going on from {output / name}, after step" in run.stdout
-        assert read_curve(output) == read_curve(whole)
+        stop = ["--max_steps", "6"] if name == "Step000004" else None
+        for end in [stop, []] if stop else [[]]:
+            more = flags(*common, *RESUME, "--output", str(output), *end)
+            run = launch("launch/pretrain.py", more, ranks=1, launcher="warm")
+            assert run.code == 0, run.stderr[-3000:]
+            if end == stop or not stop:
+                assert f"going on from {output / name}, after step" in run.stdout
+        curves = [[record for record in read_curve(run) if not stop or record["step"] != 6] for run in (output, whole)]
+        assert curves[0] == curves[1]  # an end has a report of its own
+        assert [record["step"] for record in read_metrics(output, "valid")] == ([6, 6, 12] if stop else [6, 12])
         assert_shown(output)
+        one, two = (Checkpoint(run / "Epoch01").content["ranks"][0] for run in (output, whole))
+        assert one["progress"] == two["progress"] == {"epoch": 0, "batches": 18, "step": 6}
         assert_equal(weights(output / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
-        first, second = read_starts(output / "run.json")
+        first, *_, second = read_starts(output / "run.json")
         assert read_starts(whole / "run.json") == [first]
-        assert second["came_from"] == str(output / name)
+        assert second["came_from"] == str(output / ("Step000006" if stop else name))
         assert {part for part in first if first[part] != second[part]} - {
             "code"
         } == {  # who tests may edit it meanwhile

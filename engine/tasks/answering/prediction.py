@@ -49,9 +49,9 @@ Saved = Checkpoint | ModelFolder
 
 
 def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
-    """A fine-tuned model's folder: BEST, LAST, or a checkpoint of the training."""
+    """A fine-tuned model: BEST, LAST, a checkpoint of the training, or the training's folder."""
     name, data_root = task.files.folder, Path(config.data_root)
-    saved = open_checkpoint(config.load, optimizers=False, progress=ranks.rank == 0)
+    saved = open_checkpoint(config.load, ranks, optimizers=False)
     if isinstance(saved, OriginalState):
         raise UserError(
             f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
@@ -126,7 +126,7 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
     meeting = Meeting(ranks, config.start_timeout)
     files = files_of(task.files.parts(str(config.test), Path(config.data_root)))
     results = {
-        name: Path(config.output or Path(config.load).parent, f"{config.test}_{name}.json")
+        name: Path(config.output or saved.folder.parent, f"{config.test}_{name}.json")
         for name in ("predict", "score", "top_k")
     }
     first = ranks.rank == 0

@@ -125,6 +125,7 @@ def test_a_signal_cuts_a_validation_short(signal_at: int | None) -> None:
         engine=SimpleNamespace(module=Model(), global_rank=1),
         tell=lambda record, text: records.append(record),
         count_unreadable=lambda batch: None,
+        validated=(0, 0),
         pace=SimpleNamespace(start=lambda: None),
     )
 
