@@ -63,7 +63,7 @@ def complete_sections(settings: dict[str, Any], precision: str, world_size: int)
     for name in {"fp16", "bf16"} & sections.keys():
         if sections[name].get("enabled", "auto") == "auto":
             sections[name]["enabled"] = name == precision
-    if zero := sections.get("zero_optimization"):
+    if (zero := sections.get("zero_optimization")) is not None:
         if zero.get("stage", "auto") == "auto":
             zero["stage"] = 2
         if zero.get("overlap_comm") == "auto":

@@ -46,6 +46,11 @@ def whole(least: int, most: float = float("inf")) -> Values:
     return Values(lambda value: type(value) is int and least <= value <= most, described)
 
 
+def is_size(value: Any) -> bool:
+    """Whether it is a number of values, which may be written as 5e8."""
+    return type(value) in (int, float) and 1 <= value <= 1e10 and value == int(value)
+
+
 ANY = Values(lambda value: True)
 BOOL = only(True, False)
 SECTION = Values(lambda value: isinstance(value, dict), "an object")
@@ -67,7 +72,7 @@ def refused(why: str, *harmless: Any) -> Key:
 STAGE_3 = "only stage 3 heeds this, and it isn't supported; remove it"
 STAGE_3_ALONE = (
     *("prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"),
-    *("max_reuse_distance", "gather_16bit_weights_on_model_save", "gather_fp16_weights_on_model_save"),
+    *("max_reuse_distance", "gather_16bit_weights_on_model_save"),
     *("module_granularity_threshold", "use_all_reduce_for_fetch_params", "allgather_sequential"),
 )
 DISK = "it is for offload to disks, which only stage 3 can do, and it isn't supported; remove it"
@@ -116,9 +121,13 @@ KEYS: dict[str, Key] = {
     ),
     "zero_optimization.overlap_comm": filled_in('where it is "auto", whether there are several ranks'),
     "zero_optimization.contiguous_gradients": filled_in('where it is "auto", whether there is anything to send'),
+    "zero_optimization.reduce_bucket_size": taken(
+        "how many gradients ranks add up at once, which takes so much memory",
+        Values(lambda value: value == "auto" or is_size(value), "a whole number from 1 to 10^10"),
+    ),
     "zero_optimization.allgather_bucket_size": taken(
-        "how many values at most ranks give each other at once",
-        Values(lambda value: type(value) is not int or value % 2 == 0, "an even number"),
+        "how many weights ranks give each other at once",
+        Values(lambda value: value == "auto" or (is_size(value) and value % 2 == 0), "an even number from 2 to 10^10"),
     ),
     "zero_optimization.compute_grad_norm": taken("whether there is a norm, which clipping and offload need", BOOL),
     "zero_optimization.offload_optimizer": taken(
@@ -150,6 +159,7 @@ KEYS: dict[str, Key] = {
     "zero_optimization.enable_sanity_checks": refused(STAGE_3, False),
     "zero_optimization.save_muon_momentum_buffer_in_memory": refused(STAGE_3, False),
     "zero_optimization.leaf_module": refused(STAGE_3),
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": refused(STAGE_3),
     **{f"zero_optimization.stage3_{name}": refused(STAGE_3) for name in STAGE_3_ALONE},
     **{f"zero_optimization.{name}": refused(STAGE_3) for name in STAGE_3_ALONE},
     "zero_optimization.allgather_partitions": refused("DeepSpeed no longer heeds it; remove it", True),
@@ -197,7 +207,7 @@ KEYS: dict[str, Key] = {
         "what checkpointing adds, in forward passes",
         Values(lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
     ),
-    "flops_profiler.module_depth": taken("how deep modules are told; -1 for all", whole(-1)),
+    "flops_profiler.module_depth": taken("how deep modules are told; -1 for all", whole(-1, 5)),
     "flops_profiler.top_modules": taken("how many are told at each depth", whole(1)),
     "flops_profiler.detailed": taken("whether each module is told", BOOL),
     "flops_profiler.output_file": taken(

@@ -74,7 +74,7 @@ def build_engine(
 
 @contextmanager
 def refusals_told(path: str | None) -> Iterator[None]:
-    """In one line, if one's own file is at `path`. Most are found before: this is for what only ranks and model show."""
+    """What DeepSpeed refuses of one's own file at `path`, in one line. Most is found before any data are read."""
     try:
         yield
     except (AssertionError, ValueError, TypeError, DeepSpeedConfigError) as error:
