@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.configuration.deepspeed_keys import key_problems
+from engine.configuration.deepspeed_keys import find, key_problems
 from engine.configuration.flags import AUTO, OptimizationConfig, TrainingConfig
 from engine.configuration.monitors import named_tools, take_sections
 from engine.errors import UserError
@@ -141,16 +141,20 @@ def monitor_settings(config: TrainingConfig) -> dict[str, dict[str, Any]]:
 
 def setting_problems(settings: dict[str, Any], config: OptimizationConfig) -> list[str]:
     """What DeepSpeed may do, but not with these flags, two optimisers, their checkpoints and these kernels."""
-    if problems := key_problems(settings):
-        return problems
-    zero = settings["zero_optimization"]
+    problems = key_problems(settings)
     for precision in ("fp16", "bf16"):
-        enabled = settings.get(precision, {}).get("enabled", False)
-        if enabled != (config.precision == precision):
+        enabled = find(settings, f"{precision}.enabled") or False
+        if isinstance(enabled, bool) and enabled != (config.precision == precision):
             problems.append(
                 f"{precision}.enabled {json.dumps(enabled)}, but the flags ask for {config.precision}; "
                 f"add or drop --{precision}"
             )
+    return problems or combination_problems(settings, config)
+
+
+def combination_problems(settings: dict[str, Any], config: OptimizationConfig) -> list[str]:
+    """What can't be together, of settings that could be there each."""
+    problems, zero = [], settings["zero_optimization"]
     divided = settings.get("prescale_gradients") or settings.get("gradient_predivide_factor", 1) != 1
     if divided and zero["stage"] == 2 and zero.get("reduce_scatter", True):
         problems.append(

@@ -25,7 +25,7 @@ from engine.checkpoint.state import check_words, load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import monitor_settings, settings_path
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
-from engine.configuration.monitors import check_packages
+from engine.configuration.monitors import check_packages, named_tools
 from engine.data.annotations.formats.file import AnnotationFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
@@ -81,7 +81,9 @@ def find_problems(
         with problems.noting():
             check_port(ranks)
         with problems.noting():
-            check_packages(monitor_settings(config))
+            check_packages(named_tools(config.monitor))
+        with problems.noting():
+            check_packages(monitor_settings(config).keys() - named_tools(config.monitor), str(path))
     with problems.noting():
         check_workers(config, ranks)
     alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part

@@ -83,15 +83,18 @@ def test_json_that_contradicts_the_recipe_is_refused(tmp_path, change, message):
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
-    path = own_json(tmp_path, train_batch_size=32, zero_optimisation={}, amp={}, steps_per_print=0)
+    path = own_json(
+        tmp_path, train_batch_size=32, zero_optimisation={}, amp={}, steps_per_print=0, bf16={"enabled": True}
+    )
     with pytest.raises(UserError) as error:
         deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
     assert str(error.value).splitlines() == [
-        f"{path} has 4 settings that can't be:",
+        f"{path} has 5 settings that can't be:",
         '  1. train_batch_size 32, but batch size x accumulation x GPUs is 64; write "auto" there or change the flag',
         "  2. zero_optimisation, which DeepSpeed doesn't know; did you mean zero_optimization?",
         "  3. amp {}: DeepSpeed has removed it; remove it here, too, and give --fp16 or --bf16",
         f"  4. steps_per_print 0: a whole number from 1 is needed; {KEYS['steps_per_print'].why}",
+        "  5. bf16.enabled true, but the flags ask for fp32; add or drop --bf16",
     ]
 
 
