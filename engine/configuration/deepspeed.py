@@ -1,11 +1,12 @@
 """DeepSpeed's own configuration: a file of one's own, or one of ds_configs, and what the flags decide."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.configuration.deepspeed_keys import find, key_problems
+from engine.configuration.deepspeed_keys import key_problems
 from engine.configuration.flags import AUTO, OptimizationConfig, TrainingConfig
 from engine.configuration.monitors import named_tools, take_sections
 from engine.errors import UserError
@@ -29,7 +30,7 @@ def deepspeed_settings(config: OptimizationConfig, world_size: int) -> dict[str,
     """
     path, settings = read_settings(config)
     take_sections(settings, path)
-    settings = FILLED_IN | settings
+    settings = copy.deepcopy(FILLED_IN) | settings
     from_flags = decided_by_flags(config, world_size)
     problems = [
         f'{key} {json.dumps(settings[key])}, but {flag} is {value}; write "auto" there or change the flag'
@@ -143,7 +144,8 @@ def setting_problems(settings: dict[str, Any], config: OptimizationConfig) -> li
     """What DeepSpeed may do, but not with these flags, two optimisers, their checkpoints and these kernels."""
     problems = key_problems(settings)
     for precision in ("fp16", "bf16"):
-        enabled = find(settings, f"{precision}.enabled") or False
+        section = settings.get(precision, {})
+        enabled = section.get("enabled", False) if isinstance(section, dict) else None
         if isinstance(enabled, bool) and enabled != (config.precision == precision):
             problems.append(
                 f"{precision}.enabled {json.dumps(enabled)}, but the flags ask for {config.precision}; "
