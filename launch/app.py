@@ -15,17 +15,16 @@ import launch  # noqa: F401  says what isn't installed, before anything else is 
 from engine.app.command import run
 from engine.app.flags import AppConfig
 from engine.configuration.parsing import parse_command
-from engine.distributed.leaving import exit_with
-from engine.errors import UserError
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with telling_errors():
         config = parse_command(AppConfig, "app.py", sys.argv[1:] if argv is None else argv)
         config.check()
+        Ranks.check_alone()
         run(config)
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

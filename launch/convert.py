@@ -14,19 +14,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, i
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
 from engine.conversion.flags import parse_conversion
-from engine.distributed.leaving import exit_with
-from engine.errors import UserError
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with telling_errors():
         config = parse_conversion(sys.argv[1:] if argv is None else argv)
+        Ranks.check_alone()
         with heavy_imports():
             from engine.conversion.convert import convert
         convert(config)
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

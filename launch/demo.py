@@ -38,7 +38,8 @@ from transformers.hf_argparser import HfArg
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
 from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER
-from engine.distributed.leaving import exit_with
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.synthetic.command import DrawingConfig, prepare_demo
 from engine.synthetic.held_out import evaluate_held_out, predict_blind
@@ -149,26 +150,25 @@ def official_files(config: DemoConfig, name: str, test: str) -> list[str]:
     return ["--official_questions", f"{begin}_balanced_questions.json", "--official_choices", f"{begin}_choices.json"]
 
 
+@telling_errors()
 def main() -> None:
     started = time.monotonic()
-    try:
-        config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
-        common, tasks = training_flags(config), config.chosen_tasks
-        prepare_demo(config)
-        stage_one, stage_two = (f"{config.output}/{name}" for name in ("stage_one", "stage_two"))
-        for stage in (stage_one, stage_two):
-            shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
-        first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
-        run_program("pretrain.py", first)
-        second = ["--recipe", "demo_stage_two", *common, "--load", last_checkpoint(stage_one), "--output", stage_two]
-        run_program("pretrain.py", [*second, *config.stage_two.split()])
-        flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
-        summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
+    config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
+    common, tasks = training_flags(config), config.chosen_tasks
+    Ranks.check_alone()
+    prepare_demo(config)
+    stage_one, stage_two = (f"{config.output}/{name}" for name in ("stage_one", "stage_two"))
+    for stage in (stage_one, stage_two):
+        shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
+    first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
+    run_program("pretrain.py", first)
+    second = ["--recipe", "demo_stage_two", *common, "--load", last_checkpoint(stage_one), "--output", stage_two]
+    run_program("pretrain.py", [*second, *config.stage_two.split()])
+    flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
+    summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
 
-        for name in tasks:
-            summary |= fine_tune(config, name, last_checkpoint(stage_two))
-    except UserError as error:
-        exit_with(error)
+    for name in tasks:
+        summary |= fine_tune(config, name, last_checkpoint(stage_two))
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(config.output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out scenes     with images   blind")
@@ -178,10 +178,7 @@ def main() -> None:
         print(f"{name}_accuracy without pre-training: {summary[f'{name}_accuracy_from_scratch']:.3f}")
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
     fine_tuned = [f"{config.output}/{name}{suffix}" for name in tasks for suffix in ("", "_from_scratch")]
-    try:
-        run_python([program("report.py"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
-    except UserError as error:
-        exit_with(error)
+    run_python([program("report.py"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
 
 
 def last_checkpoint(folder: str) -> str:

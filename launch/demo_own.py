@@ -30,8 +30,8 @@ import launch  # noqa: F401  says what isn't installed, before anything else is 
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import parse, parse_command
-from engine.distributed.leaving import exit_with
-from engine.errors import UserError
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.synthetic.command import DrawingConfig, prepare_photos
 from engine.synthetic.demo import VISUAL_WORDS
 from engine.synthetic.held_out import evaluate_held_out
@@ -105,27 +105,26 @@ def other_packages() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib"))))}
 
 
+@telling_errors()
 def main() -> None:
     started = time.monotonic()
-    try:
-        config = parse_command(OwnDemoConfig, "demo_own.py", sys.argv[1:])
-        output, table, answers = config.output, f"{config.data_root}/{TABLE}", f"{config.data_root}/answers.json"
-        for earlier in ("run", "hub"):
-            shutil.rmtree(f"{output}/{earlier}", ignore_errors=True)  # an earlier demo's
-        Path(output).mkdir(parents=True, exist_ok=True)
-        prepare_photos(config)
-        own = ["--data_root", config.data_root]
-        found = ["--bert", f"{config.data_root}/bert", *READS, "--sheet", f"{output}/photos.jpg"]
-        run_python([program("prepare.py"), "inspect", table, *own, *found], may_end_with=1)  # it finds what is wrong
-        kept = ["--train", table, "--valid", "", "--output", answers, "--force"]
-        run_python([program("prepare.py"), "answers", *own, *kept])
-        checkpoint = train(config, table, answers)
-        flags = ["--recipe", f"{output}/run/config.yaml", "--load", checkpoint]
-        summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
-        run_python([program("convert.py"), "--from", "deepspeed", checkpoint, "--to", "hub", f"{output}/hub"])
-        ask_elsewhere(output, f"{output}/hub", Path(table))
-    except UserError as error:
-        exit_with(error)
+    config = parse_command(OwnDemoConfig, "demo_own.py", sys.argv[1:])
+    Ranks.check_alone()
+    output, table, answers = config.output, f"{config.data_root}/{TABLE}", f"{config.data_root}/answers.json"
+    for earlier in ("run", "hub"):
+        shutil.rmtree(f"{output}/{earlier}", ignore_errors=True)  # an earlier demo's
+    Path(output).mkdir(parents=True, exist_ok=True)
+    prepare_photos(config)
+    own = ["--data_root", config.data_root]
+    found = ["--bert", f"{config.data_root}/bert", *READS, "--sheet", f"{output}/photos.jpg"]
+    run_python([program("prepare.py"), "inspect", table, *own, *found], may_end_with=1)  # it finds what is wrong
+    kept = ["--train", table, "--valid", "", "--output", answers, "--force"]
+    run_python([program("prepare.py"), "answers", *own, *kept])
+    checkpoint = train(config, table, answers)
+    flags = ["--recipe", f"{output}/run/config.yaml", "--load", checkpoint]
+    summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
+    run_python([program("convert.py"), "--from", "deepspeed", checkpoint, "--to", "hub", f"{output}/hub"])
+    ask_elsewhere(output, f"{output}/hub", Path(table))
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out photos     with images   blind")

@@ -21,8 +21,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
+from engine.distributed.leaving import telling_errors
 
 
+@telling_errors()
 def main(argv: list[str] | None = None) -> int:
     # Here, because processes that encode images import this file again.
     from engine.data.annotations.commands import (

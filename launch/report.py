@@ -12,20 +12,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 import launch  # noqa: F401  says what isn't installed, before anything else is imported
-from engine.distributed.leaving import exit_with
-from engine.errors import UserError
+from engine.distributed.leaving import telling_errors
+from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 from engine.report.flags import parse_report
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with telling_errors():
         config = parse_report(sys.argv[1:] if argv is None else argv)
+        Ranks.check_alone()
         with heavy_imports():
             from engine.report.page import write_report
         write_report(config)
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

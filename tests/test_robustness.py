@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import in_shared_memory, launch, left_in_shared_memory, read_metrics
-from tests.kill import kills
+from tests.kill.rounds import rounds
 
 Flags = Callable[..., list[str]]
 
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
-    """One rank, and a rank that saves. `python -m tests.kill` does more of it."""
-    lines = list(kills(times=2, seed=0))
-    assert len(lines) == 4
-    assert lines[-1].startswith("2 trainings")
+    """Three of the ways in which it may be disturbed. `python -m tests.kill` goes through all of them."""
+    lines = list(rounds(times=3, seed=0, names=("a rank that saves", "Ctrl-C", "two starts")))
+    assert lines[-2] == "a rank that saves 1, Ctrl-C 1, two starts 1"
+    assert "came to their end" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ class AppConfig:
     """Serve a page to try trained models on photos of your own."""
 
     load: str = HfArg(
-        default="", help="models, with commas between them: BEST, LAST, a checkpoint, or a folder with safetensors"
+        default="",
+        help="models, with commas between them: runs' folders, BEST, LAST, checkpoints, or folders with safetensors",
     )
     host: str = HfArg(default="127.0.0.1", help="address to serve at; 0.0.0.0 lets the whole network in")
     port: int = HfArg(default=7860, help="port to serve at; 0 takes a free one")

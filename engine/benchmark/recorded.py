@@ -157,22 +157,22 @@ def global_norm(gradients: Gradients) -> float:
 
 
 def _outputs(name: str, output: PretrainingOutput, recorded: Arrays) -> Iterator[Quantity]:
-    losses = torch.stack(list(output.losses.values()))
+    losses = torch.stack(list(output["losses"].values()))
     yield Quantity(f"{name} loss", largest_error(output.loss, recorded["loss"]), LOSS)
     yield Quantity(f"{name} losses", largest_error(losses, recorded["losses"]), LOSS)
     tensors = {
-        "lang_output": output.language,
-        "visn_output": output.vision,
-        "pooled_output": output.pooled,
-        "visual_grid": output.grid,
-        "matched_scores": output.matched_scores,
-        "lm_scores_first8cols": output.lm_scores[..., :8],
+        "lang_output": output["language"],
+        "visn_output": output["vision"],
+        "pooled_output": output["pooled"],
+        "visual_grid": output["grid"],
+        "matched_scores": output["matched_scores"],
+        "lm_scores_first8cols": output["lm_scores"][..., :8],
     }
-    if output.answer_scores is not None:
-        tensors["answer_score"] = output.answer_scores
+    if "answer_scores" in output:
+        tensors["answer_score"] = output["answer_scores"]
     for key, tensor in tensors.items():
         yield Quantity(f"{name} {key}", largest_error(tensor, recorded[key], relative=True), OUTPUT)
-    scores = output.lm_scores.detach().double()
+    scores = output["lm_scores"].detach().double()
     # A sum of N errors of random sign, each within OUTPUT of the largest score, stays within 4 sqrt(N) of one.
     bound = 4 * OUTPUT * float(scores.abs().max()) * scores.numel() ** 0.5
     yield Quantity(f"{name} lm_scores_sum", largest_error(scores.sum(), recorded["lm_scores_sum"]), bound)

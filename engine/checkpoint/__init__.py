@@ -11,6 +11,6 @@ answers.py      an answer head for another answer table
 formats/        the original's files; CLIP and BERT as published; a folder with safetensors, such as BEST
 """
 
-from engine.checkpoint.formats.pretrained import load_pretrained
+from engine.checkpoint.state import load_pretrained
 
 __all__ = ["load_pretrained"]

@@ -12,6 +12,7 @@ from engine.errors import UserError
 from engine.progress import Bar
 
 MANIFEST = "manifest.json"  # of a complete checkpoint: its step, and every file's size and hash
+BEST, LAST = "BEST", "LAST"  # models in the folder of a fine-tuning
 UNFINISHED, DELETED = ".unfinished", ".deleted"  # behind a name that begins with a dot
 CHUNK = 1 << 22
 
@@ -71,8 +72,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def verify(folder: Path, *, progress: bool = False) -> None:
+def verify(folder: Path, *, hashes: bool = True, progress: bool = False) -> None:
     """Compare every file of a checkpoint with its manifest.
+
+    Args:
+        hashes: whether all bytes are read; without, only sizes are compared.
 
     Raises:
         UserError: naming the first file that is missing, truncated or changed.
@@ -87,14 +91,17 @@ def verify(folder: Path, *, progress: bool = False) -> None:
                 size = path.stat().st_size
                 if size != entry["bytes"]:
                     raise UserError(f"{path} is damaged: it has {size:,} bytes, {entry['bytes']:,} were written")
-                if fingerprint(path, bar.update) != entry:
+                if hashes and fingerprint(path, bar.update) != entry:
                     raise UserError(f"{path} is damaged: its bytes are not those that were written")
             except OSError as error:
                 raise UserError(f"{path} can't be read ({error.strerror})") from None
 
 
-def newest_checkpoint(folder: Path, *, progress: bool = False) -> Path | None:
+def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = False) -> Path | None:
     """The newest checkpoint that verifies, or None where there is none; says which ones don't.
+
+    Args:
+        hashes: see verify; without, nothing is said, as this is a first look.
 
     Raises:
         UserError: if there are some, and none of them verifies.
@@ -102,13 +109,55 @@ def newest_checkpoint(folder: Path, *, progress: bool = False) -> Path | None:
     candidates = complete_checkpoints(folder)
     for path in candidates:
         try:
-            verify(path, progress=progress)
+            verify(path, hashes=hashes, progress=progress)
             return path
         except UserError as error:
-            print(f"{error}; trying an older checkpoint")
+            if hashes:
+                print(f"{error}; trying an older checkpoint")
     if candidates:
         raise UserError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or choose "
-            "another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
+            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or start "
+            "another run, with another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
         )
     return None
+
+
+def best_or_newest(folder: Path, *, hashes: bool = True, progress: bool = False) -> Path | None:
+    """What the folder of a run stands for where a model is asked for; says which one it is.
+
+    1. BEST
+    2. else its newest checkpoint that is whole
+    3. else LAST
+    4. else nothing: None
+
+    Args:
+        hashes: see verify; without, nothing is said, as this is a first look.
+
+    Raises:
+        UserError: if BEST or LAST is damaged, which no other model stands in for, or if no checkpoint is whole.
+    """
+    best, last = folder / BEST, folder / LAST
+    if best.is_dir():
+        found, kind = best, "its best model"
+        _verify_model(best, hashes=hashes, progress=progress)
+    elif (newest := newest_checkpoint(folder, hashes=hashes, progress=progress)) is not None:
+        found, kind = newest, "its newest whole checkpoint"
+    elif last.is_dir():
+        found, kind = last, "the model at its end"
+        _verify_model(last, hashes=hashes, progress=progress)
+    else:
+        return None
+    if hashes:
+        print(f"{folder} holds a run: {kind} is taken, {found.name}", flush=True)
+    return found
+
+
+def _verify_model(model: Path, *, hashes: bool, progress: bool) -> None:
+    """Raises UserError if it is damaged, with what else of its run there is to name."""
+    try:
+        verify(model, hashes=hashes, progress=progress)
+    except UserError as error:
+        models = [*complete_checkpoints(model.parent), model.parent / LAST]
+        others = [path.name for path in models if path.is_dir() and path != model]
+        remedy = f"name another model of {model.parent}: {', '.join(others)}" if others else "restore it from a copy"
+        raise UserError(f"{error}; {remedy}") from None

@@ -9,10 +9,12 @@ from engine.checkpoint.answers import match_answers
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.original import SUFFIX, read_original
 from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder
-from engine.checkpoint.manifest import MANIFEST, verify
+from engine.checkpoint.manifest import MANIFEST, best_or_newest, verify
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.weights import HEAD, POSITION_TABLES, LoadReport, State, load_state, resize_rows
 from engine.data.trained_on import TrainedOn
+from engine.distributed.ranks import ALONE, Ranks
+from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 
 CONTENT = "clipvil"  # our own entry beside DeepSpeed's
@@ -63,30 +65,51 @@ class Checkpoint(Shards):
     def weights(self) -> State:
         return {**super().weights(), **self.content.get("frozen_weights", {})}
 
+    def unused(self) -> State:
+        """What the original's files hold and no model here uses."""
+        return dict(self.content.get("unused", {}))
 
-def open_checkpoint(path: str, *, optimizers: bool = True, verified: bool = True, progress: bool = False) -> SavedState:
+
+def open_checkpoint(path: str, ranks: Ranks = ALONE, *, optimizers: bool = True, verified: bool = True) -> SavedState:
     """`snap/pretrain/NAME/Epoch09`, with or without `_LXRT.pth`: ours, verified, or the original's.
 
-    A folder with a model will do, too, and the `BEST.pth` of the original's VQA.
+    A folder with a model will do, too, the `BEST.pth` of the original's VQA, and the folder of a run, `snap/vqa/NAME`:
+    see best_or_newest.
 
     Args:
+        ranks: local rank 0 finds and verifies it; those of a machine all call this, and open the same one.
         optimizers: whether the original's optimiser files are read, where there are any.
-        verified: whether ours is compared with its hashes, which takes as long as reading all of it.
+        verified: whether ours is compared with its hashes, which takes as long as reading all of it; else a first look
+            compares sizes.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    first = ranks.rank == 0
+    found = share_on_node(ranks, f"checkpoint {path}", lambda: find_checkpoint(path, hashes=verified, progress=first))
+    if (found / CONFIG).exists():
+        return ModelFolder(found)
+    return Checkpoint(found) if found.is_dir() else read_original(found, optimizers=optimizers)
+
+
+def find_checkpoint(path: str, *, hashes: bool = True, progress: bool = False) -> Path:
+    """The folder or the original's file that a path names, ours verified.
+
+    Args:
+        hashes: see verify.
 
     Raises:
         UserError: if there is none, or it is damaged.
     """
     folder = Path(path.removesuffix(SUFFIX).removesuffix(".pth"))
-    if (folder / CONFIG).exists():
-        return ModelFolder(folder, progress=progress)
-    if (folder / MANIFEST).exists():
-        if verified:
-            verify(folder, progress=progress)
-        return Checkpoint(folder)
+    if (folder / CONFIG).exists() or (folder / MANIFEST).exists():
+        verify(folder, hashes=hashes, progress=progress)
+        return folder
     files = [Path(f"{folder}{SUFFIX}"), Path(f"{folder}.pth")]
-    if (file := next((file for file in files if file.is_file()), None)) is None:
+    found = next((file for file in files if file.is_file()), None)
+    if found is None and (found := best_or_newest(folder, hashes=hashes, progress=progress)) is None:
         raise no_checkpoint(folder, files)
-    return read_original(file, optimizers=optimizers)
+    return found
 
 
 def no_checkpoint(folder: Path, files: list[Path]) -> UserError:
@@ -102,6 +125,8 @@ def no_checkpoint(folder: Path, files: list[Path]) -> UserError:
         rest = f"the checkpoint is {seen} itself: name that folder"
     elif found:
         rest = f"{seen} holds {', '.join(found[-SHOWN_CHECKPOINTS:])}: name one of them"
+    elif seen == folder:
+        rest = "nor has a run left BEST, LAST or a checkpoint in it; check the path"
     else:
         rest = f"nor is there one in {seen}; check the path"
     return UserError(f"{place}, and neither {files[0].name} nor {files[1].name} is beside it; {rest}")
@@ -140,6 +165,24 @@ def build_network(saved: SavedState, device: torch.device, dtype: torch.dtype) -
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
     return network.to(device).eval()
+
+
+def load_pretrained(folder: str | Path) -> Any:
+    """The network in a folder: BEST, LAST, a checkpoint, a run's folder, or what `launch/convert.py --to safetensors`
+    wrote.
+
+    One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode. It takes tensors;
+    `engine.load_pretrained` gives one that takes images and sentences.
+
+    `read_description` gives the answers and the vocabulary of a folder with safetensors.
+
+    Raises:
+        UserError: if there is none, it is incomplete or damaged, or it doesn't say what model it is of.
+    """
+    saved = open_checkpoint(str(folder), optimizers=False)
+    if saved.description is None:
+        raise UserError(f"{saved.source} doesn't say what model it is of; launch/convert.py makes a folder that does")
+    return build_network(saved, torch.device("cpu"), torch.float32)
 
 
 def check_words(saved: SavedState, description: ModelDescription) -> None:

@@ -75,7 +75,9 @@ class ModelConfig:
     )
     clip_weights: str | None = HfArg(default=None, help="OpenAI's .pt file; ~/.cache/clip/NAME.pt if not given")
     from_scratch: bool = HfArg(aliases=["--fromScratch"], default=False, help="random weights; --bert gives only words")
-    load: str | None = HfArg(default=None, help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09")
+    load: str | None = HfArg(
+        default=None, help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09, or the folder of a run"
+    )
     not_load_scheduler: bool = HfArg(default=False, help="with --load: start the schedules anew")
     not_load_adam_optimizer: bool = HfArg(default=False, help="with --load: start the optimiser anew")
     sub_sampling: bool = HfArg(default=False, help="draw cells of the grid instead of taking all")

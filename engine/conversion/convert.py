@@ -28,7 +28,7 @@ from engine.conversion.sources import Source, describe, read_source
 from engine.data.annotations.answers import AnswerTable
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.training.engine import build_engine
 
@@ -76,6 +76,7 @@ def convert(config: ConvertConfig) -> None:
     if kind == "onnx":
         check_onnx()
     sources = [read_source(*source) for source in config.sources]
+    places = [(source.kind, source.path) for source in sources]
     weights, unused, lines = merge(sources)
     description = describe(sources, config)
     if config.new_answers is not None and description.answers is not None:
@@ -98,15 +99,13 @@ def convert(config: ConvertConfig) -> None:
     if kind == "lxrt":
         _write_lxrt(target, {**state, **unused}, config, description.architecture)
     elif kind == "safetensors":
-        origins = ", ".join(f"{kind} {Path(path).name}" for kind, path in config.sources)  # no paths of this machine
+        origins = ", ".join(f"{kind} {Path(path).name}" for kind, path in places)  # no paths of this machine
         trained_on = next((source.trained_on for source in sources if source.trained_on is not None), None)
         save_pretrained(target, state, unused, description, origins, trained_on=trained_on)
     elif kind == "hub":
         if config.license is None:
             print("no licence is in the model card; --license NAME puts one there, such as mit")
-        save_hub(
-            *(target, state, description, config.sources), max_shard_size=config.max_shard_size, license=config.license
-        )
+        save_hub(*(target, state, description, places), max_shard_size=config.max_shard_size, license=config.license)
     elif kind == "onnx":
         print("torch exports the model, which takes minutes for a large one", flush=True)
         save_onnx(target, state, description)
@@ -152,8 +151,7 @@ def _write_deepspeed(
     training: SavedState | None,
 ) -> None:
     """A checkpoint as a run of one rank writes it, for --load."""
-    ranks = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    pick_device(ranks)
+    pick_device(ALONE)
     join()
     config = OptimizationConfig()
     engine = build_engine(model, config, deepspeed_settings(config, 1), batches_per_epoch=1)

@@ -11,8 +11,7 @@ from engine.checkpoint.description import ModelDescription, word_pieces
 from engine.checkpoint.formats.original import SUFFIX, read_original
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.formats.published import read_bert_weights, read_clip
-from engine.checkpoint.manifest import verify
-from engine.checkpoint.state import Checkpoint, SavedState
+from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.checkpoint.weights import BACKBONE, HEAD, UNUSED, WORDS, State
 from engine.configuration.bert import Splitting, read_bert
 from engine.conversion.flags import SOURCES, ConvertConfig
@@ -22,12 +21,15 @@ from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES, ResNetShape
 from engine.model.encoder import VisualShape
 
+OURS: dict[str, type[Checkpoint | ModelFolder]] = {"deepspeed": Checkpoint, "safetensors": ModelFolder}
+
 
 @dataclass
 class Source:
     """What one source holds, by this model's names."""
 
-    name: str
+    kind: str
+    path: str  # of a run's folder, that of the checkpoint in it
     weights: State
     unused: State = field(default_factory=dict)
     description: ModelDescription | None = None
@@ -37,6 +39,10 @@ class Source:
     architecture: str = "pretraining"
     trained_on: TrainedOn | None = None
 
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.path}"
+
 
 def read_source(kind: str, path: str) -> Source:
     """Read one `--from KIND PATH`.
@@ -44,29 +50,40 @@ def read_source(kind: str, path: str) -> Source:
     Raises:
         UserError: if the kind is unknown, or the file is missing or damaged.
     """
-    name = f"{kind} {path}"
     if kind == "lxrt":
         original = read_original(Path(path if path.endswith(".pth") else path + SUFFIX))
-        return Source(name, original.state, original.unused, training=original, architecture=original.architecture)
+        return Source(
+            kind, path, original.state, original.unused, training=original, architecture=original.architecture
+        )
     if kind == "openai-clip":
         state = read_clip(Path(path))
         used = {key: tensor for key, tensor in state.items() if not key.startswith(UNUSED)}
-        return Source(name, used, {key: tensor for key, tensor in state.items() if key.startswith(UNUSED)})
+        return Source(kind, path, used, {key: tensor for key, tensor in state.items() if key.startswith(UNUSED)})
     if kind == "bert":
         config, _ = read_bert(path)
         weights, unexpected = read_bert_weights(path)
-        return Source(name, weights, bert=config, unexpected=unexpected)
-    if kind == "deepspeed":
-        folder = Path(path)
-        verify(folder, progress=True)
-        checkpoint = Checkpoint(folder)
-        unused = checkpoint.content.get("unused", {})
-        description, trained_on = checkpoint.description, checkpoint.trained_on
-        return Source(name, checkpoint.weights(), unused, description, training=checkpoint, trained_on=trained_on)
-    if kind == "safetensors":
-        model = ModelFolder(Path(path))
-        return Source(name, model.weights(), model.unused(), model.description, trained_on=model.trained_on)
+        return Source(kind, path, weights, bert=config, unexpected=unexpected)
+    if kind in OURS:
+        return read_ours(kind, path)
     raise UserError(f"--from {kind}: one of {', '.join(SOURCES)} is needed")
+
+
+def read_ours(kind: str, path: str) -> Source:
+    """Of a checkpoint of this engine, or of a run's folder.
+
+    Raises:
+        UserError: if it is missing, damaged, or of another kind.
+    """
+    saved = open_checkpoint(path, optimizers=False)
+    if not isinstance(saved, OURS[kind]):
+        theirs = next((name for name, form in OURS.items() if isinstance(saved, form)), "lxrt")
+        raise UserError(f"{saved.source} is not of kind {kind}; give --from {theirs} {saved.source}, or name another")
+    return Source(
+        *(kind, saved.source, saved.weights(), saved.unused()),
+        description=saved.description,
+        training=saved if isinstance(saved, Checkpoint) else None,
+        trained_on=saved.trained_on,
+    )
 
 
 def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescription:

@@ -1,5 +1,6 @@
 """Sentences with images as examples; what each task makes of them stands in engine/tasks."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,13 @@ class ImageTextDataset:
         bins = aspect_ratio_bins(self.options.aspect_ratio_group_factor)
         by_image = aspect_ratio_group(self.split.sizes["height"] / self.split.sizes["width"], bins)
         return by_image.astype(np.min_scalar_type(len(bins)))[self.sentences.images]
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of what decides, beside flags, which sample comes when and what it is; pixels aren't among it."""
+        found = {**self.sentences.digests(), "groups": hashlib.sha256(self.groups().data).hexdigest()}
+        if self.split.weights is not None:
+            found["parts"] = hashlib.sha256(self.split.weights.parts.data).hexdigest()
+        return found
 
     def sentences_per_pass(self) -> float:
         """Mean number of sentences that share a pass of their image through the backbone."""

@@ -4,6 +4,7 @@ ImageTextDataset -> workers -> Collator -> Batch of tensors, images still uint8
 """
 
 import atexit
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,8 @@ def _loader(
     They are forked here, while the process is young: in a child that is forked while a thread of autograd enters or
     leaves Python, CPython can wait for ever for a lock that nobody holds any more.
     """
+    # torch would say for each loader, twice, what the preflight checks say once (check_workers).
+    warnings.filterwarnings("ignore", "This DataLoader will create", module=r"torch\.utils\.data")
     loader: TimedLoader[Batch] = TimedLoader(
         dataset,
         num_workers=num_workers,

@@ -12,6 +12,7 @@ from transformers.hf_argparser import HfArg
 from engine.configuration.parsing import parse_command
 from engine.configuration.tables import TableConfig
 from engine.data.annotations.questions.named import QUESTION_FILES
+from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 
@@ -99,6 +100,7 @@ def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) ->
         config_class, command = commands[name]
         config = parse_command(config_class, f"prepare.py {name}", flags)
         config.check()
+        Ranks.check_alone()
         if config.json is not None:
             check_writable(Path(config.json))  # before the work, which may take hours
         summary = command(config)

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from engine.distributed.launchers import launchers
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
+from engine.printing import reader_is_gone
 
+INTERRUPTED, NO_READER = 130, 141  # exit codes, as shells give them for SIGINT and SIGPIPE
 LONGEST_END = 30  # seconds that are granted to a launcher
 SPEAKER = """
 import select, sys
@@ -34,6 +36,7 @@ def telling_errors() -> Iterator[None]:
     """What ends a program under a launcher becomes one line and an exit code."""
     try:
         yield
+        print(end="", flush=True)  # what nobody reads any more is noticed here, not when Python ends
     except UserError as error:
         exit_with(error)
     except RuntimeError as error:
@@ -41,8 +44,12 @@ def telling_errors() -> Iterator[None]:
             raise
         say_last(f"rank {os.environ.get('RANK', '0')} ends, another one is gone")
         leave(code=1)
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        leave(code=NO_READER)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(code=INTERRUPTED)
 
 
 def exit_with(error: UserError) -> NoReturn:
@@ -50,7 +57,8 @@ def exit_with(error: UserError) -> NoReturn:
 
     What stops every rank alike is said once: rank 0 leaves, and the launcher ends the others while they wait.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     if os.environ.get("RANK", "0") != "0":
         time.sleep(3)
     say_last(f"error: {error}")
@@ -79,6 +87,7 @@ def say_last(message: str) -> None:
 
 def leave(code: int) -> NoReturn:
     """End this process and its workers, whatever else it still does."""
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody may be there to read it
+        sys.stdout.flush()
     end_workers()
     os._exit(code)

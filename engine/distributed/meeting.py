@@ -18,7 +18,7 @@ from datetime import timedelta
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from engine.distributed.leaving import say_last
-from engine.distributed.ranks import Ranks, no_place
+from engine.distributed.ranks import Ranks, master
 from engine.distributed.workers import kill_workers
 from engine.errors import UserError
 
@@ -143,16 +143,17 @@ def connect(ranks: Ranks, patience: float) -> tuple[Store, str]:
     Raises:
         UserError: if there is no way to it.
     """
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise no_place()
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = master()
     if ranks.rank != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return _find_store(ranks, address, port, patience), ""
     try:
         return _store(ranks, address, port, patience, opens=True), ""
     except DistError as error:
         if "EADDRINUSE" not in str(error):
-            raise UserError(str(error).splitlines()[0]) from None
+            raise UserError(
+                f"rank 0 on {socket.gethostname()} can't be reached at {address}:{port} by itself "
+                f"({str(error).splitlines()[0]}); give the launcher its own address (--master_addr, or MASTER_ADDR)"
+            ) from None
     try:
         store = _store(ranks, address, _next(port), patience, opens=True)
     except DistError:
@@ -218,7 +219,7 @@ def no_port(port: int | str) -> UserError:
     """What to say where rank 0 can't open the port at which the ranks were to meet."""
     return UserError(
         f"port {port}, where the ranks were to meet, is taken by another program, perhaps by another training on this "
-        "machine; give the launcher another --master_port"
+        "machine; give the launcher another --master_port, or set another MASTER_PORT"
     )
 
 

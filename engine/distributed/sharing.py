@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import Ranks, master
 from engine.errors import UserError
 
 T = TypeVar("T")
@@ -38,11 +38,13 @@ def share_on_node(ranks: Ranks, name: str, make: Callable[[], T]) -> T:
         name: tells apart what is shared in one run.
 
     Raises:
-        UserError: on local rank 0 what `make` raises; on the others, that it ended without a result.
+        UserError: on local rank 0 what `make` raises; on the others, that it ended without a result; on all, if the
+            environment doesn't say where they meet.
     """
     if ranks.local_world_size == 1:
         return make()
-    run = f"{os.getuid()} {os.environ.get('MASTER_ADDR')} {os.environ.get('MASTER_PORT')} {name}"
+    host, port = master()
+    run = f"{os.getuid()} {host} {port} {name}"
     address = f"\0clipvil-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
     if ranks.local_rank == 0:
         return _serve(address, ranks.local_world_size - 1, make)

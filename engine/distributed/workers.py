@@ -67,15 +67,13 @@ def reading(name: str) -> Iterator[None]:
 
 
 def begin_worker(readings: Readings, worker: int) -> None:
-    """In a worker, before anything else."""
-    outlive_signals(worker)
-    readings.enter(worker)
+    """In a worker, before anything else.
 
-
-def outlive_signals(worker: int = 0) -> None:
-    """In a worker: its rank may need it for a last step after a signal, and ends it when it ends itself."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    It outlives signals: its rank may need it for a last step after one, and ends it when it ends itself.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    readings.enter(worker)
 
 
 def end_workers() -> None:

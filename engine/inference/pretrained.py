@@ -47,8 +47,8 @@ def load_pretrained(
     """A trained model that takes images and sentences.
 
     Args:
-        folder: BEST or LAST of a fine-tuning, a checkpoint of any training (Epoch05), or what `launch/convert.py --to
-            safetensors` wrote.
+        folder: BEST or LAST of a fine-tuning, a checkpoint of any training (Epoch05), what `launch/convert.py --to
+            safetensors` wrote, or a run's folder, which stands for its BEST or else its newest whole checkpoint.
         device: where it computes; the GPU if there is one.
         dtype: of its weights; fp16 on a GPU, else fp32. Statistics of batch norm stay fp32.
         seed: of the cells that are drawn; predict.py has the same.

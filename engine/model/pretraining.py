@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+from transformers.utils import ModelOutput
 
 from engine.model.encoder import Trunk, VisualShape, initialise_bert_weights
 from engine.model.metrics import MetricSums
@@ -58,19 +59,22 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class PretrainingOutput:
-    """One forward pass. K is the number of masked positions, if they are given, else B * L."""
+class PretrainingOutput(ModelOutput):
+    """One forward pass. K is the number of masked positions, if they are given, else B * L.
+
+    DeepSpeed looks for tensors in it, as in any dict, to know when the backward pass begins.
+    """
 
     loss: Tensor
-    losses: dict[str, Tensor]
-    language: Tensor  # (B, L, h)
-    vision: Tensor  # (B, S, h)
-    pooled: Tensor  # (B, h)
-    grid: Tensor  # (G, C, rows, columns)
-    lm_scores: Tensor  # (K, V), or (B, L, V)
-    matched_scores: Tensor  # (B, 2)
-    answer_scores: Tensor | None  # (B, answers)
-    metrics: MetricSums
+    losses: dict[str, Tensor] | None = None
+    language: Tensor | None = None  # (B, L, h)
+    vision: Tensor | None = None  # (B, S, h)
+    pooled: Tensor | None = None  # (B, h)
+    grid: Tensor | None = None  # (G, C, rows, columns)
+    lm_scores: Tensor | None = None  # (K, V), or (B, L, V)
+    matched_scores: Tensor | None = None  # (B, 2)
+    answer_scores: Tensor | None = None  # (B, answers)
+    metrics: MetricSums | None = None
 
 
 class ClipVilForPretraining(nn.Module):
@@ -140,6 +144,14 @@ class ClipVilForPretraining(nn.Module):
             metrics |= {f"{name}_loss": (total, count), f"{name}_accuracy": (right, count)}
         loss = torch.stack(list(losses.values())).sum()
         return PretrainingOutput(
-            *(loss, losses, language, vision, pooled, grid, lm_scores, matched_scores, answer_scores),
-            MetricSums.of(metrics),
+            loss=loss,
+            losses=losses,
+            language=language,
+            vision=vision,
+            pooled=pooled,
+            grid=grid,
+            lm_scores=lm_scores,
+            matched_scores=matched_scores,
+            answer_scores=answer_scores,
+            metrics=MetricSums.of(metrics),
         )

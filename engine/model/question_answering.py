@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
+from transformers.utils import ModelOutput
 
 from engine.model.encoder import Trunk, VisualShape, initialise_bert_weights
 from engine.model.metrics import NO_METRICS, MetricSums
@@ -13,13 +14,13 @@ from engine.model.pretraining import AnswerHead
 
 
 @dataclass
-class AnsweringOutput:
-    """One forward pass."""
+class AnsweringOutput(ModelOutput):
+    """One forward pass; a dict for DeepSpeed's sake, as that of pre-training is."""
 
     answer_scores: Tensor  # (B, answers), logits
     loss: Tensor | None = None
     bce: Tensor | None = None  # the mean over questions, and over answers where all count, before it is scaled
-    metrics: MetricSums = NO_METRICS
+    metrics: MetricSums | None = None
 
 
 class ClipVilForQuestionAnswering(nn.Module):
@@ -62,7 +63,7 @@ class ClipVilForQuestionAnswering(nn.Module):
         )
         answer_scores = self.answer_head(pooled)
         if target is None:
-            return AnsweringOutput(answer_scores)
+            return AnsweringOutput(answer_scores, metrics=NO_METRICS)
         counts = torch.ones_like(target[:, 0]) if is_labelled is None else is_labelled.to(target.dtype)
         if self.best_answer_only:
             counts = counts * (target.amax(1) > 0)
@@ -75,4 +76,4 @@ class ClipVilForQuestionAnswering(nn.Module):
         with torch.no_grad():
             chosen = target.gather(1, answer_scores.argmax(1, keepdim=True))[:, 0]
             metrics = {"qa_loss": (loss * count, count), "qa_score": ((chosen * counts).sum(), count)}
-        return AnsweringOutput(answer_scores, loss, bce, MetricSums.of(metrics))
+        return AnsweringOutput(answer_scores=answer_scores, loss=loss, bce=bce, metrics=MetricSums.of(metrics))

@@ -14,7 +14,7 @@ from engine.configuration.bert import read_bert
 from engine.data.annotations.questions.file import files_of, read_questions
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.sampler import Sample
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.synthetic.demo import VISUAL_WORDS
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.prediction import build_model as build_predictor
@@ -51,9 +51,8 @@ def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     """Accuracies on the held-out scenes of the tasks that were trained, each with its blind twin."""
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     bert, tokenizer = read_bert(config.bert)
-    task = Pretraining(config, tokenizer, alone)
+    task = Pretraining(config, tokenizer, ALONE)
     task.read()
     held_out = task.validation
     assert held_out is not None
@@ -84,9 +83,8 @@ def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
 def predict_blind(task: TaskClass, model: str, data_root: str, test: str) -> float:
     """The score of a fine-tuned model that sees no image."""
     config = PredictConfig(load=model, test=test, data_root=data_root)
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    saved = open_model(task, config, alone)
-    dataset = read_dataset(task, config, saved, alone)
+    saved = open_model(task, config, ALONE)
+    dataset = read_dataset(task, config, saved, ALONE)
     network = build_predictor(saved, config, torch.device(get_accelerator().device_name()))
     collector = AnswerCollector()
     batches = evaluation_loader(dataset, config.batch_size, num_workers=0, rank=0, world_size=1)

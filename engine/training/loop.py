@@ -64,7 +64,8 @@ def train(
     sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
 
     def is_over() -> bool:
-        return state.step == config.max_steps or any(observer.stop_requested for observer in observers)
+        done = config.max_steps is not None and state.step >= config.max_steps
+        return done or any(observer.stop_requested for observer in observers)
 
     while state.epoch < config.last_epoch and not is_over():
         engine.train()

@@ -34,6 +34,7 @@ from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
 from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
+from engine.distributed.sharing import share_on_node
 from engine.model.compilation import compile_layers
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
@@ -44,7 +45,7 @@ from engine.training.preflight.machines import check
 from engine.training.preflight.plan import Plan, check_disk, files_of
 from engine.training.reports.console import say_first
 from engine.training.run_folder import RunFolder
-from engine.training.start import check_agreement, find_start, settle_micro_batch
+from engine.training.start import check_agreement, check_same_data, find_start, settle_micro_batch
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Prepared:
     task: Task[Any]
     description: ModelDescription
     trained_on: TrainedOn
+    digests: dict[str, str]  # of the data to train on
     batches: TimedLoader[Batch]
     validation_batches: TimedLoader[Batch] | None
     plan: Plan
@@ -66,6 +68,7 @@ class Prepared:
     engine: DeepSpeedEngine
     resumed: Checkpoint | None  # what the run goes on from
     loaded: SavedState | None  # that, or what --load names
+    came_from: str | None  # whose weights it has
 
     def restore(self, saver: Saver) -> TrainState:
         """Give the optimisers what their checkpoint has of them, as far as the flags say, and the run its place.
@@ -122,14 +125,17 @@ def prepare(
         settle_micro_batch(config, description, settings, ranks, device, task.training.sentences_per_pass())
         settings = deepspeed_settings(config, ranks.world_size)
     batches, validation_batches = make_loaders(config, task, ranks)
+    digests = share_on_node(ranks, "digests", task.training.digests)
 
-    resumed, loaded = find_start(config, folder, ranks, len(task.training), claim=not dry_run)
+    resumed, loaded = find_start(config, folder, ranks, claim=not dry_run)
     start = loaded if loaded is not None else task.pretrained()
     trained_on = TrainedOn.of(task.training.split)
     if start is not None:
         trained_on |= start.trained_on
         check_words(start, description)
         task.check_answers(start)
+    if resumed is not None:
+        check_same_data(resumed, len(task.training), task.answers, digests)
     task.check_start(trained_on)
     if ranks.rank == 0 and not dry_run:
         folder.write_config(config)
@@ -139,7 +145,7 @@ def prepare(
         print(f"warning: {told}", flush=True)
 
     join(meeting)
-    check_agreement(resumed, config.batch_size)
+    check_agreement(start, config.batch_size, digests)
     computed_on = agree_on_threads(device)
     if ranks.rank == 0:
         say_first(summary(config, bert, task, model, computed_on, kernels))
@@ -150,8 +156,8 @@ def prepare(
             print(told, flush=True)
     set_seed(config.seed + ranks.rank)  # dropout differs between ranks; weights are the same already
     return Prepared(
-        *(config, settings, device, meeting, folder, task, description, trained_on, batches, validation_batches),
-        *(plan, files, engine, resumed, loaded),
+        *(config, settings, device, meeting, folder, task, description, trained_on, digests, batches),
+        *(validation_batches, plan, files, engine, resumed, loaded, start.source if start is not None else None),
     )
 
 

@@ -15,6 +15,7 @@ from engine.configuration.recipes import to_yaml
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
+from engine.printing import keep_printing
 from engine.tasks.task import Task
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
@@ -33,6 +34,7 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
         config.check(ranks.world_size)
         settings = deepspeed_settings(config, ranks.world_size)
         if not arguments.print_config:
+            keep_printing()
             Ranks.check_nodes(arguments.nodes)
             start = (config, task_class, ranks, settings)
             if arguments.dry_run or arguments.find_batch_size:

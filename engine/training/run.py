@@ -4,6 +4,8 @@
 2. training         epochs of micro-batches; reports, checkpoints and validations beside them
 """
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from engine.checkpoint.saving import Checkpoints
 from engine.configuration.deepspeed import monitor_settings
 from engine.configuration.flags import TrainingConfig
 from engine.data.waiting import StallWatch
+from engine.distributed.leaving import INTERRUPTED
 from engine.distributed.ranks import Ranks
 from engine.provenance.record import RunRecord, describe_start
 from engine.tasks.task import Task
@@ -39,28 +42,34 @@ def run(config: TrainingConfig, task_class: Callable[..., Task[Any]], ranks: Ran
         prepared = prepare(config, task_class, ranks, settings)
         begin(record, prepared)
         with Monitors(monitor_settings(config) if ranks.rank == 0 else {}, prepared.folder.path) as monitors:
-            train_prepared(prepared, record, monitors)
+            asked_by = train_prepared(prepared, record, monitors)
         prepared.leave()
+    if asked_by == signal.SIGINT.name:
+        sys.exit(INTERRUPTED)
 
 
 def begin(record: RunRecord, prepared: Prepared) -> None:
     """This start's entry in run.json. All ranks call it."""
     config, task, resumed = prepared.config, prepared.task, prepared.resumed
     splits = {"train": task.training.split, "valid": task.validation.split if task.validation else None}
-    came_from = str(resumed.folder) if resumed is not None else config.load
-    about = describe_start(config, prepared.settings, prepared.device, splits, task.answers, came_from)
+    about = describe_start(config, prepared.settings, prepared.device, splits, task.answers, prepared.came_from)
     record.begin(about, resumed=resumed is not None)
 
 
-def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) -> None:
-    """What happens beside the loop, and the loop."""
+def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) -> str | None:
+    """What happens beside the loop, and the loop.
+
+    Returns:
+        the name of the signal that asked this rank to stop, if one ended the training.
+    """
     config, task, engine, folder = prepared.config, prepared.task, prepared.engine, prepared.folder.path
     batches, validation_batches = prepared.batches, prepared.validation_batches
-    metrics, preemption = Metrics(prepared.device), Preemption()
+    metrics, preemption = Metrics(prepared.device), Preemption(says=engine.global_rank == 0)
     reporter = Reporter(engine, config, batches, metrics, [Recorder(record.results), monitors], task.chance())
     checkpoints = Checkpoints(engine, folder, keep=config.keep)
     saver = Saver(
         *(engine, config, batches, prepared.description, reporter, checkpoints, preemption, prepared.trained_on),
+        digests=prepared.digests,
         weights_files=task.epoch_weights,
     )
     observers: list[Observer] = [reporter, saver]
@@ -78,3 +87,4 @@ def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) ->
         train(engine, batches, state, config, metrics, observers)
     asked_by = preemption.received or "a signal to another rank"
     record.end(f"asked to stop by {asked_by}" if saver.stop_requested else "finished")
+    return preemption.received if saver.stop_requested else None

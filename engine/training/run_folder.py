@@ -45,13 +45,20 @@ class RunFolder:
     def claim(self, config: TrainingConfig) -> None:
         """Keep other runs out until this process ends, and remove what an earlier one left unfinished.
 
+        A run that goes on from another's checkpoint waits until that one, which may be saving its last, has ended.
+
         Raises:
-            UserError: if the folder can't be written, or a run that uses it doesn't end.
+            UserError: if the folder can't be written, a run that uses it doesn't end, or it holds a run by now that
+                this one isn't meant to go on from.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = self.lock = (self.path / LOCK).open("ab")
-            _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
+            if config.resume is None:
+                only_here(lock, self.path)
+            else:
+                _wait(lambda: only_here(lock, self.path), f"waiting for another run to leave {self.path}")
+            self.check(resume=config.resume is not None)  # the checks before the lock may have come too early
             sweep(self.path)
             with suppress(OSError):  # as when it is a folder; the saver tells
                 (self.path / SAVE).unlink(missing_ok=True)  # it asked an earlier run

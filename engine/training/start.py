@@ -12,6 +12,7 @@ from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
+from engine.data.annotations.named import short_name, weight_of
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
@@ -28,10 +29,18 @@ MAY_CHANGE = frozenset(
     | {"official_questions", "official_choices", "label_order"}
     | {"sub_sampling_in_evaluation", "activation_checkpointing", "compile", "memory_limit", "deterministic"}
 )
+# What the digests of ImageTextDataset.digests are of.
+DIGESTED = {
+    "texts": "the annotations' texts",
+    "images": "the annotations' images",
+    "labels": "the annotations' answers",
+    "groups": "the batches that the sizes of images form",
+    "parts": "the files of texts with a weight",
+}
 
 
 def find_start(
-    config: TrainingConfig, folder: RunFolder, ranks: Ranks, sentences: int, *, claim: bool = True
+    config: TrainingConfig, folder: RunFolder, ranks: Ranks, *, claim: bool = True
 ) -> tuple[Checkpoint | None, SavedState | None]:
     """What the weights come from, and whether the run goes on from there.
 
@@ -55,11 +64,11 @@ def find_start(
 
     if (path := share_on_node(ranks, "checkpoint", newest)) is not None:
         resumed = Checkpoint(path)
-        check_same_run(resumed, config, ranks.world_size, sentences)
+        check_same_run(resumed, config, ranks.world_size)
         return resumed, resumed
     if config.load is not None:
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
-        return None, open_checkpoint(config.load, optimizers=optimizers, progress=ranks.rank == 0)
+        return None, open_checkpoint(config.load, ranks, optimizers=optimizers)
     return None, None
 
 
@@ -88,14 +97,17 @@ def settle_micro_batch(
     config.check(ranks.world_size)
 
 
-def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
+def check_agreement(start: SavedState | None, batch_size: int, digests: dict[str, str]) -> None:
     """Compare what machines see and chose. All ranks call it.
 
+    Args:
+        digests: of the data to train on.
+
     Raises:
-        UserError: if they go on from different checkpoints, or chose other micro-batches.
+        UserError: if their weights come from different checkpoints, they chose other micro-batches, or have other data.
     """
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (resumed.folder.name if resumed is not None else "none", batch_size))
+    dist.all_gather_object(found, (Path(start.source).name if start is not None else "none", batch_size, digests))
     names, sizes = ({each[place] for each in found} for place in (0, 1))
     if len(sizes) > 1:
         raise UserError(
@@ -105,17 +117,22 @@ def check_agreement(resumed: Checkpoint | None, batch_size: int) -> None:
     if len(names) > 1:
         seen = ", ".join(sorted(names))
         raise UserError(
-            f"machines see different newest checkpoints ({seen}); --output has to be on a disk that all share"
+            f"machines see different newest checkpoints ({seen}); --output, and a run that --load names, have to be on "
+            "a disk that all share"
         )
+    if different := [what for kind, what in DIGESTED.items() if len({theirs.get(kind) for _, _, theirs in found}) > 1]:
+        raise UserError(f"machines have data that differ in {', '.join(different)}; copy those of one machine to all")
 
 
 def as_compared(name: str, value: Any) -> Any:
     """A flag's value as a resumed run has to have it; tables to train on may have been moved."""
-    return [Path(word).name for word in value.split(",")] if name == "train" else value
+    if name != "train":
+        return value
+    return [(Path(word).name, short_name(weight_of(word)[0])) for word in value.split(",")]  # draws follow short names
 
 
-def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int, sentences: int) -> None:
-    """Raises UserError if a run goes on with other flags, data or samples per step than it began with."""
+def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: int) -> None:
+    """Raises UserError if a run goes on with other flags or samples per step than it began with."""
     if "ranks" not in checkpoint.content:
         raise UserError(f"{checkpoint.folder} was converted, and is no place to go on from; start from it with --load")
     before: dict[str, Any] = checkpoint.content["config"]
@@ -133,15 +150,35 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
             f"{checkpoint.folder} is of a run with other flags: {values}; give the same ones, or start another run "
             f"from it with --load {checkpoint.folder} and a new --output"
         )
-    if checkpoint.content["samples"] != sentences:
-        raise UserError(
-            f"{checkpoint.folder} is of a run on {checkpoint.content['samples']:,} sentences, now there are "
-            f"{sentences:,}; restore the data, or start another run with --load and a new --output"
-        )
     batch_before = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
     if batch_before != world_size * config.gradient_accumulation_steps:
         raise UserError(
             f"{checkpoint.folder} is of a run with {batch_before * config.batch_size} samples per step, now there are "
             f"{world_size * config.gradient_accumulation_steps * config.batch_size}; add --global_batch_size "
             f"{batch_before * config.batch_size}"
+        )
+
+
+def check_same_data(checkpoint: Checkpoint, sentences: int, answers: list[str] | None, digests: dict[str, str]) -> None:
+    """Compare the data to train on with those that a run began with.
+
+    Args:
+        sentences: how many there are.
+        answers: of the answer head's rows; None for a model without one.
+        digests: see ImageTextDataset.digests; checkpoints of earlier versions have none.
+
+    Raises:
+        UserError: with all that is different.
+    """
+    before = {**digests, **checkpoint.content.get("digests", {})}
+    learnt = {kind: what for kind, what in DIGESTED.items() if kind != "labels" or answers is not None}
+    different = [what for kind, what in learnt.items() if before.get(kind) != digests.get(kind)]
+    if (count := checkpoint.content["samples"]) != sentences:
+        different = [f"the number of sentences ({count:,}, now {sentences:,})"]  # and hence in all kinds
+    if checkpoint.answers != answers:
+        different.append("the answer table")
+    if different:
+        raise UserError(
+            f"{checkpoint.folder} is of a run on other data, which differ in {', '.join(different)}; restore them, "
+            f"or start another run with --load {checkpoint.folder} and a new --output"
         )

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import load_pretrained
+from engine.checkpoint.state import Checkpoint
 from engine.provenance.history import read_starts
 from tests.conftest import launch, read_metrics
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 from tests.parity import TRAJECTORY_LOSS
 
 EARLIER = Path(__file__).parent
@@ -35,6 +36,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_run_goes_on_from_its_checkpoint_with_its_stores(data: Path, tmp_path: Path) -> None:
+    """What it saves has digests of the data from then on, so it doesn't go on with a caption that has changed."""
     output = Path(shutil.copytree(EARLIER / "run", tmp_path / "run"))
     stores = {path.name: path.stat().st_mtime_ns for path in (data / "cache").iterdir()}
     before = (output / "metrics.jsonl").read_text()
@@ -55,6 +57,17 @@ def test_a_run_goes_on_from_its_checkpoint_with_its_stores(data: Path, tmp_path:
     assert [record["loss"] for record in ours] == pytest.approx(
         [record["loss"] for record in theirs], rel=TRAJECTORY_LOSS
     )
+
+    saved = output / "Epoch01"
+    assert ["digests" in Checkpoint(path).content for path in (output / "Step000006", saved)] == [False, True]
+    captions = data / "lxmert" / "mscoco_train.json"
+    captions.write_text(captions.read_text().replace("a small blue ring at", "a large blue ring at", 1))
+    run = launch("launch/pretrain.py", flags, ranks=1, launcher="warm")
+    assert run.code == 2
+    assert run.errors == [
+        f"pretrain.py: error: {saved} is of a run on other data, which differ in the annotations' texts; restore them, "
+        f"or start another run with --load {saved} and a new --output"
+    ]
 
 
 def test_a_model_gives_the_same_answers(data: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 Run in this process up to the error; how a process ends with one is tested in test_pretrain.py.
 """
 
+import importlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -18,6 +21,7 @@ from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.training.program import RECIPES
 from engine.training.run import run
+from tests.engine.distributed.test_schedulers import MPICH, STEP
 
 Flags = Callable[..., list[str]]
 Damage = Callable[[Path], list[str]]  # changes a data root, gives more flags
@@ -154,3 +158,47 @@ def test_kernels_that_cannot_run_are_refused(
 ) -> None:
     monkeypatch.setenv("KERNELS_BACKEND", choice)
     assert part in error_of(flags("--data_root", str(damaged)))
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        (STEP, "5 processes of this program were started, which would all do the same work; start one: `python`"),
+        (MPICH, "2 processes of this program were started"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, "lacks some of RANK, LOCAL_RANK"),
+    ],
+    ids=["srun", "mpirun", "a rank of no launcher"],
+)
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("app", ["--load", "nowhere"]),
+        ("compare", ["nowhere", "nowhere"]),
+        ("convert", ["--from", "safetensors", "nowhere", "--to", "hub", "elsewhere"]),
+        ("demo", []),
+        ("demo_own", []),
+        ("prepare", ["sizes", "--data_root", "nowhere"]),
+        ("report", ["nowhere"]),
+    ],
+)
+def test_a_program_that_works_alone_refuses_to_be_several(
+    program: str,
+    flags: list[str],
+    environment: dict[str, str],
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def leave(error: UserError) -> None:
+        print(error, file=sys.stderr)
+        raise SystemExit(2)
+
+    module = importlib.import_module(f"launch.{program}")
+    monkeypatch.setattr(module, "exit_with", leave, raising=False)  # prepare.py has its own
+    monkeypatch.setattr(sys, "argv", [f"{program}.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(os.environ, environment), pytest.raises(SystemExit, match="2"):
+        sys.exit(module.main())
+    assert part in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.distributed.leaving import SPEAKER
 from engine.distributed.meeting import SILENCE
 from tests.conftest import ROOT, environment, free_port, launch
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 
 Flags = Callable[..., list[str]]
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from engine.data.images.places import image_path
 from engine.synthetic import tables
 from tests.conftest import launch, read_metrics
 from tests.engine.data.images.test_odd_images import LACKING, READABLE, REFUSED, build
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 
 Flags = Callable[..., list[str]]
 NAMES = {

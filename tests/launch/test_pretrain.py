@@ -24,7 +24,7 @@ from tests.conftest import (
     session_members,
     start,
 )
-from tests.kill import TIMES
+from tests.kill.training import TIMES
 
 Flags = Callable[..., list[str]]
 

@@ -23,7 +23,7 @@ from engine.checkpoint.weights import BACKBONE
 from engine.provenance.history import RUNNING, read_starts
 from tests.conftest import ROOT, fp16_flags, launch, read_metrics, session_members, start
 from tests.engine.training.reports.test_monitors import assert_shown
-from tests.kill import read_curve
+from tests.kill.training import read_curve
 
 Flags = Callable[..., list[str]]
 RESUME = ["--resume", "auto"]
@@ -69,7 +69,7 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
     """20 micro-batches an epoch make 6 steps and leave 2 over; reports of 3 don't fall on the steps' ends.
 
     Step 4 is saved because a signal asks for it, and step 8 because of --save_step. TensorBoard and CSV files show what
-    metrics.jsonl has in the end.
+    metrics.jsonl has in the end. One of the runs that go on ends at the first epoch's last step, where it validates.
     """
     common = ["--bert", str(dropout_bert), "--batchSize", "8", "--epochs", "2", "--gradient_accumulation_steps", "3"]
     common += ["--report_step", "4", "--save_step", "8", "--sgd_momentum", "0.9", "--monitor", "tensorboard,csv"]
@@ -84,15 +84,23 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
         shutil.copytree(whole / name, output / name)
         shutil.copy(whole / "metrics.jsonl", output)  # with the lines of steps that are done again
         shutil.copy(whole / "run.json", output)
-        run = launch("launch/pretrain.py", flags(*common, *RESUME, "--output", str(output)), ranks=1, launcher="warm")
-        assert run.code == 0, run.stderr[-3000:]
-        assert f"going on from {output / name}, after step" in run.stdout
-        assert read_curve(output) == read_curve(whole)
+        stop = ["--max_steps", "6"] if name == "Step000004" else None
+        for end in [stop, []] if stop else [[]]:
+            more = flags(*common, *RESUME, "--output", str(output), *end)
+            run = launch("launch/pretrain.py", more, ranks=1, launcher="warm")
+            assert run.code == 0, run.stderr[-3000:]
+            if end == stop or not stop:
+                assert f"going on from {output / name}, after step" in run.stdout
+        curves = [[record for record in read_curve(run) if not stop or record["step"] != 6] for run in (output, whole)]
+        assert curves[0] == curves[1]  # an end has a report of its own
+        assert [record["step"] for record in read_metrics(output, "valid")] == ([6, 6, 12] if stop else [6, 12])
         assert_shown(output)
+        one, two = (Checkpoint(run / "Epoch01").content["ranks"][0] for run in (output, whole))
+        assert one["progress"] == two["progress"] == {"epoch": 0, "batches": 18, "step": 6}
         assert_equal(weights(output / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
-        first, second = read_starts(output / "run.json")
+        first, *_, second = read_starts(output / "run.json")
         assert read_starts(whole / "run.json") == [first]
-        assert second["came_from"] == str(output / name)
+        assert second["came_from"] == str(output / ("Step000006" if stop else name))
         assert {part for part in first if first[part] != second[part]} - {
             "code"
         } == {  # who tests may edit it meanwhile
@@ -252,6 +260,47 @@ def wait_until(is_so: Callable[[], bool], process: Any) -> None:
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["python", "deepspeed", "torchrun"])
+def test_ctrl_c_saves_whatever_launcher_gets_it_too(flags: Flags, tmp_path: Path, launcher: str) -> None:
+    """A terminal sends SIGINT to the launcher, ranks and workers; deepspeed's runner is gone before its ranks are."""
+    output = tmp_path / "run"
+    more = flags("--num_workers", "1", "--batchSize", "1", "--report_step", "1", "--epochs", "10000")
+    process = start("launch/pretrain.py", more, launcher=launcher)
+    try:
+        wait_for_step(output, process)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, errors = process.communicate(timeout=60)
+        deadline = time.monotonic() + 30
+        while session_members(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for pid in session_members(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    if launcher == "python":
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+    [newest] = complete_checkpoints(output)
+    step = read_manifest(newest)["step"]
+    assert errors.count("SIGINT: the training ends its step, saves and stops; Ctrl-C again ends it at once") == 1
+    assert f"asked to stop by a signal, after step {step}; --resume auto goes on from there" in printed
+    assert read_metrics(output)[-1]["step"] == step
+    assert [start["exit"] for start in read_starts(output / "run.json")] == ["asked to stop by SIGINT"]
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_when_nobody_reads_what_it_says(flags: Flags, tmp_path: Path) -> None:
+    process = start("launch/pretrain.py", flags("--report_step", "1", "--max_steps", "3"), ranks=1)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=90) == 0
+    assert [record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "train"] == [1, 2, 3]
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["Step000003"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.formats.original import write_original
+from engine.checkpoint.manifest import complete_checkpoints, read_manifest
 from engine.conversion.convert import convert
 from engine.conversion.flags import parse_conversion
 from engine.data.annotations.questions.named import QUESTION_FILES
@@ -122,7 +124,7 @@ def test_the_originals_entailment_model_becomes_a_folder_by_its_label_order(
 ) -> None:
     output = tmp_path / "run"
     run("finetune", "snli_ve", *flags_of("snli_ve", scenes, output), "--max_steps", "1")
-    state = load_pretrained(output / "LAST").state_dict()
+    state = load_pretrained(output).state_dict()  # BEST
     write_original(tmp_path / "BEST.pth", state, architecture="question_answering")
     config = PredictConfig(load=str(tmp_path / "BEST"), test="dev", data_root=str(scenes))
     with pytest.raises(UserError, match=r"safetensors FOLDER --label_order entailment,neutral,contradiction \(or in"):
@@ -175,8 +177,10 @@ def test_broken_files_of_a_task_are_one_line(damaged: Path, tmp_path: Path, chan
 def test_a_model_of_another_task_and_other_official_files_are_refused(
     run: Callable[..., str], scenes: Path, tmp_path: Path
 ) -> None:
-    run("finetune", "snli_ve", *flags_of("snli_ve", scenes, tmp_path / "run"), "--max_steps", "1")
+    flags = [*flags_of("snli_ve", scenes, tmp_path / "run"), "--max_steps", "1"]
+    run("finetune", "snli_ve", *flags)
     model = str(tmp_path / "run" / "LAST")
+    assert_validated_once(run, flags, tmp_path / "run")
     config = PredictConfig(load=model, test="testdev", data_root=str(scenes))
     with pytest.raises(UserError, match=r"answers, which are not the 3 of .*give a model of --task gqa"):
         prediction.open_model(TASKS["gqa"], config, ALONE)
@@ -185,6 +189,24 @@ def test_a_model_of_another_task_and_other_official_files_are_refused(
     config = gqa.predict_class(load=model, test="testdev", official_questions=str(questions))  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"balanced questions of .*val_balanced_questions\.json have no prediction"):
         gqa.scorer(config, list(gqa.files(scenes / "gqa" / "testdev.json").questions()), ())
+
+
+def assert_validated_once(run: Callable[..., str], flags: list[str], output: Path) -> None:
+    """A run that --max_steps has ended within an epoch; and again, as if it had been killed in its last validation."""
+    told = read_metrics(output, "valid")
+    assert [(record["step"], 0 < record["epoch"] < 1) for record in told] == [(1, True)]
+    metrics = (output / "metrics.jsonl").read_text()
+    saved = (output / "BEST").stat().st_mtime_ns
+    run("finetune", "snli_ve", *flags, "--resume", "auto")
+    assert (output / "metrics.jsonl").read_text() == metrics
+    assert (output / "BEST").stat().st_mtime_ns == saved
+    for name in ("BEST", "LAST"):
+        shutil.rmtree(output / name)
+    (output / "metrics.jsonl").write_text(metrics[:-10])
+    run("finetune", "snli_ve", *flags, "--resume", "auto")
+    assert read_metrics(output, "valid") == told
+    assert read_manifest(output / "BEST")["score"] == told[0]["score"]
+    assert {path.name for path in complete_checkpoints(output)} == {"Step000001"}
 
 
 def test_a_task_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from engine.tasks.answering.scoring import AnswerCollector
 from engine.tasks.vqa import PredictVqaConfig, Vqa, VqaConfig
 from engine.training.loop import evaluate
 from engine.training.model import build_model, describe_model
+from engine.training.preflight.checks import check_weights
 from engine.training.program import RECIPES
 from launch.prepare import main as prepare
 from tests.conftest import launch, read_metrics
@@ -108,14 +110,16 @@ def test_a_few_images_leave_as_many_questions_to_score(scenes: Path, monkeypatch
 def test_fine_tune_resume_and_predict(
     vqa_flags: Callable[..., list[str]], scenes: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    """80 questions in batches of 4 over 2 ranks: 10 steps an epoch."""
+    """80 questions in batches of 4 over 2 ranks: 10 steps an epoch. Within the first, --max_steps ends the run."""
     output, flags = tmp_path / "run", vqa_flags("--epochs", "3", "--keep", "1", "--sgd_lr", "0.002")
-    first = launch("launch/finetune_vqa.py", [*flags, "--stop_after_epoch", "1"], launcher="warm")
+    first = launch("launch/finetune_vqa.py", [*flags, "--max_steps", "3"], launcher="warm")
     assert first.code == 0, first.stderr[-3000:]
     assert f"{pretrained}: " in first.stdout
+    assert read_manifest(output / "BEST")["epoch"] == 0.3
+    assert f", after epoch 0.3\nin {output}: Step000003, BEST, LAST, " in first.stdout
     refused = launch("launch/finetune_vqa.py", flags, ranks=1, launcher="warm")
     assert refused.code == 2
-    assert "holds a run, up to Epoch01; add --resume auto" in refused.errors[0]
+    assert "holds a run, up to Step000003; add --resume auto" in refused.errors[0]
     run = launch("launch/finetune_vqa.py", [*flags, "--resume", "auto"], launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert run.left == []
@@ -124,33 +128,34 @@ def test_fine_tune_resume_and_predict(
     assert not names & {"Epoch01", "Epoch02", "Epoch03_LXRT.pth"}  # --keep 1; the original has none of these
 
     validations = read_metrics(output, "valid")
-    assert [record["epoch"] for record in validations] == [1, 2, 3]
-    assert [record["questions"] for record in validations] == [30] * 3
+    assert [record["epoch"] for record in validations] == [0.3, 1, 2, 3]
+    assert [record["questions"] for record in validations] == [30] * 4
     assert {"qa_loss", "score", "answer_type", "question_type"} <= set(validations[0])
     # Labels of the drawn world have one answer of score 1, so the mean over batches is the score, too.
     assert [record["qa_score"] for record in validations] == pytest.approx([record["score"] for record in validations])
     scores = [record["score"] for record in validations]
     best = read_manifest(output / "BEST")
-    assert (best["score"], best["epoch"]) == (max(scores), 1 + scores.index(max(scores)))
+    best_validation = validations[scores.index(max(scores))]
+    assert (best["score"], best["epoch"]) == (max(scores), best_validation["epoch"])
     starts = read_starts(output / "run.json")
     assert [start["exit"] for start in starts] == ["finished"] * 2  # the one that was refused left no trace
     told = [start["results"]["best"] for start in starts]
-    assert [(record["score"], record["epoch"]) for record in told] == [(scores[0], 1), (best["score"], best["epoch"])]
+    assert [(record["score"], record["epoch"]) for record in told] == [(scores[0], 0.3), (best["score"], best["epoch"])]
     assert starts[1]["data"]["answers"] == starts[0]["data"]["answers"]
 
     # Prediction draws the same cells as validation did, on any number of ranks.
-    where = ["--load", str(output / "BEST"), "--test", "minival", "--data_root", str(scenes), "--num_workers", "1"]
-    more = ["--batch_size", "7", "--output", str(tmp_path / "two"), "--top_k", "3"]
-    two = launch("launch/predict_vqa.py", [*where, *more], launcher="warm")
+    where = ["--load", str(output), "--test", "minival", "--data_root", str(scenes), "--num_workers", "1"]
+    two = launch("launch/predict_vqa.py", [*where, "--batch_size", "7", "--top_k", "3"], launcher="warm")
     assert two.code == 0, two.stderr[-3000:]
     assert two.left == []
+    assert two.stdout.count(f"{output} holds a run: its best model is taken, BEST\n") == 1
     assert "30 questions in" in two.stdout
-    assert json.loads((tmp_path / "two" / "minival_score.json").read_text())["score"] == max(scores)
-    predicted = json.loads((tmp_path / "two" / "minival_predict.json").read_text())
+    assert json.loads((output / "minival_score.json").read_text())["score"] == max(scores)
+    predicted = json.loads((output / "minival_predict.json").read_text())
     asked = [item["question_id"] for item in json.loads((scenes / "vqa" / "minival.json").read_text())]
     assert [item["question_id"] for item in predicted] == sorted(asked)
     assert all(set(item) == {"question_id", "answer"} for item in predicted)
-    ranked = json.loads((tmp_path / "two" / "minival_top_k.json").read_text())
+    ranked = json.loads((output / "minival_top_k.json").read_text())
     assert [item["answers"][0]["answer"] for item in ranked] == [item["answer"] for item in predicted]
     assert all(len(item["answers"]) == 3 for item in ranked)
     assert all(
@@ -399,6 +404,24 @@ def test_a_fine_tuned_model_with_other_answers_is_refused(
     task = make_task(vqa_flags("--data_root", str(damaged), "--load_lxmert_qa", "", "--load", str(model)))
     with pytest.raises(UserError, match="answers with 15 answers that are not the 15 of"):
         task.check_answers(open_checkpoint(str(model)))
+
+
+def test_a_model_without_optimisers_is_told_before_it_starts(
+    vqa_flags: Callable[..., list[str]], model: Path, tmp_path: Path
+) -> None:
+    """The folder of a run stands for its BEST, which has weights alone."""
+    (tmp_path / "earlier").mkdir()
+    model.rename(tmp_path / "earlier" / "BEST")
+    load = ["--load_lxmert_qa", "", "--load", str(tmp_path / "earlier")]
+    for flags, message in (
+        ([], r"--load .*earlier/BEST holds weights alone, .*; add --not_load_adam_optimizer --not_load_scheduler, or"),
+        (["--not_load_scheduler"], "holds weights alone"),
+        (["--not_load_scheduler", "--not_load_adam_optimizer"], None),
+    ):
+        task = make_task(vqa_flags(*load, *flags))
+        description = describe_model(task.config, read_bert(task.config.bert)[0], task)
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            check_weights(task.config, task, description, tmp_path)
 
 
 def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: Path) -> None:

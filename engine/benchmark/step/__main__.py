@@ -73,13 +73,11 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    ranks = Ranks.from_environment()
     options = parse(arguments)
     with telling_errors():
-        if ranks.world_size > 1:
-            raise UserError("this benchmark measures one device; start it without a launcher")
+        Ranks.check_alone()
         check_options(options)
-        device = pick_device(ranks)
+        device = pick_device(Ranks.from_environment())
         join()
         Benchmark(options, device).run()
         dist.destroy_process_group()

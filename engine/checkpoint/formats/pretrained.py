@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import DELETED, MANIFEST, UNFINISHED, fingerprint, sync_folder, verify
-from engine.checkpoint.weights import State, load_state
+from engine.checkpoint.manifest import DELETED, MANIFEST, UNFINISHED, fingerprint, sync_folder
+from engine.checkpoint.weights import State
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.files import NO_SPACE, write_json
@@ -37,31 +37,13 @@ WEIGHTS, UNUSED_WEIGHTS, TRAINED_ON, CONFIG, VOCABULARY, CARD = (
 )
 
 
-def load_pretrained(folder: str | Path) -> Any:
-    """The network in a folder: BEST, LAST, or what `launch/convert.py --to safetensors` wrote.
-
-    One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode. It takes tensors;
-    `engine.load_pretrained` gives one that takes images and sentences.
-
-    `read_description` gives its answers and its vocabulary.
-
-    Raises:
-        UserError: if the folder is incomplete or damaged.
-    """
-    saved = ModelFolder(Path(folder))
-    model = saved.description.build()
-    load_state(model, saved.weights(), saved.source)
-    return model.eval()
-
-
 class ModelFolder:
-    """A folder with a model, verified, as what a training starts from: weights, and no state of optimisers."""
+    """A folder with a model as what a training starts from: weights, and no state of optimisers."""
 
     scheduler: dict[str, Any] | None = None
     loss_scaler: Any = None
 
-    def __init__(self, folder: Path, *, progress: bool = False) -> None:
-        verify(folder, progress=progress)
+    def __init__(self, folder: Path) -> None:
         self.source, self.folder = str(folder), folder
         self.description = read_description(folder)
 

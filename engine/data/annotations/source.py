@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -247,7 +246,7 @@ class _Builder:
             code = self.score_codes.get(score)
             if code is None:
                 if not is_score(score):
-                    raise FieldError(f"the score {score} of an answer is no number of 0 or more")
+                    raise FieldError(f"the score {score} of an answer is no number from 0 to 1")
                 if len(self.score_codes) == LIMIT:
                     raise FieldError(f"there are more than {LIMIT:,} different scores; round them")
                 code = self.score_codes[score] = len(self.score_codes)
@@ -285,8 +284,8 @@ class _Builder:
 
 
 def is_score(score: float) -> bool:
-    """Whether it is a number of 0 or more, and no infinite one."""
-    return 0 <= score <= sys.float_info.max
+    """Whether it is a number from 0 to 1. n answers of a table count 1/n each, which may add up to a little more."""
+    return 0 <= score <= 1 + 1e-9  # n roundings of 2^-53 each, of up to a million answers
 
 
 @contextlib.contextmanager

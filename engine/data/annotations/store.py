@@ -12,6 +12,7 @@ What is read together lies together, since a look-up costs what its cache misses
     texts
 """
 
+import hashlib
 import itertools
 import struct
 from collections.abc import Callable, Sequence
@@ -21,9 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.data.annotations.columns import SharedColumns
+from engine.data.images.places import name_in_place
 
 START, IMAGE, CATEGORY_AND_INDEX, LABELS = range(4)  # LABELS: 0 for a caption, else 1 + their number
 FIELDS = 4
+CHUNK = 1 << 16  # sentences that are digested at a time; another number gives other digests
 COUNTED = tuple(f"_{index:03d}" for index in range(1000))  # how uids end
 
 
@@ -184,6 +187,33 @@ class AnnotationStore(Sequence[Sentence]):
         names = self.columns["image_names"].tobytes()
         return [names[first:last].decode() for first, last in itertools.pairwise(self.columns["image_starts"].tolist())]
 
+    def digests(self) -> dict[str, str]:
+        """sha256 of what sentences give to a training, in their order: their texts, their images' names, their labels.
+
+        The same content has the same digests, however files, shards and columns hold it, and wherever its images lie.
+        """
+        texts, images, labels = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        words, scores = self.columns["words"], self.columns["score_values"]
+        used = np.bincount(self.images) > 0
+        image_numbers = np.cumsum(used) - 1
+        all_places = self.places
+        for first in range(0, self._length, CHUNK):
+            places = all_places[first : first + CHUNK]
+            rows, following = self._rows[places].astype(np.int64), self._rows[places + 1]
+            counts = 2 * np.maximum(rows[:, LABELS] - 1, 0)
+            lengths = following[:, START] - rows[:, START] - counts
+            texts.update(lengths.astype("<u4").data)
+            texts.update(_ranges(words, rows[:, START], lengths).astype("<u4").data)
+            images.update(image_numbers[rows[:, IMAGE]].astype("<u4").data)
+            labels.update(rows[:, LABELS].astype("<u4").data)
+            answers, codes = _ranges(words, rows[:, START] + lengths, counts).reshape(-1, 2).T
+            labels.update(answers.astype("<u4").data)
+            labels.update(scores[codes].astype("<f8").data)
+        names = self.image_ids
+        for code in np.flatnonzero(used).tolist():
+            images.update(f"{name_in_place(names[code])}\0".encode())
+        return {"texts": texts.hexdigest(), "images": images.hexdigest(), "labels": labels.hexdigest()}
+
     def select(self, chosen: np.ndarray) -> "AnnotationStore":
         """The sentences for which a bool array of shape (len,) is true."""
         places = np.flatnonzero(chosen) if self._places is None else self._places[chosen]
@@ -205,6 +235,12 @@ class AnnotationStore(Sequence[Sentence]):
     def _text(self, starts: str, texts: str, number: int) -> str:
         first, last = self._views[starts][number], self._views[starts][number + 1]
         return str(self._views[texts][first:last], "utf-8")
+
+
+def _ranges(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """values[start : start + length] of each start, one behind the other."""
+    ends = np.cumsum(lengths)
+    return values[np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)]
 
 
 class _Unpack(dict[int, Callable[[Any, int], tuple[int, ...]]]):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,6 +21,10 @@ UNREADABLE_SIZE = (1, 1)
 DRAFT_PIXELS = 1 << 24  # a JPEG of more is decoded at a half, a quarter or an eighth where that is enough
 # Pillow's for bad bytes; its warnings are errors where Python is told to take them for such.
 IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError, Warning)
+
+# Pillow would have every worker print lines about images that it reads all the same: those with damaged EXIF, with a
+# transparent palette, and the original's of up to 179 million pixels.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Decoder = Literal["pillow", "simplejpeg"]
 
@@ -141,7 +146,9 @@ def check_pixels(image: Image.Image) -> None:
     """Raises ValueError where an image would take too much memory."""
     most = Image.MAX_IMAGE_PIXELS or np.inf
     if image.width * image.height > most:
-        raise ValueError(f"{image.width:,} x {image.height:,} pixels are more than the {most:,} that are decoded")
+        raise ValueError(
+            f"{image.width:,} x {image.height:,} pixels are more than the {most:,} that are decoded; save it smaller"
+        )
 
 
 def to_pixels(
@@ -213,4 +220,6 @@ def check_decoder(decoder: Decoder) -> None:
 
 def reason(error: Exception) -> str:
     """What was wrong with an image; Pillow would name the buffer that it couldn't identify."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{str(error).rstrip('.')}; save it smaller"
     return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -60,6 +60,13 @@ def image_path(img_id: str) -> Path:
     return GENOME_FOLDER / f"{img_id}.jpg"
 
 
+def name_in_place(img_id: str) -> str:
+    """What is left of an id when files have been moved or packed anew: no name of a place, no offset in a shard."""
+    first, slash, rest = img_id.partition("/")
+    name = rest if slash else first
+    return MEMBER.sub(r"\g<shard>/\g<member>", name) if ".tar/" in name else name
+
+
 def sizes_file(img_id: str) -> Path:
     """Where the original records how large an image is, below the data root; Visual Genome's stand among COCO's."""
     folder = image_path(img_id).parent

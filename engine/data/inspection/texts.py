@@ -113,7 +113,7 @@ class TextReader:
         encoded = [self.encode(text) for text in texts.texts]
         labels = [self.answers.label(scores) for scores in texts.labels or ()]
         if odd := [score for label in labels for score in label.values() if not is_score(score)]:
-            raise FieldError(f"the score {odd[0]} of an answer is no number of 0 or more")
+            raise FieldError(f"the score {odd[0]} of an answer is no number from 0 to 1")
         place = self.names.add(texts.img_id)
         for text, ids in zip(texts.texts, encoded, strict=True):
             self.hashes.append(hash(text.strip()))

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from engine.checkpoint.manifest import complete_checkpoints
+from engine.checkpoint.manifest import BEST, LAST
 from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.formats.table import places_of
 from engine.data.images.decoding import UnreadableImage
@@ -20,7 +20,7 @@ from engine.inference.reading import Reading
 from engine.progress import Bar
 from engine.report.pictures.held_out import Example, HeldOut, read_config, read_held_out
 
-MODELS = {"BEST": "the model that scored highest in a validation", "LAST": "the model at the end of the last epoch"}
+MODELS = {BEST: "the model that scored highest in a validation", LAST: "the model at the end"}
 LONGEST_SLUG = 80
 
 
@@ -95,7 +95,7 @@ class Reader:
 
 
 def open_reader(folder: Path, config: PictureOptions) -> tuple[Reader, HeldOut]:
-    """A run's model and a part of its validation split.
+    """A run's model, as engine.checkpoint.manifest.best_or_newest chooses it, and a part of its validation split.
 
     Raises:
         UserError: if one of them is missing or can't be read, or the model's weights aren't numbers any more.
@@ -103,7 +103,7 @@ def open_reader(folder: Path, config: PictureOptions) -> tuple[Reader, HeldOut]:
     task, trained = read_config(folder)
     if config.data_root is not None:
         trained = replace(trained, data_root=config.data_root, image_store=None)
-    model = load_pretrained(find_model(folder), seed=config.seed)
+    model = load_pretrained(folder, seed=config.seed)
     model.task = model.task or task  # which older models don't tell
     if not all(parameter.isfinite().all() for parameter in model.network.parameters()):
         raise UserError(f"the weights of {model.source} are no finite numbers: its training has diverged")
@@ -112,16 +112,3 @@ def open_reader(folder: Path, config: PictureOptions) -> tuple[Reader, HeldOut]:
     places = places_of(held_out.files)
     images = open_images(Path(trained.data_root), trained.image_store, model.shape, trained.image_decoder, places)
     return Reader(folder, model, images, config.batch_size), held_out
-
-
-def find_model(folder: Path) -> Path:
-    """BEST, else LAST, else the newest checkpoint.
-
-    Raises:
-        UserError: if there is none.
-    """
-    models = [path for name in MODELS if (path := folder / name).is_dir()]
-    found = next(iter([*models, *complete_checkpoints(folder)]), None)
-    if found is None:
-        raise UserError(f"{folder} holds no model: neither {' nor '.join(MODELS)}, nor a checkpoint")
-    return found

@@ -15,10 +15,12 @@ class FineTuningConfig(TrainingConfig):
 
     aspect_ratio_group_factor: int = HfArg(default=0, help="as in pre-training, where it is 5; 0: by orientation alone")
     load_lxmert: str | None = HfArg(
-        aliases=["--loadLXMERT"], default=None, help="pre-trained checkpoint to take the trunk from"
+        aliases=["--loadLXMERT"],
+        default=None,
+        help="pre-trained checkpoint, or folder of a run, to take the trunk from",
     )
     load_lxmert_qa: str | None = HfArg(
-        aliases=["--loadLXMERTQA"], default=None, help="pre-trained checkpoint to take the trunk and answers from"
+        aliases=["--loadLXMERTQA"], default=None, help="the same to take the trunk and answers from"
     )
     allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
 
@@ -47,7 +49,7 @@ class SoftScoresConfig(FineTuningConfig):
 class PredictConfig:
     """Answer the questions of a split with a fine-tuned model, and score them where their answers are known."""
 
-    load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST")
+    load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST, or the folder of its run")
     test: str | None = HfArg(default=None, help="annotation files in the task's folder, such as VQA's minival or test")
     question: str | None = HfArg(default=None, help="one question, or hypothesis, with --image")
     image: str | None = HfArg(default=None, help="image file that --question is about")

@@ -49,9 +49,9 @@ Saved = Checkpoint | ModelFolder
 
 
 def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
-    """A fine-tuned model's folder: BEST, LAST, or a checkpoint of the training."""
+    """A fine-tuned model: BEST, LAST, a checkpoint of the training, or the training's folder."""
     name, data_root = task.files.folder, Path(config.data_root)
-    saved = open_checkpoint(config.load, optimizers=False, progress=ranks.rank == 0)
+    saved = open_checkpoint(config.load, ranks, optimizers=False)
     if isinstance(saved, OriginalState):
         raise UserError(
             f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
@@ -126,7 +126,7 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
     meeting = Meeting(ranks, config.start_timeout)
     files = files_of(task.files.parts(str(config.test), Path(config.data_root)))
     results = {
-        name: Path(config.output or Path(config.load).parent, f"{config.test}_{name}.json")
+        name: Path(config.output or saved.folder.parent, f"{config.test}_{name}.json")
         for name in ("predict", "score", "top_k")
     }
     first = ranks.rank == 0
@@ -180,11 +180,12 @@ def write_results(
     *,
     top_k: bool,
 ) -> None:
-    """Each question once, in the order of the ids; the server's file first."""
-    rows = zip(scorer.questions, predictions.answers.tolist(), predictions.probabilities.tolist(), strict=True)
+    """Each question once, in the order of the ids, numbers before texts; the server's file first."""
+    ids = [question.question_id for question in scorer.questions]
+    rows = zip(ids, predictions.answers.tolist(), predictions.probabilities.tolist(), strict=True)
     ranked = {
-        question.question_id: [(names[row], round(likely, 6)) for row, likely in zip(best, probabilities, strict=True)]
-        for question, best, probabilities in sorted(rows, key=lambda row: row[0].question_id)
+        question_id: [(names[row], round(likely, 6)) for row, likely in zip(best, probabilities, strict=True)]
+        for question_id, best, probabilities in sorted(rows, key=lambda row: (isinstance(row[0], str), row[0]))
     }
     chosen = {question_id: answers[0][0] for question_id, answers in ranked.items()}
     write_json(results["predict"], [task.result(question_id, answer) for question_id, answer in chosen.items()])

@@ -9,6 +9,7 @@ from engine.configuration.parsing import parse_command
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
+from engine.printing import keep_printing
 from engine.tasks.answering.task import TaskClass
 
 
@@ -23,6 +24,7 @@ def main(task: TaskClass, argv: list[str] | None = None) -> None:
         name = f"predict.py --task {task.files.folder}"
         config = parse_command(task.predict_class, name, sys.argv[1:] if argv is None else argv)
         config.check()
+        keep_printing()
         with heavy_imports():
             from engine.tasks.answering.prediction import run
         run(task, config, ranks)

@@ -132,11 +132,11 @@ class AnsweringTask(Task[Config], Generic[Config]):
         from engine.checkpoint.state import open_checkpoint
         from engine.checkpoint.weights import HEAD
 
-        config, first = self.config, self.ranks.rank == 0
+        config = self.config
         path = config.load_lxmert_qa or config.load_lxmert
         if path is None:
             return None
-        saved = open_checkpoint(path, optimizers=False, verified=verified, progress=first)
+        saved = open_checkpoint(path, self.ranks, optimizers=False, verified=verified)
         if config.load_lxmert_qa is None:
             return saved
         rows = saved.state.get(f"{HEAD}logit_fc.3.bias") if isinstance(saved, OriginalState) else None

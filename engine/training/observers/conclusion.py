@@ -4,13 +4,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.checkpoint.manifest import BEST, LAST
 from engine.configuration.parsing import LOCAL_RANK
 from engine.distributed.launchers import command_line
 from engine.provenance.results import SCORE, Results
 from engine.tasks.task import Task
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.saver import Saver
-from engine.training.observers.validator import BEST, LAST
 
 
 class Conclusion(Observer):
@@ -30,7 +30,7 @@ class Conclusion(Observer):
             lines[0] += ", last report: " + ", ".join(losses(latest))
         if validation := self.results.best:
             name = SCORE if SCORE in validation else "loss"
-            lines.append(f"best validation: {name} {validation[name]:.4g}, after epoch {validation['epoch']}")
+            lines.append(f"best validation: {name} {validation[name]:.4g}, after epoch {validation['epoch']:.4g}")
         best = next((self.folder / name for name in (BEST, LAST) if (self.folder / name).is_dir()), None)
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
         lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml', 'run.json'])}")

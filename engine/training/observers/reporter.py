@@ -46,6 +46,7 @@ class Reporter(Observer):
         self.world_size = dist.get_world_size()
         self.file = MetricsFile(Path(config.output) / "metrics.jsonl", engine.global_rank)
         self.unreadable_here, self.unreadable = 0, 0  # on this rank, on all ranks as of the last report
+        self.validated: tuple[float, int] = (0, 0)  # epoch and step of the last validation
         self.pace = Pace(engine, batches)
         scaler = engine.optimizer.loss_scaler if config.fp16 else None
         self.health = Health(chance or {}, float(scaler.min_scale) if scaler is not None and scaler.dynamic else None)
@@ -57,7 +58,7 @@ class Reporter(Observer):
         self.pace.count(batch)
         self.count_unreadable(batch)
         if at_boundary:
-            self.console.advance(state.step, self._epoch(state))
+            self.console.advance(state.step, self.epoch(state))
             self._check_finite(batch)
         at_report = state.batches // self.world_size % self.config.report_step == 0
         if at_report or (at_boundary and state.step == self.total_steps):
@@ -81,13 +82,17 @@ class Reporter(Observer):
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go on from there, and drop the lines of steps that are done again."""
+        """Go on from there, and drop the lines of what is done again. All ranks call it."""
         self.metrics.load_state_dict(state["sums"])
         self.pace.load_state_dict(state)
         self.unreadable = state["unreadable"]
         self.engine._global_grad_norm = state["grad_norm"]
-        self.file.truncate(state["metrics_bytes"])
+        self.file.truncate(state["metrics_bytes"], step)
         records = self.file.read()
+        validations = [(record["epoch"], record["step"]) for record in records if record["kind"] == "valid"]
+        last = [self.validated, *validations][-1:]  # which rank 0 alone has read
+        dist.broadcast_object_list(last, src=0)
+        self.validated = last[0]
         self.health.restart(records)
         for listener in self.listeners:
             listener.restart(records)
@@ -110,7 +115,7 @@ class Reporter(Observer):
         pace = speeds(shares, self.config.gradient_accumulation_steps)
         return {
             "kind": "train",
-            "epoch": round(self._epoch(state), 4),
+            "epoch": self.epoch(state),
             "step": state.step,
             **with_total_loss(means),
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
@@ -123,11 +128,14 @@ class Reporter(Observer):
             "seconds_left": round((self.total_steps - state.step) * pace["seconds_per_step"]),
         }
 
-    def _epoch(self, state: TrainState) -> float:
-        return min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch
+    def epoch(self, state: TrainState) -> float:
+        """How many epochs are done, to four decimals."""
+        return round(min(state.batches / self.world_size / len(self.sampler), 1) + state.epoch, 4)
 
     def tell(self, record: Mapping[str, Any], text: str = "") -> None:
         """Write a record and show it, with a text for the eye below it."""
+        if record["kind"] == "valid":
+            self.validated = (record["epoch"], record["step"])
         self.file.write(record)
         self.console.hear(record, text)
         for listener in self.listeners:

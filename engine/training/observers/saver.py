@@ -46,35 +46,35 @@ class Saver(Observer):
         preemption: Preemption,
         trained_on: TrainedOn,
         *,
+        digests: dict[str, str],
         weights_files: bool,
     ) -> None:
-        """`weights_files`: whether EpochNN_LXRT.pth is written, too."""
+        """Args:
+        digests: of the data to train on; a run that goes on has to have the same.
+        weights_files: whether EpochNN_LXRT.pth is written, too.
+        """
         self.engine, self.config, self.description = engine, config, description
         self.sampler: TrainingSampler = batches.batch_sampler  # type: ignore[assignment]
         self.reporter, self.checkpoints, self.preemption = reporter, checkpoints, preemption
-        self.trained_on, self.weights_files = trained_on, weights_files
+        self.trained_on, self.digests, self.weights_files = trained_on, digests, weights_files
         self.save_step = config.save_step or sys.maxsize
         self.hosts = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.last_step_of_epoch: dict[str, Any] | None = None  # the position there, where micro-batches are left over
         self.save_requested, self.save_file = False, SaveFile(checkpoints.folder)
         self.saved, self.saved_weights = "", False  # the last checkpoint, and whether its NAME_LXRT.pth is there
+        self.saved_step = 0  # where it stands
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
         if not at_boundary:
             return
-        left = self.sampler.batches_left(state.batches)
-        epoch_goes_on = left >= self.config.gradient_accumulation_steps
-        if left and not epoch_goes_on:
-            self.last_step_of_epoch = self._position(state)
+        epoch_goes_on = self.sampler.batches_left(state.batches) >= self.config.gradient_accumulation_steps
+        self._keep_last_step(state)
         self.agree()
         is_due = self.save_requested or state.step % self.save_step == 0
         if epoch_goes_on and state.step != self.config.max_steps and is_due:
             self._save(f"Step{state.step:06d}", state)
 
     def after_epoch(self, state: TrainState) -> None:
-        """Ranks saw different batches, so rank 0's batch norm statistics stand for all."""
-        for buffer in self.engine.module.buffers():
-            dist.broadcast(buffer, src=0)
         self._save(f"Epoch{state.epoch + 1:02d}", state, weights_file=self.weights_files)
         self._finish()  # before a validation of minutes
         self.agree()
@@ -82,7 +82,8 @@ class Saver(Observer):
 
     def after_training(self, state: TrainState) -> None:
         if state.batches:
-            self._save(f"Step{state.step:06d}", state, weights_file=self.weights_files and not self.stop_requested)
+            name = self.saved if state.step == self.saved_step else f"Step{state.step:06d}"  # it may be an epoch's
+            self._save(name, state, weights_file=self.weights_files and not self.stop_requested)
         self._finish()
         if self.engine.global_rank == 0:
             self.save_file.discard()
@@ -117,10 +118,11 @@ class Saver(Observer):
                 f"warning: a rank had {before} thread{'s' * (before > 1)} and now has {now}, which round sums "
                 f"otherwise; with OMP_NUM_THREADS={before} losses repeat those of an undisturbed run digit for digit"
             )
-        self.saved = checkpoint.folder.name
+        self.saved, self.saved_step = checkpoint.folder.name, state.step
         weights = [Path(f"{checkpoint.folder}{SUFFIX}").exists()]
         dist.broadcast_object_list(weights, src=0)
         self.saved_weights = weights[0] or self.saved.startswith("Epoch")
+        self._keep_last_step(state)
         return state
 
     def agree(self) -> None:
@@ -150,12 +152,13 @@ class Saver(Observer):
             "description": self.description.to_dict(),
             "config": asdict(self.config),
             "samples": len(self.sampler.groups),
+            "digests": self.digests,
             "trained_on": self.trained_on.to_tensors(),
             "frozen_weights": self.engine.frozen_weights,
             "ranks": positions,
         }
         self.checkpoints.save(name, state.step, {CONTENT: content}, weights_file=weights_file)
-        self.saved, self.saved_weights = name, weights_file
+        self.saved, self.saved_step, self.saved_weights = name, state.step, weights_file
         self.save_requested = False
 
     def _finish(self) -> None:
@@ -163,6 +166,11 @@ class Saver(Observer):
             self.reporter.say(f"saved {self.checkpoints.folder / name}")
         if not self.save_requested and (problem := self.save_file.remove()):
             self.reporter.say(f"warning: {problem}")
+
+    def _keep_last_step(self, state: TrainState) -> None:
+        """Where the epoch leaves micro-batches over behind this step, remember it."""
+        if 0 < self.sampler.batches_left(state.batches) < self.config.gradient_accumulation_steps:
+            self.last_step_of_epoch = self._position(state)
 
     def _position(self, state: TrainState) -> dict[str, Any]:
         """All that is in neither the weights nor the optimisers' state, of this rank."""

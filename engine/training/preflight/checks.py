@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from engine.checkpoint.description import ModelDescription
+from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import check_words, load_weights, open_checkpoint
@@ -203,7 +204,14 @@ def check_port(ranks: Ranks) -> None:
 
 
 def check_workers(config: TrainingConfig, ranks: Ranks) -> None:
-    """Raises UserError if the batches of loading workers don't fit into /dev/shm."""
+    """Raises UserError if the batches of loading workers don't fit into /dev/shm. More workers than cores are told."""
+    cores = len(os.sched_getaffinity(0))
+    if ranks.rank == 0 and config.num_workers > cores:
+        print(
+            f"note: each rank has {config.num_workers} loading workers (--num_workers), and this machine {cores} "
+            f"cores; --num_workers {max(1, cores // ranks.local_world_size)} gives each worker one of its own",
+            flush=True,
+        )
     if config.batch_size != AUTO:
         check_shared_memory(
             of_flags(ExampleOptions, config),
@@ -233,6 +241,11 @@ def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDes
     if config.resume is not None and complete_checkpoints(output):
         return  # the run's own, compared once it is opened
     given = open_checkpoint(config.load, optimizers=False, verified=False) if config.load is not None else None
+    if isinstance(given, ModelFolder) and not (config.not_load_adam_optimizer and config.not_load_scheduler):
+        raise UserError(
+            f"--load {given.source} holds weights alone, no state of optimisers and schedules; add "
+            "--not_load_adam_optimizer --not_load_scheduler, or name a checkpoint such as Epoch03"
+        )
     if (saved := given or task.pretrained(verified=False)) is None:
         if not config.from_scratch:
             check_parts(bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name)

@@ -97,7 +97,22 @@ class MetricsFile:
         """Bytes so far; 0 on other ranks than 0."""
         return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
 
-    def truncate(self, size: int) -> None:
-        """Drop what was written behind the first `size` bytes."""
+    def truncate(self, size: int, step: int) -> None:
+        """Drop what was written behind the first `size` bytes.
+
+        A validation at `step` that begins there stays: it is of the checkpoint that had so many, which comes first.
+        """
         if self.path is not None and self.size() > size:
-            os.truncate(self.path, size)
+            with self.path.open("rb") as file:
+                file.seek(size)
+                line = file.readline()
+            os.truncate(self.path, size + len(line) * is_validation(line, step))
+
+
+def is_validation(line: bytes, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole, and is a validation at this step."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and (record["kind"], record["step"]) == ("valid", step)

@@ -1,6 +1,5 @@
 """python -m engine.benchmark.step: the numbers of the baseline and of every switch, what is counted, and bad flags."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -8,11 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
@@ -25,7 +22,6 @@ from engine.benchmark.step.ours import Ours, turn_over
 from engine.benchmark.step.parts import PARTS, Recorder
 from engine.benchmark.step.switches import SWITCHES, nothing
 from engine.benchmark.step.workload import Workload
-from engine.distributed.joining import join
 from engine.errors import UserError
 from engine.model.memory import pass_bytes
 from engine.model.metrics import NO_METRICS
@@ -259,15 +255,6 @@ def test_bad_flags_are_one_line(flags: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         read()
     assert message in str(caught.value)
-
-
-@pytest.fixture
-def joined() -> Iterator[None]:
-    """As a process without a launcher, which says in the environment that it is alone."""
-    with patch.dict(os.environ):
-        join()
-        yield
-    dist.destroy_process_group()
 
 
 def test_a_step_waits_for_the_device_once(joined: None) -> None:

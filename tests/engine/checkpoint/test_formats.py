@@ -303,8 +303,8 @@ def test_a_new_answer_table_makes_a_new_head(files: Path, tmp_path: Path) -> Non
         (["--from", "tensorflow", "x"], "--from tensorflow: one of lxrt"),
         (["--from", "lxrt"], "expected 2 arguments"),
         ([], "both --from KIND PATH and --to KIND PATH are needed"),
-        (["--from", "deepspeed", "no/Epoch09"], "has no manifest.json"),
-        (["--from", "safetensors", "no/model"], "has no manifest.json"),
+        (["--from", "deepspeed", "no/Epoch09"], "there is no folder no/Epoch09 with manifest.json"),
+        (["--from", "safetensors", "no/model"], "there is no folder no/model with manifest.json"),
         (["--from", "openai-clip", "no.pt"], "no.pt is missing"),
     ],
 )
@@ -312,6 +312,23 @@ def test_bad_flags_are_one_line(flags: list[str], words: str, tmp_path: Path) ->
     with pytest.raises(UserError, match=words):
         run(*flags, "--to", "safetensors", tmp_path / "out") if flags else run()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_run_is_read_as_the_model_that_it_stands_for(tmp_path: Path) -> None:
+    earlier = ROOT / "tests" / "earlier"
+    found = {
+        kind: read_source(kind, str(earlier / run)) for kind, run in (("deepspeed", "run"), ("safetensors", "vqa"))
+    }
+    assert {kind: source.path for kind, source in found.items()} == {
+        "deepspeed": str(earlier / "run" / "Step000006"),
+        "safetensors": str(earlier / "vqa" / "BEST"),
+    }
+    state = load_pretrained(earlier / "run").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in found["deepspeed"].weights.items())
+    with pytest.raises(
+        UserError, match=r"vqa/BEST is not of kind deepspeed; give --from safetensors .*vqa/BEST, or name"
+    ):
+        read_source("deepspeed", str(earlier / "vqa"))
 
 
 def test_an_unnamed_head_and_a_taken_target_are_refused(files: Path, tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from torch import nn
 
 import engine.checkpoint.saving
-from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, read_manifest, sweep, verify
+from engine.checkpoint.formats.pretrained import whole_folder
+from engine.checkpoint.manifest import (
+    MANIFEST,
+    best_or_newest,
+    complete_checkpoints,
+    fingerprint,
+    newest_checkpoint,
+    read_manifest,
+    sweep,
+    verify,
+)
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.shards import MODEL_STATES, load_shard
 from engine.errors import UserError
@@ -143,6 +153,49 @@ def test_damage_of_all_checkpoints_is_no_reason_to_start_anew(tmp_path: Path) ->
     flip(save(Checkpoints(Engine(), tmp_path), 1) / MODEL_STATES)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         newest_checkpoint(tmp_path)
+
+
+def save_model(folder: Path) -> Path:
+    with whole_folder(folder) as unfinished:
+        (unfinished / "weights").write_bytes(b"weights")
+        (unfinished / MANIFEST).write_text(
+            json.dumps({"step": 0, "files": {"weights": fingerprint(unfinished / "weights")}})
+        )
+    return folder
+
+
+def test_the_folder_of_a_run_stands_for_its_best_else_its_newest_whole_model(tmp_path: Path, capsys) -> None:
+    def taken(**more: bool) -> Path | None:
+        capsys.readouterr()
+        return best_or_newest(tmp_path, **more)
+
+    assert taken() is None
+    last = save_model(tmp_path / "LAST")
+    assert taken() == last
+    checkpoints = Checkpoints(Engine(), tmp_path)
+    older, newer = save(checkpoints, 9), save(checkpoints, 10)
+    assert taken() == newer
+    assert capsys.readouterr().out == f"{tmp_path} holds a run: its newest whole checkpoint is taken, {newer.name}\n"
+    flip(newer / MODEL_STATES)
+    assert taken() == older
+    assert capsys.readouterr().out.splitlines() == [
+        f"{newer / MODEL_STATES} is damaged: its bytes are not those that were written; trying an older checkpoint",
+        f"{tmp_path} holds a run: its newest whole checkpoint is taken, {older.name}",
+    ]
+    assert taken(hashes=False) == newer  # a first look reads no bytes, and says nothing
+    truncate(newer / OPTIM_STATES)
+    assert taken(hashes=False) == older
+    assert capsys.readouterr().out == ""
+
+    best = save_model(tmp_path / "BEST")
+    assert taken() == best
+    assert capsys.readouterr().out == f"{tmp_path} holds a run: its best model is taken, BEST\n"
+    truncate(best / "weights")
+    for hashes in (True, False):
+        with pytest.raises(
+            UserError, match=rf"BEST/weights is damaged.*; name another model of {tmp_path}: Step000010, "
+        ):
+            taken(hashes=hashes)
 
 
 def test_a_disk_that_ranks_do_not_share_is_told(tmp_path: Path) -> None:

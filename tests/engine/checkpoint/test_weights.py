@@ -298,6 +298,7 @@ def test_a_path_without_a_checkpoint_is_told_with_all_that_was_looked_for(tmp_pa
     assert message(part).endswith(f"the checkpoint is {run / 'Epoch02'} itself: name that folder")
     assert message(tmp_path / "ruN" / "Epoch03").endswith(f"nor is there one in {tmp_path}; check the path")
     assert "nor is there one in ." in message("x")
+    assert message(tmp_path).endswith("nor has a run left BEST, LAST or a checkpoint in it; check the path")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "module._orig_mod."])

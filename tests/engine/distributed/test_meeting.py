@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -15,6 +16,7 @@ from engine.distributed import joining
 from engine.distributed.joining import join
 from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
+from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 from tests.conftest import ROOT, environment, free_port
 
@@ -55,7 +57,9 @@ def test_no_way_to_rank_0_is_told_with_its_address(port: str) -> None:
 def test_ranks_without_a_place_to_meet_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for meet in (lambda: Meeting(of_two(0), patience=1), join):
+    together = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)  # which needs a name for what it shares
+    share = partial(share_on_node, together, "data", dict)
+    for meet in (lambda: Meeting(of_two(0), patience=1), share, join):
         with pytest.raises(UserError, match=r"that there are 2 ranks, but lacks some of RANK, .* MASTER_ADDR"):
             meet()
 

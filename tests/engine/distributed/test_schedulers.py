@@ -22,11 +22,20 @@ STEP = {
     **{**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "3,2"},
     **{"SLURM_STEP_NODELIST": "node[07-08]", "SLURM_PROCID": "3", "SLURM_LOCALID": "0", "SLURM_NODEID": "1"},
 }
+ON_ONE_NODE = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+ON_ONE_NODE |= {"SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 MPIRUN = {
     **{"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"},
     **{"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
 }
+# In a job of two nodes, mpirun has srun start a daemon on each, whose variables its own ranks inherit.
+DAEMON = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1"}
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+def without(environment: dict[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -43,10 +52,17 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
         ({**MPIRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234"}, Ranks(3, 4, 1, 2), ("10.0.0.7", "1234")),
         ({**MPIRUN, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, Ranks(3, 4, 1, 4), ("127.0.0.1", "29500")),
         (MPIRUN, Ranks(3, 4, 1, 2), None),
+        (MPICH, Ranks(1, 2, 1, 2), ("127.0.0.1", "29500")),
+        ({**MPICH, "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"}, Ranks(1, 2, 0, 1), None),
+        ({**DAEMON, **MPIRUN}, Ranks(3, 4, 1, 2), None),
+        ({**DAEMON, **MPICH, "PMI_SIZE": "4", "PMI_RANK": "3"}, Ranks(3, 4, 1, 2), None),
+        ({**STEP, "PMI_RANK": "3", "PMI_SIZE": "5"}, Ranks(3, 5, 0, 2), ("node07", "24080")),
+        (ON_ONE_NODE, Ranks(1, 2, 1, 2), ("127.0.0.1", "24080")),
     ],
     ids=[
         *("nothing", "sbatch", "salloc", "srun", "a second step", "srun with an address", "torchrun in srun"),
         *("mpirun of one", "mpirun with an address", "mpirun on one machine", "mpirun on two"),
+        *("MPICH on one machine", "MPICH on two", "mpirun in Slurm", "MPICH in Slurm", "srun with PMI", "srun on one"),
     ],
 )
 def test_only_a_step_of_several_tasks_is_several_ranks(
@@ -100,6 +116,25 @@ def test_slurms_counts_by_node() -> None:
         ({"LOCAL_RANK": "1"}, "rank 0 of 1, and on this machine 1 of 1"),
         ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "LOCAL_SIZE": "2"}, "on this machine 2 of 2"),
         ({"RANK": "first"}, "RANK is 'first' in the environment, which is no number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '' in the environment, which is no number"),
+        ({"WORLD_SIZE": "0"}, "rank 0 of 0"),
+        ({"MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT is 'tcp://10.0.0.1:80' in the environment, which is no"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999 in the environment; set a port from 1 to 65535"),
+        ({**STEP, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x' in the environment, which is no number"),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS is '' in the environment, which is no number"),
+        (without(STEP, "SLURM_STEP_NODELIST"), "but SLURM_STEP_NODELIST is missing in the environment; pass on"),
+        (without(STEP, "SLURM_LOCALID"), "but SLURM_LOCALID is missing"),
+        (
+            {**STEP, "SLURM_STEP_TASKS_PER_NODE": "3"},
+            "SLURM_STEP_TASKS_PER_NODE 3 and SLURM_NODEID 1 in the environment,",
+        ),
+        ({**STEP, "SLURM_NODEID": "2"}, "and SLURM_NODEID 2 in the environment, which don't fit"),
+        ({**STEP, "SLURM_PROCID": "5"}, "rank 5 of 5"),
+        ({**BATCH, "SLURM_PROCID": "1"}, "but SLURM_STEP_NUM_TASKS is missing"),  # a script of sbatch is the first
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, "but SLURM_STEP_NUM_TASKS is missing"),
+        (without(MPIRUN, "OMPI_COMM_WORLD_LOCAL_RANK"), "but OMPI_COMM_WORLD_LOCAL_RANK is missing"),
+        ({**MPIRUN, "OMPI_COMM_WORLD_RANK": "x"}, "OMPI_COMM_WORLD_RANK is 'x' in the environment, which is no number"),
+        (without(MPICH, "MPI_LOCALRANKID"), "but MPI_LOCALRANKID is missing"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused(environment: dict[str, str], part: str) -> None:

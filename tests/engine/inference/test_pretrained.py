@@ -212,7 +212,8 @@ def test_each_task_has_its_probabilities_and_its_words(scenes: Path, photos: lis
 def test_checkpoints_of_earlier_versions_are_read(scenes: Path) -> None:
     fine_tuned = engine.load_pretrained(EARLIER / "vqa" / "BEST", device="cpu")
     assert fine_tuned.abilities == {"answer"}
-    pretrained = engine.load_pretrained(EARLIER / "run" / "Step000006", device="cpu")
+    pretrained = engine.load_pretrained(EARLIER / "run", device="cpu")  # its folder stands for its only checkpoint
+    assert pretrained.source == str(EARLIER / "run" / "Step000006")
     photo = next((EARLIER / "data" / "mscoco" / "val2014").glob("*.jpg"))
     assert 0 < pretrained.match(photo, "a ring") < 1
     with pytest.raises(UserError, match="was not trained for `answer`; load a model that was trained on questions"):

@@ -29,7 +29,7 @@ from engine.report.pictures.answering import Answered, scores_by_type, told_labe
 from engine.report.pictures.captions import MASK, mask_word, with_other_images
 from engine.report.pictures.drawing import UNREAD, picture_of, seen, with_cells, with_heat
 from engine.report.pictures.held_out import Example, read_config
-from engine.report.pictures.reader import Reader, find_model, open_reader
+from engine.report.pictures.reader import Reader, open_reader
 from engine.report.pictures.words import Words
 from engine.report.sections import Card, Picture, Section, Table
 from engine.tasks.gqa import GqaConfig
@@ -260,12 +260,6 @@ def test_a_runs_kind_is_told_by_its_flags(config_class: type[TrainingConfig], tm
     assert (type(config), config.valid, config.seed) == (config_class, "some", 7)
 
 
-def test_best_comes_before_last(tmp_path: Path) -> None:
-    for name in ("LAST", "BEST"):
-        (tmp_path / name).mkdir()
-        assert find_model(tmp_path) == tmp_path / name
-
-
 def test_what_is_missing_is_told(write_run: WriteRun, damaged: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -278,7 +272,7 @@ def test_what_is_missing_is_told(write_run: WriteRun, damaged: Path, tmp_path: P
     weights.write_bytes(weights.read_bytes()[:-1])
     assert is_left_out(folder, "model.safetensors is damaged")
     shutil.rmtree(folder / "BEST")
-    assert is_left_out(folder, "holds no model: neither BEST nor LAST, nor a checkpoint")
+    assert is_left_out(folder, "nor has a run left BEST, LAST or a checkpoint in it")
 
 
 def test_nothing_was_held_out(write_run: WriteRun) -> None:

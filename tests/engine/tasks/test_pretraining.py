@@ -552,6 +552,34 @@ def test_sizes_are_those_of_the_images(data_root):
     assert dict(zip(split.sentences.image_ids, sizes, strict=True)) == SIZES
 
 
+def test_digests_tell_other_sizes_only_where_they_form_other_batches(data_root):
+    before = make(data_root).digests()
+
+    def kinds(**sizes):
+        """Of digests that differ where a file says otherwise than the images do."""
+        recorded = {f"data/{image_path(name)}": size for name, size in sizes.items()}
+        (data_root / "mscoco").mkdir(exist_ok=True)
+        (data_root / "mscoco" / "width_heigths.json").write_text(json.dumps(recorded))
+        now = make(data_root).digests()
+        return {kind for kind in before if before[kind] != now[kind]}
+
+    assert kinds(one=[12, 20], two=[20, 12]) == set()  # as measured
+    assert kinds(one=[13, 21]) == set()
+    assert kinds(one=[20, 13]) == {"groups"}
+
+
+def test_digests_tell_which_sentences_have_a_weight(data_root):
+    """Where a sentence goes from one file to the next, others come twice."""
+    items = json.loads((data_root / "lxmert" / "train.json").read_text())
+    found = []
+    for count in (1, 2):
+        write(data_root, "first", items[:count])
+        write(data_root, "second", items[count:])
+        found.append(make(data_root, read(data_root, "first,second:2")).digests())
+    before, now = found
+    assert {kind for kind in before if before[kind] != now[kind]} == {"parts"}
+
+
 def test_missing_image_is_refused(data_root):
     (data_root / image_path("two")).unlink()
     with pytest.raises(UserError) as error:

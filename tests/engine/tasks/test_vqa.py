@@ -1,6 +1,7 @@
 """Questions as examples, and what a model was trained on, on two small images."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.questions.file import Question
 from engine.data.annotations.questions.vqa import VqaFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
@@ -19,6 +21,9 @@ from engine.data.splits import open_images, read_split
 from engine.data.trained_on import TrainedOn
 from engine.errors import UserError
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
+from engine.tasks.answering.prediction import write_results
+from engine.tasks.answering.scoring import Predictions, Scorer
+from engine.tasks.vqa import Vqa
 from tests.engine.tasks.test_pretraining import tokenizer
 
 ANSWERS = ["yes", "no", "The red"]
@@ -89,6 +94,12 @@ def test_an_unreadable_image_is_black_and_does_not_count(data_root):
     assert "one.jpg" in example["unreadable"]
 
 
+def test_torch_says_nothing_of_workers(data_root, recwarn):
+    dataset = make(data_root)
+    evaluation_loader(dataset, 1, num_workers=1 + len(os.sched_getaffinity(0)), rank=0, world_size=1)
+    assert [str(warning.message) for warning in recwarn if "worker" in str(warning.message)] == []
+
+
 def test_a_selection_keeps_its_question_ids(data_root):
     (data_root / image_path("two")).unlink()
     split = read(data_root, allow_missing_images=True)
@@ -119,6 +130,17 @@ def test_a_split_name_typed_wrong_lists_those_that_are_there(data_root):
 def test_a_target_counts_in_shared_memory():
     more = QuestionOptions(num_answers=3129).sample_bytes() - QuestionOptions().sample_bytes()
     assert more == 4 * 3129
+
+
+def test_predictions_have_the_ids_as_they_came(tmp_path):
+    questions = [Question(question_id, "one", "word1") for question_id in ("b", 7, "12", 12)]
+    predictions = Predictions(np.array([[0], [1], [0], [1]]), np.ones((4, 1)))
+    results = {"predict": tmp_path / "predict.json", "score": tmp_path / "score.json"}
+    write_results(Vqa, results, Scorer(questions), predictions, ["no", "yes"], top_k=False)
+    written = json.loads(results["predict"].read_text())
+    assert [(item["question_id"], item["answer"]) for item in written] == [
+        *((7, "yes"), (12, "yes"), ("12", "no"), ("b", "no")),
+    ]
 
 
 # --- what was trained on

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,9 @@ from engine.training.observers.validator import Validator
 from tests.conftest import ROOT
 
 PROGRAM = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 from engine.training.preemption import Preemption
 preemption = Preemption(grace=float(sys.argv[1]))
 subprocess.run(["true"])  # a SIGCHLD is no request
@@ -27,9 +30,9 @@ print(preemption.received)
 """
 
 
-def run(grace: str, number: int) -> "tuple[subprocess.Popen[str], str]":
+def run(grace: str, *numbers: int, more: Sequence[str] = ()) -> "tuple[subprocess.Popen[str], str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, grace],
+        [sys.executable, "-c", PROGRAM, grace, *more],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -37,7 +40,9 @@ def run(grace: str, number: int) -> "tuple[subprocess.Popen[str], str]":
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "None\n"
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)  # else one may take the other's place
     printed, errors = process.communicate(timeout=20)
     return process, printed + errors
 
@@ -60,11 +65,26 @@ print(preemption.save_asked.is_set(), preemption.received)
     assert run.stdout == "True None\nFalse SIGTERM\n", run.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_noted_and_ends_nothing_by_itself(number: int) -> None:
     process, printed = run("60", number)
     assert process.returncode == 0
-    assert printed == f"{signal.Signals(number).name}\n"
+    name = signal.Signals(number).name
+    again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+    assert printed == f"{name}\n{name}: the training ends its step, saves and stops{again}\n"
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    """The program wouldn't end by itself. SIGTERM, which launchers send behind the first, isn't a second one."""
+    process, printed = run("0.5", signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    assert process.returncode == 130
+    assert printed.splitlines()[-1] == "Ctrl-C again: ended at once, without a checkpoint"
+
+
+def test_what_nohup_has_a_program_ignore_stays_ignored() -> None:
+    process, printed = run("60", signal.SIGHUP, signal.SIGTERM, more=["nohup"])
+    assert process.returncode == 0
+    assert printed.splitlines()[0] == "SIGTERM"
 
 
 def test_who_does_not_come_to_an_end_is_ended() -> None:
@@ -105,6 +125,7 @@ def test_a_signal_cuts_a_validation_short(signal_at: int | None) -> None:
         engine=SimpleNamespace(module=Model(), global_rank=1),
         tell=lambda record, text: records.append(record),
         count_unreadable=lambda batch: None,
+        validated=(0, 0),
         pace=SimpleNamespace(start=lambda: None),
     )
 

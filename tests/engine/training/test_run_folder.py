@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,40 +15,65 @@ import engine.training.run_folder
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.run_folder import RunFolder
-from engine.training.start import as_compared, check_same_run
+from engine.training.start import as_compared, check_same_data, check_same_run
 
 CONFIG = PretrainConfig(batch_size=8, gradient_accumulation_steps=2, lr=1e-4)
 SENTENCES = 160
+ANSWERS = ["yes", "no"]
+DIGESTS = {"texts": "a", "images": "b", "labels": "c", "groups": "d"}
 EVENTS = "tensorboard/events.out.tfevents"
 SHOWN = [".run_id", f"{EVENTS}.1.host.7.0", f"{EVENTS}.2.host.9.0", "csv/train_loss.csv", "csv/ours.txt"]
 
 
-def of_run(config: PretrainConfig, world_size: int = 2) -> SimpleNamespace:
-    content = {"config": asdict(config), "samples": SENTENCES, "ranks": [{}] * world_size}
-    return SimpleNamespace(folder=Path("run/Epoch01"), content=content)
+def of_run(
+    config: PretrainConfig, world_size: int = 2, answers: list[str] | None = None, **more: Any
+) -> SimpleNamespace:
+    content = {"config": asdict(config), "samples": SENTENCES, "ranks": [{}] * world_size, **more}
+    return SimpleNamespace(folder=Path("run/Epoch01"), content=content, answers=answers)
 
 
 def test_paths_reports_and_ranks_may_change() -> None:
     now = replace(CONFIG, data_root="elsewhere", report_step=7, num_workers=1, resume="auto", max_steps=9, save_step=3)
-    check_same_run(of_run(CONFIG), now, 2, SENTENCES)
-    check_same_run(of_run(CONFIG), replace(now, gradient_accumulation_steps=4), 1, SENTENCES)
+    check_same_run(of_run(CONFIG), now, 2)
+    check_same_run(of_run(CONFIG), replace(now, gradient_accumulation_steps=4), 1)
 
 
 @pytest.mark.parametrize(
-    ("now", "world_size", "sentences", "words"),
+    ("now", "world_size", "words"),
     [
-        (replace(CONFIG, lr=5e-5), 2, SENTENCES, r"--lr was 0\.0001 and is 5e-05; .* --load run/Epoch01"),
-        (replace(CONFIG, batch_size=4), 2, SENTENCES, "--batch_size was 8 and is 4"),
-        (replace(CONFIG, fp16=True), 2, SENTENCES, "--fp16 was False and is True"),
-        (CONFIG, 2, 161, "on 160 sentences, now there are 161"),
-        (CONFIG, 1, SENTENCES, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
+        (replace(CONFIG, lr=5e-5), 2, r"--lr was 0\.0001 and is 5e-05; .* --load run/Epoch01"),
+        (replace(CONFIG, batch_size=4), 2, "--batch_size was 8 and is 4"),
+        (replace(CONFIG, fp16=True), 2, "--fp16 was False and is True"),
+        (CONFIG, 1, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
     ],
 )
-def test_another_run_is_told_from_a_resumed_one(
-    now: PretrainConfig, world_size: int, sentences: int, words: str
-) -> None:
+def test_another_run_is_told_from_a_resumed_one(now: PretrainConfig, world_size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        check_same_run(of_run(CONFIG), now, world_size, sentences)
+        check_same_run(of_run(CONFIG), now, world_size)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "answers", "changed", "words"),
+    [
+        (161, ANSWERS, {}, r"the number of sentences \(160, now 161\)"),
+        (160, ANSWERS, {"texts": "x"}, "the annotations' texts"),
+        (160, ["no", "yes"], {"labels": "x"}, "the annotations' answers, the answer table"),
+        (160, ANSWERS, {"images": "x", "groups": "x"}, "the annotations' images, the batches that .*"),
+    ],
+)
+def test_other_data_are_told(sentences: int, answers: list[str], changed: dict[str, str], words: str) -> None:
+    checkpoint = of_run(CONFIG, answers=ANSWERS, digests=DIGESTS)
+    with pytest.raises(
+        UserError, match=f"^run/Epoch01 is of a run on other data, which differ in {words}; restore .*--load run/"
+    ):
+        check_same_data(checkpoint, sentences, answers, DIGESTS | changed)
+
+
+def test_the_same_data_go_on_as_far_as_a_checkpoint_tells() -> None:
+    check_same_data(of_run(CONFIG, answers=ANSWERS, digests=DIGESTS), SENTENCES, ANSWERS, DIGESTS)
+    check_same_data(of_run(CONFIG), SENTENCES, None, DIGESTS)  # of an earlier version
+    without_answers = of_run(CONFIG, digests=DIGESTS)
+    check_same_data(without_answers, SENTENCES, None, DIGESTS | {"labels": "what nobody learns"})
 
 
 def add_checkpoint(folder: Path) -> None:
@@ -86,6 +112,17 @@ def test_a_claim_starts_metrics_anew_only_where_nothing_was_saved(tmp_path: Path
         assert "batch_size: 8" in (tmp_path / name / "config.yaml").read_text()
 
 
+def test_a_run_that_began_meanwhile_keeps_its_files(tmp_path: Path) -> None:
+    """Two are started at once on a fresh folder. Both see that it holds no run; then one of them trains and ends."""
+    second = RunFolder(tmp_path)
+    second.check(resume=False)
+    add_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a run, up to Epoch01; add --resume auto"):
+        second.claim(CONFIG)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
 def hold(path: Path, claimed: object, seconds: float) -> None:
     folder = RunFolder(path)
     folder.claim(CONFIG)
@@ -96,7 +133,11 @@ def hold(path: Path, claimed: object, seconds: float) -> None:
 def test_a_run_waits_for_the_one_before_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run whose launcher was killed still saves while the next one starts."""
+    """A run whose launcher was killed still saves while the next one starts.
+
+    Only who goes on from its checkpoint waits: for others it leaves no place.
+    """
+    going_on = replace(CONFIG, resume="auto")
     context = multiprocessing.get_context("spawn")
     claimed = context.Event()
     other = context.Process(target=hold, args=(tmp_path, claimed, 60))
@@ -105,10 +146,14 @@ def test_a_run_waits_for_the_one_before_and_not_for_ever(
         assert claimed.wait(60)
         monkeypatch.setattr(engine.training.run_folder, "GRACE", -9.5)
         with pytest.raises(UserError, match="is in use by another process"):
-            RunFolder(tmp_path).claim(CONFIG)
+            RunFolder(tmp_path).claim(going_on)
+        assert f"waiting for another run to leave {tmp_path}" in capfd.readouterr().err
         monkeypatch.undo()
+        with pytest.raises(UserError, match="is in use by another process"):
+            RunFolder(tmp_path).claim(CONFIG)
+        assert capfd.readouterr().err == ""
         threading.Timer(0.5, other.kill).start()
-        RunFolder(tmp_path).claim(CONFIG)
+        RunFolder(tmp_path).claim(going_on)
         assert f"waiting for another run to leave {tmp_path}" in capfd.readouterr().err
     finally:
         other.kill()
@@ -132,3 +177,6 @@ def test_tables_may_be_moved_between_starts() -> None:
     assert as_compared("train", there) == as_compared("train", here)
     for other in ("/new/a.jsonl,mscoco_train", "/new/c.jsonl:0.5,mscoco_train", "mscoco_train,/new/a.jsonl:0.5"):
         assert as_compared("train", there) != as_compared("train", other)
+    shards = as_compared("train", "/old/own/*.tar")
+    assert shards == as_compared("train", "/new/own/*.tar")
+    assert shards != as_compared("train", "/new/other/*.tar")  # another name, which draws follow

@@ -14,6 +14,7 @@ from engine.progress import Bar
 
 # How far before the end of a buffer an unfinished item can be called broken: "\uD83D\uDE00" and "-Infinity" fit in.
 UNFINISHED = 16
+NUMBER = (int, float)  # and no bool, which is an int as well
 
 Member = TypeVar("Member")
 
@@ -200,4 +201,4 @@ def field(item: Any, name: str, kind: type) -> Any:
 
 def is_label(value: Any) -> bool:
     """Whether it is answers with their scores."""
-    return isinstance(value, dict) and all(isinstance(score, int | float) for score in value.values())
+    return isinstance(value, dict) and all(type(score) in NUMBER for score in value.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
+from engine.data.annotations.formats.lxmert import NUMBER, is_label
 from engine.data.images.places import Folder, Place
 from engine.errors import UserError
 from engine.progress import Bar
@@ -38,7 +39,6 @@ SPLITS = {
     "valid": frozenset({"valid", "validation", "val", "dev", "minival"}),
 }
 CAPTIONS, QUESTIONS = "caption", "question"  # categories of their sentences
-NUMBER = (int, float)  # `int | float` would be made anew for each score
 
 Row = dict[str, Any]
 
@@ -253,14 +253,14 @@ def label_of(answers: Any, column: str | None) -> dict[str, float]:
         return {answers: 1.0}
     if isinstance(answers, list) and answers and isinstance(answers[0], tuple):  # how Arrow gives a mapping
         answers = dict(answers)
-    if isinstance(answers, dict) and all(isinstance(score, NUMBER) for score in answers.values()):
+    if is_label(answers):
         return answers
     if isinstance(answers, list) and all(isinstance(answer, str | dict) for answer in answers):
         label: dict[str, float] = {}
         for answer in answers:
             text, score = (answer, None) if isinstance(answer, str) else (answer.get("answer"), answer.get("score"))
             score = 1 / len(answers) if score is None else score
-            if not isinstance(text, str) or not isinstance(score, NUMBER):
+            if not isinstance(text, str) or type(score) not in NUMBER:
                 break
             label[text] = label.get(text, 0.0) + score
         else:

@@ -51,14 +51,24 @@ class VqaFile(QuestionFile, LxmertFile):
 
     def id_of(self, item: Any) -> QuestionId:
         """Raises FieldError."""
-        question_id = field(item, "question_id", int)
-        if isinstance(question_id, bool) or not 0 <= question_id <= LARGEST_ID:
-            raise FieldError(f"the question_id {question_id} is no whole number from 0 to {LARGEST_ID}")
-        return question_id
+        return question_id_of(item)
 
     def image_of(self, img_id: str) -> str:
         """The id that an item's image has everywhere else."""
         return img_id
+
+
+def question_id_of(item: Any) -> QuestionId:
+    """A text as it is, or a number that a column of ids can hold.
+
+    Raises:
+        FieldError: if it is neither.
+    """
+    question_id = field(item, "question_id", object)
+    is_number = type(question_id) is int and 0 <= question_id <= LARGEST_ID
+    if not is_number and not isinstance(question_id, str):
+        raise FieldError(f"the question_id {question_id!r} is no text, and no whole number from 0 to {LARGEST_ID}")
+    return question_id
 
 
 def human_answers_of(item: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,6 +107,6 @@ def _official_answers(file: Path) -> Iterator[tuple[QuestionId, tuple[str, ...]]
         raise UserError(f"{file}: an official annotation file with a list 'annotations' was expected")
     for number, item in enumerate(annotations):
         try:
-            yield field(item, "question_id", int), human_answers_of(item)
+            yield question_id_of(item), human_answers_of(item)
         except FieldError as error:
             raise UserError(f"{file}, annotation {number}: {error}; download the file again") from None

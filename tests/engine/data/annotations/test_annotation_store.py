@@ -192,10 +192,76 @@ def test_a_selection_numbers_its_sentences_anew(tmp_path):
         chosen.take([4])
 
 
+# --- digests
+
+
+def digests(folder, items=(ITEM, OTHER), **more):
+    return source(write(folder, items=items), **more).open(folder / "cache").digests()
+
+
+def test_digests_stay_what_they_are(tmp_path):
+    """Checkpoints hold them: those of another version, process or machine have to be the same."""
+    assert {kind: digest[:16] for kind, digest in digests(tmp_path).items()} == {
+        "texts": "f59d477ff6ddc8bf",
+        "images": "6649f43ea4de5d2f",
+        "labels": "3d3412b607085a16",
+    }
+
+
+EDITED = {**ITEM, "sentf": {**ITEM["sentf"], "mscoco": ["a men", " two men "]}}
+SHUFFLED = {**ITEM, "sentf": {**ITEM["sentf"], "mscoco": [" two men ", "a man"]}}
+ANSWERED = {**ITEM, "labelf": {"vqa": [{"yes": 1.0}, {"the man": 0.3, "yes": 0.6}, {"here": 1}, {"yes": 1, "man": 1}]}}
+
+
+@pytest.mark.parametrize(
+    ("items", "different"),
+    [
+        ((EDITED, OTHER), {"texts"}),
+        ((SHUFFLED, OTHER), {"texts"}),
+        ((ITEM, {**OTHER, "sentf": {"vg": ["a", ""]}}), {"texts"}),
+        (({**ITEM, "img_id": "77"}, {**OTHER, "img_id": COCO}), {"images"}),
+        ((ITEM, {**OTHER, "img_id": COCO}), {"images"}),
+        ((ANSWERED, OTHER), {"labels"}),
+        ((OTHER, ITEM), {"texts", "images", "labels"}),
+    ],
+    ids=["edited", "shuffled", "moved word", "exchanged images", "one image", "order of answers", "order of items"],
+)
+def test_digests_tell_what_is_different(tmp_path, items, different):
+    before, now = digests(tmp_path), digests(tmp_path, items)
+    assert {kind for kind in before if before[kind] != now[kind]} == different
+
+
+def test_digests_are_of_the_content_alone(tmp_path):
+    """Not of files, of a store's layout, or of sentences that aren't selected."""
+    before = digests(tmp_path)
+    rewritten = tmp_path / "rewritten.json"
+    rewritten.write_text(json.dumps([ITEM, OTHER], indent=1))
+    for made in (
+        source(rewritten, with_text=True),
+        source(write(tmp_path, "first", [ITEM]), write(tmp_path, "second", [OTHER])),
+        source(rewritten, words=[*WORDS, *map(str, range(1 << 16))]),  # its words take four bytes each
+    ):
+        assert made.open(tmp_path / "cache").digests() == before
+    left_out = {"img_id": "88", "sentf": {"left out": ["it ?", "man"]}, "labelf": {"left out": [{"tree": 0.9}, {}]}}
+    store = source(write(tmp_path, items=[left_out, ITEM, OTHER])).open(tmp_path / "cache")
+    assert store.digests() != before
+    assert store.select(store.category_codes != 0).digests() == before
+
+
+def test_digests_of_many_sentences_are_those_of_few_at_a_time(tmp_path):
+    items = [{"img_id": f"{number // 2}", "sentf": {"vg": ["a man"] * 40_000}} for number in range(4)]
+    store = source(write(tmp_path, items=items)).open(tmp_path / "cache")
+    changed = source(write(tmp_path, items=[*items[:3], {**items[3], "sentf": {"vg": ["a man"] * 39_999 + ["a men"]}}]))
+    now = changed.open(tmp_path / "cache").digests()
+    assert {kind for kind, digest in store.digests().items() if digest != now[kind]} == {"texts"}
+
+
 BAD = {
-    "score_below_0": ({"vqa": [{"yes": -0.5}]}, "the score -0.5 of an answer is no number of 0 or more"),
-    "not_a_number": ({"vqa": [{"yes": float("nan")}]}, "the score nan of an answer is no number of 0 or more"),
-    "infinite": ({"vqa": [{"yes": float("inf")}]}, "the score inf of an answer is no number of 0 or more"),
+    "score_below_0": ({"vqa": [{"yes": -0.5}]}, "the score -0.5 of an answer is no number from 0 to 1"),
+    "not_a_number": ({"vqa": [{"yes": float("nan")}]}, "the score nan of an answer is no number from 0 to 1"),
+    "infinite": ({"vqa": [{"yes": float("inf")}]}, "the score inf of an answer is no number from 0 to 1"),
+    "above_1": ({"vqa": [{"no": 1, "yes": 3.0}]}, "the score 3.0 of an answer is no number from 0 to 1"),
+    "a_bool": ({"vqa": [{"yes": True}]}, "'labelf', category 'vqa': answers with scores were expected"),
 }
 
 

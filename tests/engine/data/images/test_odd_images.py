@@ -169,7 +169,7 @@ def one_colour_a_scan() -> bytes:
     return data[:scan] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + data[scan + 14 :]
 
 
-LARGE = "pixels are more than the 89,478,485 that are decoded"
+LARGE = "pixels are more than the 89,478,485 that are decoded; save it smaller"
 # What is refused, its cause, and whether its header shows that.
 REFUSED: dict[str, tuple[Callable[[], bytes], str, bool]] = {
     "tiff_float": (lambda: file(GREY / np.float32(255), "TIFF"), "floating-point pixels don't tell", True),
@@ -392,6 +392,25 @@ def test_draft_leaves_twice_the_pixels(height, wanted, decoded):
 def test_simplejpeg_leaves_large_images_to_the_draft(monkeypatch):
     monkeypatch.setattr("engine.data.images.decoding._decode_jpeg", lambda _: pytest.fail("decoded at its whole size"))
     assert to_pixels(large_jpeg(5000, [(200, 100, 50)], 219), SHAPE, "simplejpeg").shape == (3, 24, 40)
+
+
+LOAD = """
+import sys
+from engine.data.images.decoding import Image, ImageShape, to_pixels
+for name, pixels in (("exif", 1e6), ("palette", 1e6), ("large", 700)):  # Pillow warns above, and refuses twice as many
+    Image.MAX_IMAGE_PIXELS = pixels
+    to_pixels(open(f"{sys.argv[1]}/{name}", "rb").read(), ImageShape(24, 40), "pillow", as_original=name != "exif")
+"""
+
+
+def test_what_is_read_all_the_same_is_read_without_a_word(tmp_path):
+    """In a process of its own: pytest keeps warnings to itself."""
+    (tmp_path / "exif").write_bytes(file(FIELD, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0"))
+    (tmp_path / "palette").write_bytes(palette(format="PNG", transparency=bytes([0, 51, 102, 255])))
+    (tmp_path / "large").write_bytes(file(FIELD, "JPEG"))
+    command = [sys.executable, "-c", LOAD, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 PEAK = """

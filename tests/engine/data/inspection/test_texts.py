@@ -121,11 +121,18 @@ def test_many_images_keep_their_names_in_any_order(tokenizer):
 
 
 def test_scores_that_no_store_takes_are_counted(tokenizer):
-    labels = [{"yes": 1.0}, {"yes": float("nan")}, {"yes": -1}, {"unknown": -1}]  # the last is dropped anyway
+    labels = [
+        {"yes": 1.0},
+        {"yes": float("nan")},
+        {"yes": -1},
+        {"yes": 3.0},
+        {"unknown": -1},
+    ]  # the last is dropped anyway
     reader = read(tokenizer, Listed([Texts("1", "a", ["ban"], [label]) for label in labels]), answers=["yes"])
     assert [line.split(": ")[1].split(";")[0] for line in reader.broken_texts.lines] == [
-        "the score nan of an answer is no number of 0 or more",
-        "the score -1 of an answer is no number of 0 or more",
+        "the score nan of an answer is no number from 0 to 1",
+        "the score -1 of an answer is no number from 0 to 1",
+        "the score 3.0 of an answer is no number from 0 to 1",
     ]
     assert len(reader.hashes) == len(reader.is_caption) == 2
 

@@ -89,7 +89,7 @@ def one_rank(folder: Path, monkeypatch: pytest.MonkeyPatch, *, steps: int) -> tu
     saver.reporter, saver.checkpoints = SimpleNamespace(say=lambda text: None), checkpoints
     saver.hosts, saver.save_step, saver.last_step_of_epoch, saver.weights_files = None, 100, None, True
     saver.save_requested, saver.save_file = False, SaveFile(folder)
-    saver.saved, saver.saved_weights = "", False
+    saver.saved, saver.saved_weights, saver.digests = "", False, {}
     monkeypatch.setattr(saver, "_position", lambda state: {})
     saver.description, saver.trained_on = (SimpleNamespace(to_dict=dict, to_tensors=dict) for _ in range(2))
     module = "engine.training.observers.saver"

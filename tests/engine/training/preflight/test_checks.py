@@ -32,6 +32,8 @@ from tests.conftest import free_port, small_tmpfs
 Flags = Callable[..., list[str]]
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
+WEIGHTS_ALONE = ["--not_load_adam_optimizer", "--not_load_scheduler"]  # which a folder of safetensors has
+
 
 def configured(flags: list[str]) -> PretrainConfig:
     config, _ = parse(PretrainConfig, flags, RECIPES)
@@ -62,6 +64,18 @@ def test_a_healthy_training_has_no_problems(flags: Flags, monkeypatch: pytest.Mo
     assert problems_of(flags()) == []
 
 
+def test_more_workers_than_cores_are_told_once(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    two = [Ranks(rank=rank, world_size=2, local_rank=rank, local_world_size=2) for rank in (0, 1)]
+    for workers in (cores, cores + 1):
+        for ranks in two:
+            checks.check_workers(configured(flags("--num_workers", str(workers))), ranks)
+    assert capsys.readouterr().out == (
+        f"note: each rank has {cores + 1} loading workers (--num_workers), and this machine {cores} cores; "
+        f"--num_workers {max(1, cores // 2)} gives each worker one of its own\n"
+    )
+
+
 def test_all_problems_are_told_in_one_go(
     flags: Flags, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +88,17 @@ def test_all_problems_are_told_in_one_go(
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path / "shm")
-        more = ["--load", str(other), "--from_scratch", "false", "--memory_limit", "0.02", "--num_workers", "2"]
+        more = [
+            "--load",
+            str(other),
+            *WEIGHTS_ALONE,
+            "--from_scratch",
+            "false",
+            "--memory_limit",
+            "0.02",
+            "--num_workers",
+            "2",
+        ]
         output = tmp_path / "disk" / "deep" / "run"
         config = configured(flags(*stage_two, *more, "--output", str(output)))
         with pytest.raises(UserError) as caught:
@@ -151,7 +175,7 @@ def test_a_checkpoint_with_some_of_the_answers_fits(flags: Flags, damaged: Path,
     table = AnswerTable.read(damaged / "lxmert" / "all_ans.json")
     base = flags("--data_root", str(damaged), "--task_qa", "true", "--from_scratch", "false")
     some = model_with_answers(base, [table.answers[0], "gnu"], tmp_path / "some")
-    assert problems_of([*base, "--load", str(some)], thorough=False) == []
+    assert problems_of([*base, "--load", str(some), *WEIGHTS_ALONE], thorough=False) == []
 
 
 @pytest.mark.parametrize(
@@ -175,7 +199,7 @@ def test_another_berts_words_are_refused(
 ) -> None:
     own = ["--data_root", str(damaged), "--bert", str(damaged / "bert")]
     saved = model_with_answers(flags(*own), ["yes"], tmp_path / "saved")
-    base = flags(*own, "--from_scratch", "false", "--load", str(saved))
+    base = flags(*own, "--from_scratch", "false", "--load", str(saved), *WEIGHTS_ALONE)
     assert problems_of(base, thorough=False) == []
     change(damaged / "bert")
     (found,) = problems_of(base, thorough=False)

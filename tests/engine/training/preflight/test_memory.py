@@ -188,9 +188,12 @@ def test_settings_wait_for_the_choice() -> None:
 
 def test_machines_that_chose_otherwise_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(found: list[Any], mine: Any) -> None:
-        found[:] = [mine, (mine[0], 32)]
+        found[:] = [mine, (mine[0], 32, {**mine[2], "labels": "a"})]
 
     monkeypatch.setattr(start, "dist", SimpleNamespace(all_gather_object=gather, get_world_size=lambda: 2))
-    start.check_agreement(None, 32)
+    digests = dict.fromkeys(start.DIGESTED, "a")
+    start.check_agreement(None, 32, digests)
     with pytest.raises(UserError, match=r"came to 24 and 32 on machines with other GPUs; give --micro_batch_size 24"):
-        start.check_agreement(None, 24)
+        start.check_agreement(None, 24, digests)
+    with pytest.raises(UserError, match=r"^machines have data that differ in the annotations' answers; copy"):
+        start.check_agreement(None, 32, digests | {"labels": "b"})

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -108,6 +109,31 @@ def test_file_gets_one_json_object_a_line_after_what_is_there(tmp_path):
     MetricsFile(path, rank=0).write({"step": 2, "kind": "valid"})
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert records == [{"step": 1, "loss": 0.1}, {"step": 2, "kind": "valid"}]
+
+
+def test_lines_of_steps_that_are_done_again_are_dropped_and_a_validation_of_the_checkpoint_stays(tmp_path):
+    """The checkpoint of step 2 was written when there were two reports, before the validation there."""
+    file = MetricsFile(tmp_path / "metrics.jsonl", rank=0)
+    reports = [{"kind": "train", "step": step} for step in (1, 2, 3)]
+    valid = {"kind": "valid", "step": 2}
+
+    def left(*records, cut=0):
+        for record in reports[:2]:
+            file.write(record)
+        size = file.size()
+        for record in records:
+            file.write(record)
+        os.truncate(file.path, file.size() - cut)
+        file.truncate(size, step=2)
+        kept = file.read()
+        file.path.unlink()
+        return kept[2:]
+
+    assert left() == []
+    assert left(valid) == left(valid, reports[2]) == [valid]
+    assert left(reports[2], valid) == []  # of what an epoch leaves over, which is done again before the validation
+    assert left({**valid, "step": 3}) == []
+    assert left(valid, cut=1) == left(valid, cut=5) == []  # a run that was killed while it wrote
 
 
 def test_other_ranks_write_nothing(tmp_path):

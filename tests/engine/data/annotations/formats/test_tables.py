@@ -1,6 +1,8 @@
 """Tables, shards and saved datasets: what they give, and what is said of those that can't be read."""
 
+import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -125,6 +127,30 @@ def test_all_forms_give_the_same_batches(root, form):
         assert same(batches(root, NAMES[form].format(root), **place), expected)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "tar", "dataset"])
+def test_digests_are_those_of_any_folder(root, form):
+    """All but the images' names, which each form gives in its way, are those of LXMERT's JSON, too."""
+    expected, before = (read(root, names)[0].sentences.digests() for names in ("data", NAMES[form].format(root)))
+    assert [expected[kind] == before[kind] for kind in ("texts", "images", "labels")] == [True, False, True]
+    elsewhere = shutil.copytree(root, root / "else" / "where", ignore=shutil.ignore_patterns("else", "cache"))
+    assert read(elsewhere, NAMES[form].format(elsewhere))[0].sentences.digests() == before
+
+
+def test_digests_of_shards_are_those_of_shards_packed_anew(root):
+    names = NAMES["tar"].format(root)
+    before = read(root, names)[0].sentences.digests()
+    for path in root.glob("data-*.tar"):
+        with tarfile.open(path) as shard:
+            files = [(member.name, shard.extractfile(member).read()) for member in shard]
+        with tarfile.open(path, "w") as shard:
+            for name, data in [("README.md", b"more"), *files]:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    split = read(root, names)[0]
+    assert split.sentences.digests() == before
+
+
 @pytest.mark.parametrize("form", ["tar", "dataset"])
 def test_workers_open_shards_and_datasets_for_themselves(root, form):
     try:
@@ -233,6 +259,10 @@ def test_a_column_of_splits_chooses_the_rows(tmp_path):
         ([{"image": "a", "caption": 3}], "'caption' holds int, and text is needed"),
         ([{"image": "a", "question": ["b", "c"], "answer": ["d"]}], "there are 2 questions, and 1 in 'answer'"),
         ([{"image": "a", "question": "b", "answer": 3}], "an answer, a list of answers, or answers with scores"),
+        (
+            [{"image": "a", "question": "b", "answer": {"c": True}}],
+            "an answer, a list of answers, or answers with scores",
+        ),
         (
             [{"image": "a", "caption": "b", "split": "test"}],
             "its splits are test, and restval, train, training are looked",

@@ -47,6 +47,19 @@ def test_a_test_split_has_no_labels_and_needs_no_types(tmp_path):
     assert questions[0].question_type == ""
 
 
+def test_an_id_that_is_a_text_stays_one(tmp_path):
+    """VizWiz and people's own data have such ids. The store has a number for each, and "12" isn't 12."""
+    ids = [12, "12", "VizWiz_val_00000001.jpg"]
+    path = write(tmp_path / "val.json", [without(question_id=each) for each in ids])
+    official = {"annotations": [{"question_id": each, "answers": [str(n)]} for n, each in enumerate(ids)]}
+    questions = read_questions([path], [write(tmp_path / "official.json", official)])
+    assert [question.question_id for question in questions] == ids
+    assert [question.human_answers for question in questions] == [("0",), ("1",), ("2",)]
+    numbers = [text.question_id for text in VqaFile(path).texts()]
+    assert numbers == [question.number for question in questions]
+    assert len(set(numbers)) == 3
+
+
 def test_texts_for_the_store_carry_the_question_id(tmp_path):
     items = [ITEM, without("label", question_id=7)]
     texts = list(VqaFile(write(tmp_path / "val.json", items)).texts())
@@ -60,12 +73,13 @@ def test_texts_for_the_store_carry_the_question_id(tmp_path):
         (without("question_id"), "the field 'question_id' is missing"),
         (without("sent"), "the field 'sent' is missing"),
         (without("img_id"), "the field 'img_id' is missing"),
-        (without(question_id="12"), "the field 'question_id' is str, not int"),
-        (without(question_id=-1), "question_id -1 is no whole number"),
-        (without(question_id=True), "question_id True is no whole number"),
+        (without(question_id=-1), "question_id -1 is no text, and no whole number"),
+        (without(question_id=True), "question_id True is no text, and no whole number"),
+        (without(question_id=1.5), "question_id 1.5 is no text"),
         (without(question_id=1 << 63), "no whole number from 0 to 9223372036854775807"),
         (without(label=["net"]), "'label': answers with scores were expected"),
         (without(label={"net": "1"}), "'label': answers with scores were expected"),
+        (without(label={"net": True}), "'label': answers with scores were expected"),
         (without(answer_type=3), "the field 'answer_type' is int, not str"),
         (without(answers="net"), "'answers': a list of the human answers was expected"),
         (without(answers=[{"answer_id": 1}]), "'answers': a list of the human answers was expected"),
