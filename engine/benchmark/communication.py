@@ -32,7 +32,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from engine.benchmark.counting import Collectives
 from engine.benchmark.step.workload import Workload
-from engine.configuration.deepspeed import check_zero, deepspeed_settings
+from engine.configuration.deepspeed import deepspeed_settings, refuse, setting_problems
 from engine.data.loading import Batch
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
@@ -246,7 +246,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f'--zero {json.dumps(options.zero)}: an object is needed, such as {{"stage": 1}}')
     config = SMALL.config(images=2)
     settings = deepspeed_settings(config, min(options.ranks))
-    check_zero(Path("--zero"), {**settings, "zero_optimization": settings["zero_optimization"] | options.zero}, config)
+    settings["zero_optimization"] |= options.zero
+    refuse(Path("--zero"), setting_problems(settings, config))
     if options.trace:
         try:
             options.trace.mkdir(parents=True, exist_ok=True)

@@ -70,14 +70,18 @@ def take_sections(settings: dict[str, Any], path: Path) -> dict[str, dict[str, A
     return sections
 
 
-def check_packages(tools: Iterable[str]) -> None:
-    """Raises UserError, naming all packages that are missing for these tools; imports none of them."""
+def check_packages(tools: Iterable[str], asked_by: str = "--monitor") -> None:
+    """Raises UserError, naming all packages that are missing for these tools; imports none of them.
+
+    Args:
+        asked_by: the flag or file that names the tools.
+    """
     packages = [package for name in tools if (package := TOOLS[name].package) is not None]
     missing = [package for package in packages if not _is_installed(package)]
     if missing:
         verb = "isn't" if len(missing) == 1 else "aren't"
         raise UserError(
-            f"--monitor needs {' and '.join(missing)}, which {verb} installed; run `pip install {' '.join(missing)}`"
+            f"{asked_by} needs {' and '.join(missing)}, which {verb} installed; run `pip install {' '.join(missing)}`"
         )
 
 

@@ -52,7 +52,13 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     """
     parser = Parser(config_class, allow_abbrev=False)
     parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
-    parser.add_argument("--print_config", action="store_true", help="print the configuration as YAML and stop")
+    parser.add_argument(
+        "--print_config",
+        nargs="?",
+        const="flags",
+        choices=("flags", "deepspeed"),
+        help="print the configuration as YAML, or what DeepSpeed is given as JSON, and stop",
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="look for problems, measure some steps, and tell what a run would take"
     )

@@ -1,17 +1,20 @@
 """DeepSpeed's engine around a model: both optimisers and schedules under ZeRO-1 or ZeRO-2."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed import DeepSpeedEngine
+from deepspeed import DeepSpeedConfigError, DeepSpeedEngine
 from deepspeed.utils import safe_set_full_fp32_param
 from torch import Tensor, nn
 
 from engine.configuration.flags import OptimizationConfig
+from engine.errors import UserError
 from engine.optim.hybrid import HybridOptimizer, parameter_groups
 from engine.optim.schedules import hybrid_schedule
 
@@ -37,6 +40,9 @@ def build_engine(
 
     The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
     accumulation, and for the milestones those of one epoch.
+
+    Raises:
+        UserError: if DeepSpeed refuses the settings of one's own file.
     """
     optimizer = HybridOptimizer(groups_of(model, config))
     total_steps = batches_per_epoch * config.epochs // config.gradient_accumulation_steps
@@ -56,7 +62,7 @@ def build_engine(
     frozen = {name: copies.pop(name) for name, p in model.named_parameters() if not p.requires_grad}
     # To look at our optimiser, DeepSpeed imports one of its own that torch.compile decorates, and so torch's whole
     # compiler: two seconds and 100 MB of each rank, for nothing.
-    with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"):
+    with patch.dict(os.environ, TORCHDYNAMO_DISABLE="1"), refusals_told(config.deepspeed_config):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
     engine.frozen_weights = frozen  # in fp32: ZeRO keeps no such digits of what isn't trained
     if config.precision == "fp32" and not engine.optimizer.cpu_offload:
@@ -64,6 +70,17 @@ def build_engine(
     restore_masters(engine, copies)
     measure_gradients_once(engine.optimizer)
     return engine
+
+
+@contextmanager
+def refusals_told(path: str | None) -> Iterator[None]:
+    """What DeepSpeed refuses of one's own file at `path`, in one line. Most is found before any data are read."""
+    try:
+        yield
+    except (AssertionError, ValueError, TypeError, DeepSpeedConfigError) as error:
+        if path is None:
+            raise
+        raise UserError(f"DeepSpeed doesn't take {path}: {str(error).splitlines()[0]}; change that key") from error
 
 
 def share_masters(engine: DeepSpeedEngine) -> None:

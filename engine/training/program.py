@@ -3,6 +3,7 @@
 Nothing heavy is imported before the flags are checked, so that --help, --print_config and a wrong flag answer at once.
 """
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -45,4 +46,5 @@ def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
                     from engine.training.run import run
                 run(*start)
         elif ranks.rank == 0:
-            print(to_yaml(config), end="")
+            deepspeed = arguments.print_config == "deepspeed"
+            print(json.dumps(settings, indent=2) + "\n" if deepspeed else to_yaml(config), end="")

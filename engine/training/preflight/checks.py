@@ -24,9 +24,9 @@ from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import check_words, load_weights, open_checkpoint
 from engine.configuration.bert import read_bert
-from engine.configuration.deepspeed import monitor_settings
+from engine.configuration.deepspeed import monitor_settings, settings_path
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
-from engine.configuration.monitors import check_packages
+from engine.configuration.monitors import check_packages, named_tools
 from engine.data.annotations.formats.file import AnnotationFile
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
@@ -40,6 +40,7 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.task import Task
 from engine.training.model import describe_model
+from engine.training.preflight.deepspeed import configuration_problems
 from engine.training.preflight.memory import check_micro_batch, largest_micro_batch, memory_of
 from engine.training.preflight.plan import Plan, check_disk, files_of
 from engine.training.run_folder import RunFolder
@@ -73,13 +74,17 @@ def find_problems(
 ) -> Problems:
     """Those of this machine; nothing is written but the annotation store, if `thorough`."""
     problems, output = Problems(), Path(config.output)
+    path = settings_path(config)
+    problems += [f"{path} has {problem}" for problem in configuration_problems(settings)]
     if ranks.rank == 0:
         with problems.noting():
             check_output(config, unused=thorough)
         with problems.noting():
             check_port(ranks)
         with problems.noting():
-            check_packages(monitor_settings(config))
+            check_packages(named_tools(config.monitor))
+        with problems.noting():
+            check_packages(monitor_settings(config).keys() - named_tools(config.monitor), str(path))
     with problems.noting():
         check_workers(config, ranks)
     alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part

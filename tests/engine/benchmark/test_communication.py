@@ -63,7 +63,7 @@ def test_where_reductions_lie() -> None:
         (["--ranks", "4", "1"], "--ranks 1: 2 or more is needed"),
         (["--accumulation", "0"], "--accumulation 0: 1 or more is needed"),
         (["--zero", "[1]"], '--zero [1]: an object is needed, such as {"stage": 1}'),
-        (["--zero", '{"stage": 3}'], "--zero has zero_optimization.stage 3: 1 and 2 are supported"),
+        (["--zero", '{"stage": 3}'], "--zero has zero_optimization.stage 3: 1 or 2 is needed"),
         (["--trace", "/proc/traces"], "--trace /proc/traces can't be made: No such file or directory"),
     ],
 )

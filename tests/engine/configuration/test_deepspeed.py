@@ -6,8 +6,11 @@ from contextlib import nullcontext
 import pytest
 
 from engine.configuration.deepspeed import deepspeed_settings, is_offloaded, monitor_settings
+from engine.configuration.deepspeed_keys import KEYS
+from engine.configuration.parsing import parse
 from engine.errors import UserError
-from engine.tasks.pretraining import PretrainConfig
+from engine.tasks.pretraining import PretrainConfig, Pretraining
+from engine.training.program import RECIPES, main
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -65,14 +68,8 @@ CONTRADICTIONS = {
         {"gradient_clipping": 0.1},
         'has gradient_clipping 0.1, but --max_grad_norm is 1.0; write "auto" there or change the flag',
     ),
-    "fp16": ({"fp16": {"enabled": True}}, "and the flags disagree on fp16; add or drop --fp16"),
-    "bf16": ({"bf16": {"enabled": True}}, "and the flags disagree on bf16; add or drop --bf16"),
-    "no_stage": ({"zero_optimization": None}, "has no zero_optimization.stage; write 1 or 2"),
-    "optimizer": (
-        {"optimizer": {"type": "Adam"}},
-        "section 'optimizer'; both optimisers and schedules come from the recipe",
-    ),
-    "scheduler": ({"scheduler": {}}, "section 'scheduler'; both optimisers and schedules come from the recipe"),
+    "fp16": ({"fp16": {"enabled": True}}, "has fp16.enabled true, but the flags ask for fp32; add or drop --fp16"),
+    "bf16": ({"bf16": {"enabled": True}}, "has bf16.enabled true, but the flags ask for fp32; add or drop --bf16"),
 }
 
 
@@ -85,16 +82,103 @@ def test_json_that_contradicts_the_recipe_is_refused(tmp_path, change, message):
     assert message in str(error.value)
 
 
-def test_json_without_the_precision_of_the_flags_is_refused(tmp_path):
-    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path)), bf16=True)
-    with pytest.raises(UserError, match="and the flags disagree on bf16; add or drop --bf16"):
-        deepspeed_settings(config, world_size=1)
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    path = own_json(
+        tmp_path, train_batch_size=32, zero_optimisation={}, amp={}, steps_per_print=0, bf16={"enabled": True}
+    )
+    with pytest.raises(UserError) as error:
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=2)
+    assert str(error.value).splitlines() == [
+        f"{path} has 5 settings that can't be:",
+        '  1. train_batch_size 32, but batch size x accumulation x GPUs is 64; write "auto" there or change the flag',
+        "  2. zero_optimisation, which DeepSpeed doesn't know; did you mean zero_optimization?",
+        "  3. amp {}: DeepSpeed has removed it; remove it here, too, and give --fp16 or --bf16",
+        f"  4. steps_per_print 0: a whole number from 1 is needed; {KEYS['steps_per_print'].why}",
+        "  5. bf16.enabled true, but the flags ask for fp32; add or drop --bf16",
+    ]
+
+
+@pytest.mark.parametrize("own", [{}, {"fp16": {}, "bf16": {"enabled": "auto"}}], ids=["none", "sections"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_what_is_needed_is_filled_in(tmp_path, precision, own):
+    """Whatever the flags say; a section that a file has isn't changed in anything else."""
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"reduce_scatter": True}, **own}))
+    config = PretrainConfig(deepspeed_config=str(path), fp16=precision == "fp16", bf16=precision == "bf16")
+    settings = deepspeed_settings(config, world_size=1)
+    assert settings["zero_optimization"] == {"stage": 2, "reduce_scatter": True}
+    assert settings["zero_allow_untested_optimizer"] is True
+    assert [name for name in ("fp16", "bf16") if settings.get(name, {}).get("enabled")] == [precision] * (
+        precision != "fp32"
+    )
+    if precision == "fp16":
+        assert ("loss_scale_window" in settings["fp16"]) == (not own)
+
+
+def test_nulls_and_comments_are_as_if_they_were_not_there(tmp_path):
+    path = own_json(tmp_path, _comment="of mine", zero_optimization={"stage": 1, "_why": "slow network"})
+    path.write_text(path.read_text().replace("{", '{"fp16": null, "steps_per_print": null, ', 1))
+    settings = deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=1)
+    assert settings["zero_optimization"] == {"stage": 1}
+    assert not {"fp16", "steps_per_print", "_comment"} & settings.keys()
+
+
+@pytest.mark.parametrize(
+    ("own", "level"),
+    [
+        ({}, None),
+        ({"memory_breakdown": False}, None),
+        ({"wall_clock_breakdown": True}, "info"),
+        ({"comms_logger": {"enabled": True}}, "info"),
+        ({"dump_state": True, "log_level": "error"}, "error"),
+    ],
+)
+def test_what_is_asked_for_is_told(tmp_path, own, level):
+    """DeepSpeed tells it at the level "info", which a training has off."""
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path, **own)))
+    assert deepspeed_settings(config, world_size=1).get("log_level") == level
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_gradients_are_contiguous_where_they_are_sent_or_overlap(tmp_path, overlap):
+    """Alone and without, DeepSpeed copies some gradients of bf16 convolutions onto themselves, which torch refuses."""
+    zero = {"overlap_comm": overlap, "contiguous_gradients": "auto"}
+    config = PretrainConfig(deepspeed_config=str(own_json(tmp_path, zero_optimization=zero)))
+    assert deepspeed_settings(config, world_size=1)["zero_optimization"]["contiguous_gradients"] is overlap
+
+
+def test_what_deepspeed_is_given_is_printed(tmp_path, capsys):
+    path = own_json(tmp_path, zero_optimization={"stage": 1}, csv_monitor={"enabled": True})
+    flags = ["--recipe", "rn50_stage_one", "--fp16", "false", "--deepspeed_config", str(path)]
+    main(Pretraining, [*flags, "--print_config", "deepspeed"])
+    printed = json.loads(capsys.readouterr().out)
+    config, _ = parse(PretrainConfig, flags, RECIPES)
+    assert printed == deepspeed_settings(config, world_size=1)
+    assert printed["zero_optimization"] == {"stage": 1}
+    assert printed["train_micro_batch_size_per_gpu"] == config.batch_size
 
 
 def test_missing_json_is_named(tmp_path):
     config = PretrainConfig(deepspeed_config=str(tmp_path / "gone.json"))
     with pytest.raises(UserError, match=r"--deepspeed_config .*gone\.json can't be read: No such file or directory"):
         deepspeed_settings(config, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "can't be read: it is no text in UTF-8"),
+        (b'["zero_optimization"]', "is no DeepSpeed configuration: an object, such as"),
+        (b'{"fp16": {"enabled": false, "enabled": true}}', "has enabled twice; remove one of them"),
+    ],
+    ids=["bytes", "list", "twice"],
+)
+def test_a_file_that_says_nothing_clear_is_refused(tmp_path, content, message):
+    path = tmp_path / "own.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        deepspeed_settings(PretrainConfig(deepspeed_config=str(path)), world_size=1)
+    assert f"{path} {message}" in str(error.value)
 
 
 def test_broken_json_is_named_with_its_line(tmp_path):
@@ -118,13 +202,13 @@ def test_stages_and_offload_are_taken(tmp_path, stage, offload):
 
 
 REFUSED = {
-    "stage 0": ({"stage": 0}, "stage 0: 1 and 2 are supported; 0 has no fp32 weights"),
+    "stage 0": ({"stage": 0}, "stage 0: 1 or 2 is needed; 2, where a file has none; 0 has no fp32 weights"),
     "stage 3": ({"stage": 3}, "3 takes apart the weights that kernels and batch norm read whole"),
     "weights": ({"offload_param": OFFLOAD}, 'offload_param.device "cpu": only stage 3 heeds this'),
-    "disk": ({"offload_optimizer": {"device": "nvme"}}, 'device "nvme": write "cpu" for the memory of the host'),
+    "disk": ({"offload_optimizer": {"device": "nvme"}}, 'device "nvme": "none" or "cpu" is needed'),
     "a part": ({"offload_optimizer": {**OFFLOAD, "ratio": 0.5}}, "offload_optimizer.ratio 0.5: only stage 3 heeds"),
     "superchip": ({"offload_optimizer": {**OFFLOAD, "super_offload": True}}, "super_offload true: only stage 3 heeds"),
-    "word": ({"offload_optimizer": "cpu"}, 'offload_optimizer has to be an object, such as {"device": "cpu"}'),
+    "word": ({"offload_optimizer": "cpu"}, 'offload_optimizer "cpu": an object, such as {"device": "cpu"}, is needed'),
     "groups": ({"zero_hpz_partition_size": 2}, "zero_hpz_partition_size 2: only stage 3 heeds this"),
     "quantized weights": ({"zero_quantized_weights": True}, "zero_quantized_weights true: only stage 3 heeds this"),
     "quantized gradients": ({"zero_quantized_gradients": True}, "zero_quantized_gradients true: only stage 3"),

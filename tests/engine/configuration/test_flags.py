@@ -199,7 +199,7 @@ def test_recipe_may_be_a_file_anywhere(recipes):
 
 def test_program_flags_are_apart_from_the_configuration(recipes):
     _, arguments = parse(PretrainConfig, ["--print_config", "--local_rank=3", "--recipe", "small"], recipes)
-    assert (arguments.print_config, arguments.local_rank, arguments.recipe) == (True, 3, "small")
+    assert (arguments.print_config, arguments.local_rank, arguments.recipe) == ("flags", 3, "small")
     assert not parse(PretrainConfig, [], recipes)[1].print_config
 
 

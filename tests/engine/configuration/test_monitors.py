@@ -31,6 +31,10 @@ def test_missing_packages_are_told_together(tmp_path: Path, monkeypatch: pytest.
         check_packages(["wandb", "tensorboard", "comet", "csv"])
     told = "--monitor needs wandb and comet_ml, which aren't installed; run `pip install wandb comet_ml`"
     assert str(error.value) == told
+    with pytest.raises(
+        UserError, match=r"^own\.json needs comet_ml, which isn't installed; run `pip install comet_ml`$"
+    ):
+        check_packages(["comet"], "own.json")
     (tmp_path / "no_such_package").mkdir()
     with pytest.raises(UserError, match=r"^--monitor needs wandb, which isn't installed; run `pip install wandb`$"):
         check_packages(["wandb", "csv"])
