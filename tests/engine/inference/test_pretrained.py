@@ -67,18 +67,20 @@ def network_scores(model: Pretrained, photo: Path, sentence: str, number: int) -
     padded = torch.tensor([tokens + [words.pad_id] * (14 - len(tokens))])
     pixels = to_pixels(photo.read_bytes(), ImageShape(64, 96), "pillow")
     none = torch.full_like(padded, -1)
+    masks = (padded[0] == words.mask_id).nonzero()[:, 0]
     with torch.no_grad():
         output = model.network(
             padded,
             torch.zeros_like(padded),
             torch.tensor([[1] * len(tokens) + [0] * (14 - len(tokens))]),
             torch.from_numpy(pixels)[None],
-            masked_lm_labels=none,
+            masked_lm_labels=none[0, masks],
             matched_label=none[:, 0],
             ans=none[:, 0],
+            masked_positions=masks,  # as a training has it: a product of other shapes adds up in another order
             sampling_state=torch.tensor([9595, 0, number]),
         )
-    return output.matched_scores[0], output.answer_scores[0], output.lm_scores[padded == words.mask_id]
+    return output.matched_scores[0], output.answer_scores[0], output.lm_scores
 
 
 def test_probabilities_are_those_of_the_networks_scores(model: Pretrained, photos: list[Path]) -> None:
