@@ -80,7 +80,9 @@ def refusals_told(path: str | None) -> Iterator[None]:
     except (AssertionError, ValueError, TypeError, DeepSpeedConfigError) as error:
         if path is None:
             raise
-        raise UserError(f"DeepSpeed doesn't take {path}: {str(error).splitlines()[0]}; change that key") from error
+        raise UserError(
+            f"DeepSpeed doesn't take {path}: {(str(error) or repr(error)).splitlines()[0]}; change that key"
+        ) from error
 
 
 def share_masters(engine: DeepSpeedEngine) -> None:

@@ -29,7 +29,7 @@ def configuration_problems(settings: dict[str, Any]) -> Iterator[str]:
         except ValidationError as error:
             yield from (f"{key}.{reason_of(problem, error.title)}" for problem in error.errors())
         except Exception as error:  # of whatever kind a value makes DeepSpeed's code raise
-            yield f"{key} {json.dumps(value)}: {str(error).splitlines()[0]}"
+            yield f"{key} {json.dumps(value)}: {(str(error) or repr(error)).splitlines()[0]}"
 
 
 def reason_of(problem: Any, title: str) -> str:

@@ -18,12 +18,13 @@ from transformers import BertConfig, set_seed
 from engine.configuration.deepspeed import DS_CONFIGS, deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch
+from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.model.pretraining import ClipVilForPretraining
 from engine.model.question_answering import ClipVilForQuestionAnswering
 from engine.training import engine
-from engine.training.engine import build_engine, measure_gradients_once
+from engine.training.engine import build_engine, measure_gradients_once, refusals_told
 from engine.training.loop import micro_step
 
 ROUNDING = 2.0**-24
@@ -140,3 +141,13 @@ def test_deepspeed_tells_its_times_and_its_memory(
     assert told.count("| bwd_microstep: ") == 2
     assert told.count("| fwd: ") == told.count("| bwd: ") == told.count("| step: ") == 1
     assert told.count("Engine before backward") == told.count("Engine after backward") == 2
+
+
+@pytest.mark.parametrize("told", ["stage 2 needs it", "stage 2 needs it\nin every group", ""])
+def test_what_deepspeed_refuses_of_ones_own_file_is_one_line(told: str) -> None:
+    """Where the settings are this engine's, a refusal is an error of its own, with all that Python says of it."""
+    line = r"^DeepSpeed doesn't take own\.json: (stage 2 needs it|AssertionError\(''\)); change that key$"
+    with pytest.raises(UserError, match=line), refusals_told("own.json"):
+        raise AssertionError(told)
+    with pytest.raises(AssertionError, match=told), refusals_told(None):
+        raise AssertionError(told)
