@@ -52,6 +52,7 @@ build        `build_peak_mb_over_store` is what the process grows by. The sealed
              it is shared memory, and no process's until it is read. `_absolute` is that process with Python.
 worker       memory of a worker's own after 50,000 accesses singly and in batches: copied pages and new ones.
 warm start   from the tokeniser to the first batch, with black images, and a list in memory in place of their folder.
+             `digests_over_warm_start` is the time of the digests by which a resumed run knows its data, over that.
 images       one process, one thread; `float` is the original's path, the others' uint8 is normalised on the device."""
 
 

@@ -192,15 +192,18 @@ class ListedImages(ImageFolder):
 
 
 def measure_warm_start(data_root: Path, cache: Path, listing: tuple[str, ...], rounds: int) -> Results:
-    """What launch/pretrain.py does with the data when the store exists, up to the first batch."""
+    """What launch/pretrain.py does with the data when the store exists, up to the first batch; and digests of them."""
     source = annotation_source(data_root)
+    store = source.open(cache)
     images = ListedImages(data_root, SHAPE, listing=listing)
 
     def start() -> None:
         answers = AnswerTable.read(data_root / "lxmert" / "all_ans.json")
         read_first_batch(replace(source, answers=answers), images, cache)
 
-    return {"warm_start_seconds": statistics.median(side_by_side({"": start}, rounds, "warm start")[""])}
+    timed = side_by_side({"start": start, "digests": store.digests}, rounds, "warm start")
+    seconds, digests = (statistics.median(timed[name]) for name in ("start", "digests"))
+    return {"warm_start_seconds": seconds, "digests_over_warm_start": digests / seconds}
 
 
 def read_first_batch(source: AnnotationSource, images: ImageSource, cache: Path) -> "Batch":

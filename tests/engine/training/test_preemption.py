@@ -81,10 +81,14 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     assert printed.splitlines()[-1] == "Ctrl-C again: ended at once, without a checkpoint"
 
 
-def test_what_nohup_has_a_program_ignore_stays_ignored() -> None:
+def test_what_nohup_has_a_program_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But torchrun ends its ranks on it, so that they have to save."""
     process, printed = run("60", signal.SIGHUP, signal.SIGTERM, more=["nohup"])
     assert process.returncode == 0
     assert printed.splitlines()[0] == "SIGTERM"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    process, printed = run("60", signal.SIGHUP, more=["nohup"])
+    assert printed.splitlines()[0] == "SIGHUP"
 
 
 def test_who_does_not_come_to_an_end_is_ended() -> None:
