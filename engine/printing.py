@@ -28,11 +28,13 @@ def keep_printing() -> None:
         if stream is None:  # its descriptor was closed, and would become that of the next file that is opened
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         else:
-            settings = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            names = ("encoding", "errors", "line_buffering", "write_through")
+            settings = {name: getattr(stream, name) for name in names}
             with contextlib.suppress(OSError):
                 stream.flush()
         raw = Unfailing(descriptor, "w", closefd=False)
-        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **settings))
+        unbuffered = settings.get("write_through", False)  # by `python -u`, as deepspeed starts ranks
+        setattr(sys, name, io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), **settings))
 
 
 def reader_is_gone() -> bool:

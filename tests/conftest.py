@@ -23,9 +23,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # these are a CPU's tests, on a 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from more, and tests run side by side
 
 from engine.data.images.places import image_path
+from engine.distributed.leaving import SPEAKER
 from engine.synthetic.demo import write_demo
 from tests.warm import WarmProcess, WarmServer
 
+STARTED: dict[int, str] = {}  # by the process that was started, the mark that all its descendants have
+MARK = "CLIPVIL_TEST_START"  # a variable by which the processes of a start are known
 ROOT = Path(__file__).resolve().parent.parent
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -95,15 +98,18 @@ def start(
         ],
         "python": [sys.executable],
     }
-    return subprocess.Popen(
+    mark = f"{os.getpid()}-{len(STARTED)}"
+    process = subprocess.Popen(
         [*programs["python" if ranks == 1 else launcher], str(ROOT / script), *flags],
         cwd=folder,
-        env=environment(),
+        env={**environment(), MARK: mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    STARTED[process.pid] = mark
+    return process
 
 
 def launch(
@@ -163,14 +169,18 @@ def launch(
 
 
 def session_members(leader: int) -> list[int]:
-    """Processes of a session that are alive; zombies that wait for their parent aren't."""
-    members = []
+    """Processes of a session that are alive, and those that its leader brought about in others, as torchrun does.
+
+    Zombies that wait for their parent aren't alive.
+    """
+    mark, members = f"{MARK}={STARTED.get(leader)}".encode(), []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
+            variables = stat.with_name("environ").read_bytes().split(b"\0")
         except (OSError, IndexError):
             continue
-        if int(fields[3]) == leader and fields[0] != "Z":
+        if (int(fields[3]) == leader or mark in variables) and fields[0] != "Z":
             members.append(int(stat.parent.name))
     return members
 
@@ -191,14 +201,15 @@ def left_in_shared_memory(before: set[str], seconds: float = 120) -> set[str]:
 def is_ending(pid: int) -> bool:
     """Whether a process needs no more than a moment to be gone.
 
-    Python's tracker of spawned workers' semaphores ends when it sees that their owner has, some milliseconds later. A
-    process that is being taken down has no command line any more.
+    Python's tracker of spawned workers' semaphores ends when it sees that their owner has, some milliseconds later, and
+    what says a rank's error last, when its launcher has ended. A process that is being taken down has no command line
+    any more.
     """
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return True
-    return not command or b"multiprocessing.resource_tracker" in command
+    return not command or b"multiprocessing.resource_tracker" in command or SPEAKER.encode() in command
 
 
 def read_metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def end_with_launcher() -> None:
 def launchers() -> Iterator[int]:
     """The processes right above this one that are deepspeed's or torchrun's; shells and others don't count."""
     pid = os.getppid()
-    while pid > 1:
+    while pid > 0:  # in a container, the first process may be one
         arguments = _command(pid).decode(errors="replace").split("\0")
         programs = {Path(argument).name for argument in arguments[:2]} | set(arguments)
         if not programs & LAUNCHERS:
@@ -76,11 +76,15 @@ def threads_are_given() -> bool:
 
 
 def _some_went(family: list[int]) -> bool:
-    """Whether deepspeed has started this rank and its launch module, or what started that, is gone already.
+    """Whether a launcher has started this rank and it, or what started it, is gone already.
 
-    Who isn't the first of a session has its parent in the same one; an orphan has its new parent in another. Of the
-    launchers only the last may be an orphan: the one that a person started, perhaps with nohup.
+    torchrun gives each rank a session of its own; that of a rank which still has its launcher has it right above. Where
+    deepspeed started this rank, who isn't the first of a session has its parent in the same one; an orphan has its new
+    parent in another. Of the launchers only the last may be an orphan: the one that a person started, perhaps with
+    nohup.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return len(family) == 1 and os.getsid(0) == os.getpid()
     if "CROSS_RANK" not in os.environ:  # which deepspeed's launch module sets
         return False
     started_by_launchers = [
@@ -90,7 +94,10 @@ def _some_went(family: list[int]) -> bool:
 
 
 def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it is gone, or hidden from this user
+        return b""
 
 
 def parent_of(pid: int) -> int:

@@ -178,7 +178,8 @@ def test_a_machine_that_dies_ends_the_other_and_one_machine_goes_on_and_two_agai
     )
     assert run.code == 0, run.stderr[-3000:]
     assert read_curve(alone)[-1]["step"] == done + 4
-    assert read_curve(output) == read_curve(alone)
+    ended_earlier = {"kind": "valid", "step": done + 2}  # and so has a validation there
+    assert [record for record in read_curve(output) if not ended_earlier.items() <= record.items()] == read_curve(alone)
 
 
 def test_a_hostfile_of_unequal_machines(

@@ -188,7 +188,7 @@ def test_launchers_are_known_by_their_commands(monkeypatch, above, expected):
     commands = dict(enumerate(above, start=10))
     monkeypatch.setattr(os, "getppid", lambda: 10)
     monkeypatch.setattr(engine.distributed.launchers, "_command", lambda pid: commands[pid].encode())
-    monkeypatch.setattr(engine.distributed.launchers, "parent_of", lambda pid: pid + 1 if pid + 1 in commands else 1)
+    monkeypatch.setattr(engine.distributed.launchers, "parent_of", lambda pid: pid + 1 if pid + 1 in commands else 0)
     assert list(engine.distributed.launchers.launchers()) == list(commands)[:expected]
 
 
@@ -268,6 +268,21 @@ def test_the_end_with_the_launcher_is_a_sigterm(tmp_path):
     assert int(top.stdout.readline()) == -signal.SIGTERM
     top.wait()
     top.stdout.close()
+
+
+@pytest.mark.parametrize("above", ["nobody", "a script"])
+def test_a_rank_whose_torchrun_went_while_it_started_ends(above: str) -> None:
+    """torchrun begins a session for each rank; for one that a script starts it has begun the script's."""
+    program = "from engine.distributed.launchers import end_with_launcher; end_with_launcher(); print('lives')"
+    rank = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**environment(), "TORCHELASTIC_RUN_ID": "none"},
+        start_new_session=above == "nobody",
+        capture_output=True,
+        text=True,
+    )
+    assert (rank.returncode, rank.stdout) == ((-signal.SIGTERM, "") if above == "nobody" else (0, "lives\n"))
 
 
 THREADS = "from engine.distributed.launchers import threads_are_given; print(threads_are_given())"
