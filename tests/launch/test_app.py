@@ -147,7 +147,7 @@ def test_a_busy_port_and_a_model_that_is_none_are_one_line(load: str) -> None:
     ],
 )
 def test_flags_are_checked(flags: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.app.exit_with", raising)
+    monkeypatch.setattr("engine.distributed.leaving.exit_with", raising)
     with pytest.raises(UserError, match=re.escape(says)):
         main(flags)
 
