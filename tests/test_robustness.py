@@ -14,9 +14,9 @@ Flags = Callable[..., list[str]]
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened() -> None:
-    """Three of the ways in which it may be disturbed. `python -m tests.kill` goes through all of them."""
-    lines = list(rounds(times=3, seed=0, names=("a rank that saves", "Ctrl-C", "two starts")))
-    assert lines[-2] == "a rank that saves 1, Ctrl-C 1, two starts 1"
+    """Two of the ways in which it may be disturbed. `python -m tests.kill` goes through all of them."""
+    lines = list(rounds(times=2, seed=0, names=("a rank that saves", "two starts")))
+    assert lines[-2] == "a rank that saves 1, two starts 1"
     assert "came to their end" in lines[-1]
 
 

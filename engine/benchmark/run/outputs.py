@@ -5,7 +5,8 @@
 First, launch/pretrain.py trains the demo's model on drawn data with `wall_clock_breakdown`. For each report, the times
 that DeepSpeed prints of its forward pass, backward pass and step are added up and divided by our seconds of a step,
 less the wait for data. Then one process takes steps without any such setting. Windows of steps whose outputs DeepSpeed
-sees, so that it prepares each backward pass, take turns with windows in which they are plain objects, as they were.
+sees, so that it prepares each backward pass, take turns with windows in which they are plain objects, as they were. A
+window is a single step: what slows the machine down for a while then slows both kinds.
 """
 
 import argparse
@@ -108,9 +109,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ranks", type=int, default=1, help="of the training with DeepSpeed's times")
     parser.add_argument("--max_steps", type=int, default=100, help="of this training")
-    parser.add_argument("--sentences", type=int, default=32, help="of each step in the windows")
-    parser.add_argument("--rounds", type=int, default=40, help="windows of each kind")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a window")
+    parser.add_argument("--sentences", type=int, default=8, help="of each step in the windows")
+    parser.add_argument("--rounds", type=int, default=600, help="windows of each kind")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a window")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     return parser.parse_args(arguments)
 
