@@ -9,7 +9,7 @@ from typing import Any
 from engine.configuration.deepspeed_keys import key_problems
 from engine.configuration.flags import AUTO, OptimizationConfig, TrainingConfig
 from engine.configuration.monitors import named_tools, take_sections
-from engine.errors import UserError
+from engine.errors import UserError, numbered
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 # What DeepSpeed's defaults don't suit. Its timer waits for the device twice in each micro-batch.
@@ -123,8 +123,7 @@ def refuse(path: Path, problems: list[str]) -> None:
     if len(problems) == 1:
         raise UserError(f"{path} has {problems[0]}")
     if problems:
-        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        raise UserError(f"{path} has {len(problems)} settings that can't be:{listed}")
+        raise UserError(f"{path} has {len(problems)} settings that can't be:{numbered(problems)}")
 
 
 def monitor_settings(config: TrainingConfig) -> dict[str, dict[str, Any]]:

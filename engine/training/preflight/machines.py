@@ -14,7 +14,7 @@ from engine.configuration.flags import TrainingConfig
 from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
-from engine.errors import UserError
+from engine.errors import UserError, numbered
 from engine.provenance.environment import checkout, versions
 from engine.tasks.task import Task
 from engine.training.preflight.checks import find_problems
@@ -50,8 +50,7 @@ def check(
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
-        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        raise UserError(f"{len(problems)} things keep this training from running:{listed}")
+        raise UserError(f"{len(problems)} things keep this training from running:{numbered(problems)}")
 
 
 def compared() -> dict[str, str]:
