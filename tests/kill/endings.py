@@ -179,9 +179,9 @@ def start_twice(training: Training, draw: random.Random) -> Ending:
 
 
 def edit_the_data(training: Training, draw: random.Random) -> Ending:
-    """A start behind an edit of a caption is refused, and leaves the run as it is; without a run there is none."""
-    if not complete_checkpoints(training.output):
-        return Ending(False, "no run whose data could be edited")
+    """A start behind an edit of a caption is refused, and leaves the run as it is, which may have to begin first."""
+    while not complete_checkpoints(training.output):
+        kill(training, "everything", draw)
     path = training.root / "lxmert" / "mscoco_train.json"
     whole, before = path.read_bytes(), stamps(training.output)
     place = draw.choice([index for index in range(len(whole) - 5) if whole[index : index + 5] == b" the "])

@@ -14,7 +14,7 @@ REPEATS = 1500  # of each scene's sentences in the second training: preparing th
 
 
 def rounds(times: int, seed: int, names: Sequence[str] = tuple(ENDINGS)) -> Iterator[str]:
-    """A line for each ending, of which the named ones take turns.
+    """A line for each ending. The named ones take turns; one that came too late is tried again.
 
     Raises:
         AssertionError: if one leaves something, or a training doesn't come to what it has to.
@@ -28,7 +28,7 @@ def rounds(times: int, seed: int, names: Sequence[str] = tuple(ENDINGS)) -> Iter
         yield f"undisturbed, the trainings take {short.whole:.1f} and {long.whole:.1f} s"
         hits, misses, ends = Counter[str](), 0, 0
         while (number := hits.total()) < times:
-            training, name = (short, long)[draw.random() < 0.5], names[(number + misses) % len(names)]
+            training, name = (short, long)[draw.random() < 0.5], names[number % len(names)]
             unprepared = training is long and draw.random() < 0.5
             if unprepared:
                 shutil.rmtree(training.root / "cache", ignore_errors=True)
@@ -39,7 +39,7 @@ def rounds(times: int, seed: int, names: Sequence[str] = tuple(ENDINGS)) -> Iter
                 hits[name] += 1
                 state = ", without prepared annotations" if unprepared else ""
                 yield f"{number + 1}. {ending.text}{state}: {saved} of {reported} steps are saved"
-            else:  # the training had ended
+            else:  # the training had ended by itself
                 misses += 1
                 assert misses <= times + 10, f"{misses} of {misses + number} trainings ended before they were disturbed"
             if training.has_ended():
