@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -36,14 +37,16 @@ TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first in each process's share, so that none is left alone with one at the end.
 
-    `--dist worksteal` begins with shares of consecutive tests, and takes from a share's end what another one gets.
+    `--dist worksteal` begins with shares of consecutive tests, and takes from a share's end what another one gets. The
+    slow ones of a file stay together: what they have in common is made once.
     """
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
+    files = [list(tests) for _, tests in itertools.groupby(slow, key=lambda item: item.path)]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     dealt: list[pytest.Item] = []
     for share in range(processes):
-        dealt += slow[share::processes]
+        dealt += itertools.chain(*files[share::processes])
         room = max(0, len(items) * (share + 1) // processes - len(dealt))
         dealt += quick[:room]
         del quick[:room]
