@@ -35,7 +35,6 @@ import launch  # noqa: F401  says what isn't installed, before anything else is 
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
-from engine.checkpoint.manifest import complete_checkpoints
 from engine.configuration.parsing import parse, parse_command
 from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER
 from engine.distributed.leaving import telling_errors
@@ -162,13 +161,13 @@ def main() -> None:
         shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
     first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
     run_program("pretrain.py", first)
-    second = ["--recipe", "demo_stage_two", *common, "--load", last_checkpoint(stage_one), "--output", stage_two]
+    second = ["--recipe", "demo_stage_two", *common, "--load", stage_one, "--output", stage_two]
     run_program("pretrain.py", [*second, *config.stage_two.split()])
-    flags = ["--recipe", f"{stage_two}/config.yaml", "--load", last_checkpoint(stage_two)]
+    flags = ["--recipe", f"{stage_two}/config.yaml", "--load", stage_two]
     summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
 
     for name in tasks:
-        summary |= fine_tune(config, name, last_checkpoint(stage_two))
+        summary |= fine_tune(config, name, stage_two)
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(config.output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out scenes     with images   blind")
@@ -179,10 +178,6 @@ def main() -> None:
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
     fine_tuned = [f"{config.output}/{name}{suffix}" for name in tasks for suffix in ("", "_from_scratch")]
     run_python([program("report.py"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
-
-
-def last_checkpoint(folder: str) -> str:
-    return str(complete_checkpoints(Path(folder))[0])
 
 
 if __name__ == "__main__":

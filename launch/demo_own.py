@@ -38,7 +38,7 @@ from engine.synthetic.held_out import evaluate_held_out
 from engine.synthetic.photos import TABLE
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.program import RECIPES
-from launch.demo import last_checkpoint, program, run_program, run_python, training_flags
+from launch.demo import program, run_program, run_python, training_flags
 
 # Four texts share their image's pass through the backbone, and the model reads all cells, as it will elsewhere.
 TRAINING = ["--recipe", "demo_stage_one", "--taskQA", "true", "--sub_sampling", "false", "--sentences_per_image", "4"]
@@ -71,12 +71,9 @@ class OwnDemoConfig(DrawingConfig):
     training: str = HfArg(default="", help="more flags for the training, in one string")
 
 
-def train(config: OwnDemoConfig, table: str, answers: str) -> str:
-    """Returns the last checkpoint."""
-    run = f"{config.output}/run"
+def train(config: OwnDemoConfig, table: str, answers: str, run: str) -> None:
     files = ["--train", table, "--valid", table, "--answers", answers]
     run_program("pretrain.py", [*TRAINING, *training_flags(config), *files, "--output", run, *config.training.split()])
-    return last_checkpoint(run)
 
 
 def held_out_photo(table: Path) -> tuple[str, str, str]:
@@ -111,8 +108,9 @@ def main() -> None:
     config = parse_command(OwnDemoConfig, "demo_own.py", sys.argv[1:])
     Ranks.check_alone()
     output, table, answers = config.output, f"{config.data_root}/{TABLE}", f"{config.data_root}/answers.json"
-    for earlier in ("run", "hub"):
-        shutil.rmtree(f"{output}/{earlier}", ignore_errors=True)  # an earlier demo's
+    run, hub = f"{output}/run", f"{output}/hub"
+    for earlier in (run, hub):
+        shutil.rmtree(earlier, ignore_errors=True)  # an earlier demo's
     Path(output).mkdir(parents=True, exist_ok=True)
     prepare_photos(config)
     own = ["--data_root", config.data_root]
@@ -120,17 +118,17 @@ def main() -> None:
     run_python([program("prepare.py"), "inspect", table, *own, *found], may_end_with=1)  # it finds what is wrong
     kept = ["--train", table, "--valid", "", "--output", answers, "--force"]
     run_python([program("prepare.py"), "answers", *own, *kept])
-    checkpoint = train(config, table, answers)
-    flags = ["--recipe", f"{output}/run/config.yaml", "--load", checkpoint]
+    train(config, table, answers, run)
+    flags = ["--recipe", f"{run}/config.yaml", "--load", run]
     summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
-    run_python([program("convert.py"), "--from", "deepspeed", checkpoint, "--to", "hub", f"{output}/hub"])
-    ask_elsewhere(output, f"{output}/hub", Path(table))
+    run_python([program("convert.py"), "--from", "deepspeed", run, "--to", "hub", hub])
+    ask_elsewhere(output, hub, Path(table))
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("\non held-out photos     with images   blind")
     for name in ("masked_word_accuracy", "qa_accuracy"):
         print(f"{name:<22} {summary[name]:<13.3f} {summary[name + '_blind']:.3f}")
-    print(f"{summary['seconds']:.0f} seconds; {output}/hub is the model, {output}/summary.json has these figures")
+    print(f"{summary['seconds']:.0f} seconds; {hub} is the model, {output}/summary.json has these figures")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def command_line(program: list[str], ranks: Ranks) -> str:
         start = ["python"]
     elif ranks.world_size > ranks.local_world_size:  # whoever started them knows the machines
         start = []
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
+    elif by_torchrun():
         start = ["torchrun", "--nproc-per-node", str(ranks.local_world_size)]
     else:
         start = ["deepspeed", "--num_gpus", str(ranks.local_world_size)]
@@ -67,10 +67,15 @@ def launcher_command() -> list[str] | None:
     return _command(pids[-1]).decode(errors="replace").rstrip("\0").split("\0") if pids else None
 
 
+def by_torchrun() -> bool:
+    """Whether torchrun started this rank, as its environment says."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def threads_are_given() -> bool:
     """Whether a person set OMP_NUM_THREADS. torchrun sets 1 for its ranks unasked, but was started without it then."""
     launcher = next(launchers(), None)
-    if launcher is None or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if launcher is None or not by_torchrun():
         return "OMP_NUM_THREADS" in os.environ
     return b"OMP_NUM_THREADS=" in Path(f"/proc/{launcher}/environ").read_bytes()
 
@@ -83,7 +88,7 @@ def _some_went(family: list[int]) -> bool:
     parent in another. Of the launchers only the last may be an orphan: the one that a person started, perhaps with
     nohup.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if by_torchrun():
         return len(family) == 1 and os.getsid(0) == os.getpid()
     if "CROSS_RANK" not in os.environ:  # which deepspeed's launch module sets
         return False

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from engine.distributed.launchers import launchers
+from engine.distributed.launchers import by_torchrun, launchers
 from engine.distributed.leaving import INTERRUPTED
 from engine.distributed.workers import kill_workers
 
@@ -38,9 +38,9 @@ class Preemption:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # which ends its ranks on them even if it was to ignore them
         for number in (*STOPPING, signal.SIGUSR2):
-            if number not in OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN or by_torchrun:
+            # torchrun ends its ranks on them even if it was to ignore them.
+            if number not in OF_A_TERMINAL or signal.getsignal(number) != signal.SIG_IGN or by_torchrun():
                 signal.signal(number, lambda number, frame: None)
         threading.Thread(target=self._watch, args=(reader,), daemon=True, name="preemption").start()
 

@@ -18,14 +18,13 @@ from engine.conversion.flags import parse_conversion
 from engine.data.annotations.questions.named import QUESTION_FILES
 from engine.data.annotations.questions.snli_ve import LABELS
 from engine.data.preparation import QuestionFilesConfig
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.tasks.answering import prediction
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.named import TASKS, picked_task
 from tests.conftest import launch, read_metrics
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 OFFICIAL = "gqa/questions1.2"
 
 

@@ -22,7 +22,7 @@ from engine.data.annotations.questions.file import read_questions
 from engine.data.annotations.questions.vqa import VqaFile
 from engine.data.loading import evaluation_loader
 from engine.data.trained_on import TrainedOn
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
@@ -37,7 +37,6 @@ from engine.training.program import RECIPES
 from launch.prepare import main as prepare
 from tests.conftest import launch, read_metrics
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 CPU = torch.device("cpu")
 
 

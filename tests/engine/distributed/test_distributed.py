@@ -17,7 +17,7 @@ import engine.distributed.device
 import engine.distributed.launchers
 from engine.distributed.device import agree_on_threads, pick_device
 from engine.distributed.joining import join
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE, Ranks
 from engine.errors import UserError
 from tests.conftest import ROOT, environment, session_members
 
@@ -49,12 +49,11 @@ def test_more_ranks_than_gpus_are_refused(two_gpus):
 
 def test_fp16_goes_by_what_the_accelerator_supports(two_gpus, monkeypatch):
     """Which of today's CPUs say yes differs, so both answers are put here."""
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     monkeypatch.setattr(engine.distributed.device, "fp16_is_supported", lambda: True)
-    assert pick_device(alone, fp16=True) == torch.device("cuda:0")
+    assert pick_device(ALONE, fp16=True) == torch.device("cuda:0")
     monkeypatch.setattr(engine.distributed.device, "fp16_is_supported", lambda: False)
     with pytest.raises(UserError) as error:
-        pick_device(alone, fp16=True)
+        pick_device(ALONE, fp16=True)
     expected = "--fp16 needs a GPU; on a CPU use --bf16, or neither for fp32 (with a recipe: --fp16 false)"
     assert str(error.value) == expected
 
@@ -75,7 +74,7 @@ def test_free_memory_is_known_whatever_ids_a_gpu_goes_by(ids, monkeypatch):
     monkeypatch.setattr(engine.distributed.device, "get_accelerator", lambda: accelerator)
     for name, value in (("device_count", 2), ("set_device", None), ("mem_get_info", (7 << 30, 9 << 30))):
         monkeypatch.setattr(torch.cuda, name, lambda *index, value=value: value)
-    pick_device(Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1))
+    pick_device(ALONE)
     assert accelerator.available_memory() == accelerator.available_memory(0) == 7 << 30
 
 

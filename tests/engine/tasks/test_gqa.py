@@ -13,7 +13,7 @@ from torch import nn
 from engine.configuration.parsing import parse
 from engine.data.annotations.questions.file import Question
 from engine.data.trained_on import TrainedOn
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.model.question_answering import ClipVilForQuestionAnswering
 from engine.tasks.gqa import Gqa, GqaConfig
@@ -21,7 +21,6 @@ from engine.training.program import RECIPES
 from tests.engine.model.test_question_answering import inputs
 from tests.engine.tasks.test_pretraining import tokenizer
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 # A mean of up to 15 fp32 terms, none below 0: 15 additions round by 2^-24 of the sum each, a term by 5 times that.
 ROUNDINGS = 20 * 2**-24
 ANSWERS = ["yes", "no", "red", "left", "cup"]

@@ -18,7 +18,7 @@ from engine.configuration.parsing import parse
 from engine.data.annotations.questions.file import Question
 from engine.data.annotations.questions.snli_ve import LABELS
 from engine.data.trained_on import TrainedOn
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.model.question_answering import ClipVilForQuestionAnswering
 from engine.tasks.snli_ve import EntailmentConfig, VisualEntailment
@@ -26,8 +26,6 @@ from engine.training.program import RECIPES
 from tests.engine.model.test_question_answering import inputs
 from tests.engine.tasks.test_gqa import ROUNDINGS
 from tests.engine.tasks.test_pretraining import tokenizer
-
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 
 @pytest.fixture

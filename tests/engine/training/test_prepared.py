@@ -9,13 +9,11 @@ import torch
 
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.parsing import parse
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining, PretrainingOptions
 from engine.training import prepared as training
 from engine.training.program import RECIPES
-
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 
 @pytest.mark.parametrize("valid", [True, False])

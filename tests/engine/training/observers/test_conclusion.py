@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE, Ranks
 from engine.provenance.results import Results
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
@@ -80,8 +80,7 @@ def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monk
 def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["launch/pretrain.py", "--local_rank=0", "--recipe", "rn50_stage_one"]
     monkeypatch.setattr("sys.argv", argv)
-    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
-    told = lines(task_of(Pretraining, PretrainConfig(), alone), tmp_path, saved="Step000010", stopped=True)
+    told = lines(task_of(Pretraining, PretrainConfig(), ALONE), tmp_path, saved="Step000010", stopped=True)
     assert told[0].startswith("stopped after step 10")
     assert told[-1] == "to go on: python launch/pretrain.py --recipe rn50_stage_one --resume auto"
     many = Ranks(rank=0, world_size=4, local_rank=0, local_world_size=2)

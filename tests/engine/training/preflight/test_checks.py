@@ -19,7 +19,7 @@ from engine.configuration.parsing import parse
 from engine.data import shared_memory
 from engine.data.annotations.answers import AnswerTable
 from engine.data.trained_on import TrainedOn
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE, Ranks
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.training.model import describe_model
@@ -30,7 +30,6 @@ from engine.training.program import RECIPES
 from tests.conftest import free_port, small_tmpfs
 
 Flags = Callable[..., list[str]]
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 WEIGHTS_ALONE = ["--not_load_adam_optimizer", "--not_load_scheduler"]  # which a folder of safetensors has
 
@@ -88,17 +87,8 @@ def test_all_problems_are_told_in_one_go(
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path / "shm")
-        more = [
-            "--load",
-            str(other),
-            *WEIGHTS_ALONE,
-            "--from_scratch",
-            "false",
-            "--memory_limit",
-            "0.02",
-            "--num_workers",
-            "2",
-        ]
+        more = ["--load", str(other), *WEIGHTS_ALONE, "--from_scratch", "false"]
+        more += ["--memory_limit", "0.02", "--num_workers", "2"]
         output = tmp_path / "disk" / "deep" / "run"
         config = configured(flags(*stage_two, *more, "--output", str(output)))
         with pytest.raises(UserError) as caught:

@@ -12,7 +12,7 @@ from transformers import BertConfig
 from engine.checkpoint.description import ModelDescription, Preprocessing
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import AUTO
-from engine.distributed.ranks import Ranks
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
@@ -31,7 +31,6 @@ from engine.training.preflight.memory import (
 )
 from tests.conftest import launch
 
-ALONE = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
 CPU = torch.device("cpu")
 AS_USUAL = {"checkpointing": "none", "freeze_clip": False, "use_adam_for_visual": False, "sentences_per_pass": 1.0}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
