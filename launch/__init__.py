@@ -1,26 +1,66 @@
-"""Programs: each parses its flags and calls the engine. Importing this says what isn't installed.
+"""Programs: each parses its flags and calls the engine. Importing this says what isn't installed, or isn't ours.
 
 It also starts a program anew where Python doesn't take text and file names for UTF-8, as some locales ask: words and
 paths would come out as others.
 """
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NEEDED = [
     *("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy"),
     *("PIL", "lmdb", "lz4", "msgpack", "msgpack_numpy", "yaml", "tqdm"),
 ]
+HOME = Path(__file__).resolve().parents[1]
 
-if missing := [name for name in NEEDED if find_spec(name) is None]:
-    print(
-        f"error: {sys.executable} lacks {', '.join(missing)}; run `make setup` and `source .venv/bin/activate`, or "
-        "install this checkout into that Python with `pip install --editable .`",
-        file=sys.stderr,
-    )
+
+def program(main: Callable[P, R]) -> Callable[P, R | None]:
+    """What every program does around its own `main`: it answers --version, whatever else is given, and tells errors."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **named: P.kwargs) -> R | None:
+        from engine.distributed.leaving import telling_errors
+
+        with telling_errors():
+            if "--version" not in sys.argv[1:]:
+                return main(*arguments, **named)
+            if os.environ.get("RANK", "0") == "0":
+                from engine.provenance.environment import version_lines
+
+                print("\n".join(version_lines()))
+        return None
+
+    return run
+
+
+def refuse(reason: str) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr)
     sys.exit(2)
 
+
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    refuse(
+        f"{sys.executable} lacks {', '.join(missing)}; run `make setup` and `source .venv/bin/activate` in a checkout, "
+        "or `pip install` the checkout or the wheel into that Python, without --no-deps"
+    )
+
+for name in ("engine", "kernels", "ds_configs"):
+    found = Path(getattr(find_spec(name), "origin", None) or name)
+    if found.resolve().parents[1] != HOME:
+        refuse(
+            f"{found} is in the place of {HOME / name}; start from another folder, as `python -m` looks into the one "
+            "that you are in first, and leave its folder out of PYTHONPATH"
+        )
+
 if sys.getfilesystemencoding() != "utf-8":
-    arguments = [sys.executable, *sys.orig_argv[1:]]
+    # The option also holds with -I and -E; the variable is for what this process starts.
+    arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
     os.execve(sys.executable, arguments, {**os.environ, "PYTHONUTF8": "1"})

@@ -103,7 +103,7 @@ def test_the_demo_needs_no_launcher_for_one_rank(gpus: int | None, monkeypatch: 
     commands: list[list[str]] = []
     ended = SimpleNamespace(returncode=0)
     monkeypatch.setattr(subprocess, "run", lambda command, check, env: commands.append(command) or ended)
-    demo.run_program("pretrain.py", ["--epochs", "1"])
+    demo.run_program("pretrain", ["--epochs", "1"])
     [[python, *launcher, program, flag, value]] = commands
     assert (python, program, flag, value) == (sys.executable, str(ROOT / "launch/pretrain.py"), "--epochs", "1")
     assert launcher[:4] == ([] if gpus == 1 else ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"])

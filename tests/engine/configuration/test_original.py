@@ -14,7 +14,7 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
-from engine.training.program import RECIPES, main
+from engine.training.program import RECIPES, train
 
 PROGRAMS = {"pretrain": PretrainConfig, "finetune_vqa": VqaConfig}
 
@@ -46,7 +46,7 @@ FINE_TUNING = Refused("launch/finetune.py --task vqa")
 BOTH: dict[str, Taken | Refused | Same] = {
     "--train": Taken("a,b", "train", "a,b"),
     "--valid": Taken("", "valid", ""),
-    "--test": Refused("launch/predict_vqa.py --load MODEL --test minival", "minival"),
+    "--test": Refused("launch/predict.py --task vqa --load MODEL --test minival", "minival"),
     "--batchSize": Taken(256, "batch_size", "256"),
     "--optim": Same("bert"),
     "--lr": Taken(3e-5, "lr", "3e-5"),
@@ -126,7 +126,7 @@ OF_PROGRAM: dict[str, dict[str, Taken | Refused | Same]] = {
         "--wordMaskRate": Taken(0.3, "word_mask_rate", "0.3"),
         "--loss_scale": FINE_TUNING._replace(given="500"),
         "--limit_source": Taken("mscoco,vg", "limit_source", "mscoco,vg"),
-        "--skip_training": Refused("launch/predict_vqa.py --load MODEL --test mscoco_minival"),
+        "--skip_training": Refused("launch/predict.py --task vqa --load MODEL --test mscoco_minival"),
     },
     "finetune_vqa": {
         "--loadLXMERT": Taken("snap/x", "load_lxmert", "snap/x"),
@@ -139,7 +139,7 @@ OF_PROGRAM: dict[str, dict[str, Taken | Refused | Same]] = {
         "--wordMaskRate": PRE_TRAINING._replace(given="0.3"),
         "--loss_scale": Taken(500.0, "loss_scale", "500"),
         "--limit_source": PRE_TRAINING._replace(given="vqa"),
-        "--skip_training": Refused("launch/predict_vqa.py --load MODEL --test minival"),
+        "--skip_training": Refused("launch/predict.py --task vqa --load MODEL --test minival"),
     },
 }
 
@@ -183,7 +183,7 @@ def test_what_to_type_in_place_of_a_test_run_is_written_out():
     argv = ["--load", "snap/vqa/x/BEST", "--test", "test", "--output", "snap/vqa/test"]
     with pytest.raises(UserError) as error:
         parse(VqaConfig, argv, RECIPES)
-    command = "launch/predict_vqa.py --load snap/vqa/x/BEST --test test --output snap/vqa/test"
+    command = "launch/predict.py --task vqa --load snap/vqa/x/BEST --test test --output snap/vqa/test"
     assert command in str(error.value)
 
 
@@ -241,7 +241,7 @@ OURS = {"output", "save_step", "keep", "stop_after_epoch", "sub_feat_num", "num_
 def test_command_of_the_readme_prints_the_recipe_of_the_same_name(name, capsys, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     task = Vqa if "vqa" in name else Pretraining
-    main(task, [*README[name].split(), "--print_config"])
+    train(task, [*README[name].split(), "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     config: TrainingConfig = parse(task.config_class, ["--recipe", name], RECIPES)[0]
     assert printed["fp16"] is True

@@ -50,9 +50,9 @@ def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "task_qa", "expected"),
     [
-        ("RN50x4", True, ["launch/finetune_vqa.py", "--recipe", "vqa_rn50x4", "--load_lxmert_qa", "run/Epoch03"]),
-        ("RN101", True, ["launch/finetune_vqa.py", "--clip_model_name", "RN101", "--load_lxmert_qa", "run/Epoch03"]),
-        ("RN101", False, ["launch/pretrain.py", "--clip_model_name", "RN101", "--taskQA", "--load", "run/Epoch03"]),
+        ("RN50x4", True, ["finetune", "--task", "vqa", "--recipe", "vqa_rn50x4", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", True, ["finetune", "--task", "vqa", "--clip_model_name", "RN101", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", False, ["pretrain", "--clip_model_name", "RN101", "--taskQA", "--load", "run/Epoch03"]),
     ],
 )
 def test_what_comes_next(model: Any, task_qa: bool, expected: list[str]) -> None:
