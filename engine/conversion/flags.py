@@ -17,7 +17,7 @@ SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?B", re.IGNORECASE)
 
 @dataclass
 class ConvertConfig:
-    """What launch/convert.py takes beside --from and --to."""
+    """Read weights in one format or several, and write them in another."""
 
     sources: list[tuple[str, str]] = field(default_factory=list, init=False)  # --from KIND PATH
     to: tuple[str, str] = field(default=("", ""), init=False)  # --to KIND PATH

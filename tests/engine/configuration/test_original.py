@@ -85,7 +85,7 @@ BOTH: dict[str, Taken | Refused | Same] = {
     "--fp16_opt_level": Same("O1"),
     "--aspect_ratio_group_factor": Taken(3, "aspect_ratio_group_factor", "3"),
     "--gradient_accumulation_steps": Taken(2, "gradient_accumulation_steps", "2"),
-    "--use_h5_file": Refused("`launch/prepare.py images` puts these in one file, for --image_store"),
+    "--use_h5_file": Refused("`python launch/prepare.py images` puts these in one file, for --image_store"),
     "--drop_boxes": Same(),
     "--image_size_min": Taken(224, "image_size_min", "224"),
     "--image_size_max": Taken(800, "image_size_max", "800"),
@@ -104,7 +104,9 @@ BOTH: dict[str, Taken | Refused | Same] = {
     "--sgd_weight_decay": Taken(0.1, "sgd_weight_decay", "0.1"),
     "--schedule": Taken("12,17", "schedule", "12,17"),
     "--compress_data": Same(),
-    "--use_lmdb": Refused("`launch/prepare.py images` writes an LMDB, and --image_store data/images.lmdb reads it"),
+    "--use_lmdb": Refused(
+        "`python launch/prepare.py images` writes an LMDB, and --image_store data/images.lmdb reads it"
+    ),
     "--start_epoch": Refused("--resume auto finds the epoch", "9"),
     "--use_positional_embedding": Taken(True, "use_positional_embedding"),
     "--use_max_pooling": Refused("--sub_sampling makes sequences shorter"),
@@ -253,5 +255,7 @@ def test_command_of_the_readme_prints_the_recipe_of_the_same_name(name, capsys, 
 
 def test_the_readmes_test_command_is_answered_with_the_one_to_type():
     argv = [*FINE_TUNE.split(), "--load", "snap/vqa/vqa_clip_rn50x4/BEST", "--test", "minival", "--print_config"]
-    with pytest.raises(UserError, match=r"launch/predict_vqa\.py --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"):
+    with pytest.raises(
+        UserError, match=r"launch/predict\.py --task vqa --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"
+    ):
         parse(VqaConfig, argv, RECIPES)
