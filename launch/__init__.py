@@ -53,10 +53,12 @@ if missing := [name for name in NEEDED if find_spec(name) is None]:
     )
 
 for name in ("engine", "kernels", "ds_configs"):
-    found = Path(getattr(find_spec(name), "origin", None) or name)
-    if found.resolve().parents[1] != HOME:
+    origin = getattr(find_spec(name), "origin", None)
+    if origin is None:
+        refuse(f"{HOME / name} is missing, or can't be read; install it again, or make it readable")
+    if Path(origin).resolve().parents[1] != HOME:
         refuse(
-            f"{found} is in the place of {HOME / name}; start from another folder, as `python -m` looks into the one "
+            f"{origin} is in the place of {HOME / name}; start from another folder, as `python -m` looks into the one "
             "that you are in first, and leave its folder out of PYTHONPATH"
         )
 
