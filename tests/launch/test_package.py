@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 import engine
 from engine import commands
@@ -118,14 +119,16 @@ def test_an_installed_copy_trains_and_predicts(scripts: Path, tmp_path: Path) ->
     """From an empty folder, with the defaults' data/ and snap/; each time started in another way."""
     variables = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(scripts / words[0]), *words[1:]]
-        ended = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command, env = [str(scripts / words[0]), *words[1:]], {**variables, **more}
+        ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr[-3000:]
         return ended
 
-    listed = run("clipvil-pretrain", "--recipe", "rn50_stage_one", "--print_config").stdout
-    assert "output: snap/pretrain/clip_rn50_stage_one\n" in listed
+    config = ["--recipe", "rn50_stage_one", "--data_root", "dä", "--print_config"]
+    listed = run("clipvil-pretrain", *config, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0").stdout
+    assert yaml.safe_load(listed)["output"] == "snap/pretrain/clip_rn50_stage_one"
+    assert yaml.safe_load(listed)["data_root"] == "dä"
     run("clipvil-prepare", "demo", "--train_scenes", "40", "--valid_scenes", "15")
     bert = tmp_path / "data" / "demo" / "bert" / "config.json"
     bert.write_text(json.dumps({**json.loads(bert.read_text()), **TINY_BERT}))

@@ -40,6 +40,14 @@ def test_a_program_imports_from_its_own_checkout(program: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+def test_a_module_leaves_the_path_as_it_is(program: str) -> None:
+    """Else a command that pip installed would find its own site-packages before PYTHONPATH and Python's library."""
+    before = list(sys.path)
+    runpy.run_module(f"launch.{program.removesuffix('.py')}")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_python_without_the_packages_is_told_what_to_do(program: str) -> None:
     """-I and -S: neither this environment's packages nor this folder."""
     command = [sys.executable, "-I", "-S", str(ROOT / "launch" / program), "--help"]
