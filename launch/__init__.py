@@ -1,4 +1,4 @@
-"""Programs: each parses its flags and calls the engine. Importing this says what isn't installed, or isn't ours.
+"""Programs: each parses its flags and calls the engine. Importing this says what isn't installed.
 
 It also starts a program anew where Python doesn't take text and file names for UTF-8, as some locales ask: words and
 paths would come out as others.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,26 +41,23 @@ def program(main: Callable[P, R]) -> Callable[P, R | None]:
     return run
 
 
-def refuse(reason: str) -> NoReturn:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(2)
+def lies_beside(name: str) -> bool:
+    """Whether Python finds a package of ours where this one is."""
+    origin = getattr(find_spec(name), "origin", None)
+    return origin is not None and Path(origin).resolve().parents[1] == HOME
 
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
-    refuse(
-        f"{sys.executable} lacks {', '.join(missing)}; run `make setup` and `source .venv/bin/activate` in a checkout, "
-        "or `pip install` the checkout or the wheel into that Python, without --no-deps"
+    print(
+        f"error: {sys.executable} lacks {', '.join(missing)}; run `make setup` and `source .venv/bin/activate` in a "
+        "checkout, or `pip install` the checkout or the wheel into that Python, without --no-deps",
+        file=sys.stderr,
     )
+    sys.exit(2)
 
-for name in ("engine", "kernels", "ds_configs"):
-    origin = getattr(find_spec(name), "origin", None)
-    if origin is None:
-        refuse(f"{HOME / name} is missing, or can't be read; install it again, or make it readable")
-    if Path(origin).resolve().parents[1] != HOME:
-        refuse(
-            f"{origin} is in the place of {HOME / name}; start from another folder, as `python -m` looks into the one "
-            "that you are in first, and leave its folder out of PYTHONPATH"
-        )
+# `python -m` looks first into the folder that one is in, which may have an `engine` of its own.
+if not all(map(lies_beside, ("engine", "kernels", "ds_configs"))):
+    sys.path.insert(0, str(HOME))
 
 if sys.getfilesystemencoding() != "utf-8":
     # The option also holds with -I and -E; the variable is for what this process starts.

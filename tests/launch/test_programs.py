@@ -40,10 +40,11 @@ def test_a_program_imports_from_its_own_checkout(program: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_module_leaves_the_path_as_it_is(program: str) -> None:
+def test_a_module_leaves_the_path_as_it_is(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a command that pip installed would find its own site-packages before PYTHONPATH and Python's library."""
-    before = list(sys.path)
-    runpy.run_module(f"launch.{program.removesuffix('.py')}")
+    name, before = f"launch.{program.removesuffix('.py')}", list(sys.path)
+    monkeypatch.delitem(sys.modules, name, raising=False)  # as if nothing had imported it
+    runpy.run_module(name)
     assert sys.path == before
 
 
