@@ -37,10 +37,10 @@ setup(
         "console_scripts": [f"clipvil-{name.replace('_', '-')} = launch.{name}:main" for name in PROGRAMS],
     },
     install_requires=[
-        "torch>=2.8",
+        "torch>=2.10",
         "triton>=3.6; platform_system == 'Linux'",
-        "deepspeed>=0.18",
-        "transformers>=5.0",
+        "deepspeed>=0.19.7",
+        "transformers>=5.3",
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "numpy>=1.26",
