@@ -425,7 +425,7 @@ def test_a_model_without_optimisers_is_told_before_it_starts(
 
 def test_a_model_of_pretraining_answers_no_questions(pretrained: Path, scenes: Path) -> None:
     with pytest.raises(
-        UserError, match=r"model of pretraining; fine-tune it first, with launch/finetune\.py --task vqa"
+        UserError, match=r"model of pretraining; fine-tune it first, with python launch/finetune\.py --task vqa"
     ):
         predict(pretrained, scenes)
 
