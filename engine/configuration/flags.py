@@ -49,7 +49,7 @@ class DataConfig:
     worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
         default="fork", help="how loading processes start; fork is much the quickest"
     )
-    image_store: str | None = HfArg(default=None, help="LMDB that prepare.py images wrote, instead of the folders")
+    image_store: str | None = HfArg(default=None, help="LMDB that `prepare images` wrote, instead of the folders")
     image_decoder: Literal["pillow", "simplejpeg"] = HfArg(
         default="pillow", help="simplejpeg is faster, and up to 2 grey levels off the original"
     )

@@ -17,12 +17,12 @@ def recipe_names(recipes: Path) -> list[str]:
 def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     """A recipe as flags, so that argparse converts and checks its values like those of the command line."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file"
-        )
     try:
         values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML; mend it") from None

@@ -17,7 +17,7 @@ SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?B", re.IGNORECASE)
 
 @dataclass
 class ConvertConfig:
-    """What launch/convert.py takes beside --from and --to."""
+    """Read weights in one format or several, and write them in another."""
 
     sources: list[tuple[str, str]] = field(default_factory=list, init=False)  # --from KIND PATH
     to: tuple[str, str] = field(default=("", ""), init=False)  # --to KIND PATH
@@ -43,7 +43,7 @@ def parse_conversion(argv: list[str]) -> ConvertConfig:
     Raises:
         UserError: for an unknown flag or value, or without --from or --to.
     """
-    parser = Parser(ConvertConfig, prog="convert.py", description=ConvertConfig.__doc__, allow_abbrev=False)
+    parser = Parser(ConvertConfig, description=ConvertConfig.__doc__)
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("KIND", "PATH")}
     parser.add_argument("--from", dest="sources", action="append", help=f"KIND is {', '.join(SOURCES)}", **pair)
     parser.add_argument("--to", help=f"KIND is {', '.join(TARGETS)}", **pair)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from engine.commands import program_name
 from engine.data.images.folder import SIZES_FILE
 from engine.data.images.places import image_path
 from launch.prepare import main
@@ -31,7 +32,7 @@ def verify(root, *flags, code=0):
 def error_of(capsys, *argv):
     assert main(list(argv)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith(f"prepare.py {argv[0]}: error: ")
+    assert lines[-1].startswith(f"{program_name()} {argv[0]}: error: ")
     return lines[-1]
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, build_network, open_checkpoint
+from engine.commands import command
 from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.questions.file import check_unique, files_of, is_only_handed_in, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
@@ -54,7 +55,7 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     saved = open_checkpoint(config.load, ranks, optimizers=False)
     if isinstance(saved, OriginalState):
         raise UserError(
-            f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
+            f"{saved.source} doesn't say what its answers and words are; {command('convert')} --from lxrt "
             f"{saved.source} --bert bert-base-uncased --to safetensors FOLDER {task.rows_flag(data_root)} makes a "
             "folder to load"
         )
@@ -62,7 +63,7 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     if saved.description.architecture != "question_answering":
         raise UserError(
             f"{saved.source} is a model of {saved.description.architecture}; fine-tune it first, with "
-            f"launch/finetune.py --task {name}"
+            f"{command('finetune')} --task {name}"
         )
     if saved.description.vocabulary is None:
         raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")

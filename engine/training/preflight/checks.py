@@ -23,6 +23,7 @@ from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import check_words, load_weights, open_checkpoint
+from engine.commands import command
 from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import monitor_settings, settings_path
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
@@ -166,7 +167,7 @@ def tell_oddities(names: str, source: AnnotationSource, store: AnnotationStore) 
     for oddity in odd[:TOLD_ODDITIES]:
         print(f"note: {oddity}", flush=True)
     if len(odd) > TOLD_ODDITIES:
-        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `launch/prepare.py verify` tells all", flush=True)
+        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `{command('prepare')} verify` tells all", flush=True)
 
 
 def words_of_none() -> Tokenizer:
@@ -271,5 +272,5 @@ def check_sampled_images(dataset: ImageTextDataset, tolerated: int) -> None:
     if expected > tolerated:
         raise UserError(
             f"{len(broken)} of {len(sample)} images that were tried can't be read, such as {broken[0]}; "
-            f"`launch/prepare.py verify` finds all of them, and --max_unreadable_images {tolerated} are tolerated"
+            f"`{command('prepare')} verify` finds all of them, and --max_unreadable_images {tolerated} are tolerated"
         )

@@ -206,7 +206,7 @@ def test_program_flags_are_apart_from_the_configuration(recipes):
 def test_a_program_without_recipes_takes_what_deepspeed_adds():
     parse(PretrainConfig, ["--local-rank=1"], RECIPES)  # torch.distributed.launch's spelling
     argv = ["--local_rank=1", "--local-rank=1", "--load", "x", "--test", "minival"]
-    config = parse_command(PredictVqaConfig, "predict_vqa.py", argv)
+    config = parse_command(PredictVqaConfig, argv)
     assert (config.load, config.test) == ("x", "minival")
 
 
