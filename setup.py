@@ -12,10 +12,10 @@ setup(
     packages=find_packages(include=["engine*", "kernels*", "launch*"]),
     package_data={"engine.app": ["page/*"], "engine.report": ["*.jinja"]},
     install_requires=[
-        "torch>=2.8",
+        "torch>=2.10",
         "triton>=3.6; platform_system == 'Linux'",
-        "deepspeed>=0.18",
-        "transformers>=5.0",
+        "deepspeed>=0.19.7",
+        "transformers>=5.3",
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "numpy>=1.26",

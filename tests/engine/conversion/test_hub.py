@@ -116,6 +116,8 @@ STRANGER = """
 import importlib.util, pathlib, sys
 sys.path.append(sys.argv[1])
 import torch
+import transformers
+from packaging import version
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
@@ -129,7 +131,10 @@ for name, (texts, cases) in torch.load(folder / "cases.pt").items():
             found[name, dtype] = {case: dict(model(**inputs)) for case, inputs in cases.items()}
     processor = AutoProcessor.from_pretrained(folder / name, **trust)
     found[name, "inputs"] = dict(processor([Image.open(folder / "lying.jpg")] * len(texts), texts))
-    found[name, "normalised"] = AutoImageProcessor.from_pretrained(folder / name, do_normalize=True, **trust)(
+    # transformers' own class wants torchvision before 5.18, though ours doesn't.
+    old = version.parse(transformers.__version__) < version.parse("5.18")
+    images = type(processor.image_processor) if old else AutoImageProcessor
+    found[name, "normalised"] = images.from_pretrained(folder / name, do_normalize=True, **trust)(
         Image.open(folder / "lying.jpg"))["images"]
     found[name, "one"] = dict(processor(Image.open(folder / "lying.jpg"), texts[0]))
     words = AutoTokenizer.from_pretrained(folder / name, **trust)(texts[0])["input_ids"]
