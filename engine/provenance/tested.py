@@ -6,10 +6,10 @@ from packaging.version import Version
 
 # By distribution, the lowest and the newest one; of the newest, other patches count as tested, too.
 TESTED = {
-    "torch": ("2.8", "2.13.0"),
+    "torch": ("2.10", "2.13.0"),
     "triton": ("3.6", "3.9.0"),
-    "deepspeed": ("0.18", "0.19.8"),
-    "transformers": ("5.0", "5.23.0"),
+    "deepspeed": ("0.19.7", "0.19.8"),
+    "transformers": ("5.3", "5.23.0"),
     "tokenizers": ("0.22", "0.23.3"),
     "numpy": ("1.26", "2.4.6"),
 }
