@@ -19,6 +19,11 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")  # whose vocab.txt says all that tokenizer_config.json doesn't
 TAKEN = "--bert takes models of BERT's layout with WordPiece, such as bert-base-cased"
+NUMBERS = (  # of config.json
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+)
 UNREAD = 0.01  # share of a vocabulary's pieces from which on it is told that they can't occur
 
 
@@ -150,6 +155,10 @@ def _read_config(name: str) -> BertConfig:
     kind = values.get("model_type", "bert")
     if kind != "bert":
         raise UserError(f"{name} is a model of kind {kind}; {TAKEN}")
+    usual = BertConfig().to_dict()
+    for field in NUMBERS:  # which earlier versions of transformers, such as 5.3, don't look at
+        if not isinstance(value := values.get(field, usual[field]), int | type(usual[field])):
+            raise ValueError(f"config.json has {field} {value!r}, not a number such as {usual[field]}")
     config = BertConfig.from_dict(values)
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{name} has positions of kind {values['position_embedding_type']}, not absolute ones; {TAKEN}")

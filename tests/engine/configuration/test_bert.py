@@ -201,7 +201,19 @@ def test_another_model_is_refused_with_what_was_found(files: dict[str, Any], mes
     [
         ({"config.json": None}, "it has no config.json"),
         ({"config.json": "{"}, "config.json' is not a valid JSON file"),
-        ({"config.json": {**CONFIG, "hidden_size": "x"}}, "Validation error for field 'hidden_size'"),
+        ({"config.json": {**CONFIG, "hidden_size": "x"}}, "config.json has hidden_size 'x', not a number such as 768"),
+        (
+            {"config.json": {**CONFIG, "num_hidden_layers": None}},
+            "config.json has num_hidden_layers None, not a number",
+        ),
+        (
+            {"config.json": {**CONFIG, "layer_norm_eps": "x"}},
+            "config.json has layer_norm_eps 'x', not a number such as",
+        ),
+        (
+            {"config.json": {**CONFIG, "num_attention_heads": 2.0}},
+            "has num_attention_heads 2.0, not a number such as 12",
+        ),
         ({"vocab.txt": None}, "it has neither vocab.txt nor tokenizer.json"),
         ({"tokenizer.json": "{"}, "tokenizer.json: EOF while parsing"),
         ({"tokenizer_config.json": []}, "tokenizer_config.json holds no object"),
