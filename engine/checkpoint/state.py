@@ -207,4 +207,6 @@ def check_words(saved: SavedState, description: ModelDescription) -> None:
             )
     known, given = theirs.splitting, description.splitting
     if known is not None and given is not None and known.resolved != given.resolved:
-        raise UserError(f"{saved.source} was trained with {known}, --bert has {given}; {remedy}")
+        raise UserError(
+            f"{saved.source} was trained with {known}, --bert has {given}; {remedy}, and the same --do_lower_case"
+        )

@@ -35,7 +35,7 @@ def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"{path}: unknown setting {key}; use the names that --print_config prints, of this program")
-        takes_bool = fields[key].type is bool or key in FORMER_VALUES
+        takes_bool = fields[key].type in (bool, bool | None) or key in FORMER_VALUES
         if isinstance(value, list | dict) or (isinstance(value, bool) and not takes_bool):
             raise UserError(f"{path}: {key} can't be {value!r}; see --print_config for how it is written")
         if value is None and fields[key].default is not None:

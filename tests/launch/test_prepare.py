@@ -57,6 +57,8 @@ def test_stores_are_those_that_a_training_opens(damaged):
     assert len(files) == 2
     verify(damaged, "--decode", "false")
     assert {path.name: path.stat().st_mtime_ns for path in (damaged / "cache").glob("*.store")} == files
+    verify(damaged, "--decode", "false", "--do_lower_case", "false")  # other words
+    assert len(list((damaged / "cache").glob("*.store"))) == 4
 
 
 def test_stores_of_vqa_are_built_beside_those_of_pre_training_or_alone(question_files):

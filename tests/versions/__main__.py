@@ -2,19 +2,21 @@
 
     make test-versions                        all combinations of tests/versions/combinations.py
     make test-versions ONLY=lowest,newest     some of them
-    make test-versions OUT=snap/versions      where to put what is found
 
 uv makes a fresh environment for each, with the libraries that setup.py names and its extra `dev`, and the checks run in
 it one after the other: the numbers of the original, ten steps on two ranks with a resume, and the quick tests of
-kernels/ and engine/. A combination takes up to 8 GB while it runs, since PyPI's builds of torch are for GPUs. What was
-found is in OUT before the next one begins:
+kernels/ and engine/. A combination takes up to 8 GB while it is tried, since PyPI's builds of torch are for GPUs. What was
+found is in snap/versions, or --out DIR, before the next one begins:
 
     versions.json     by combination: its versions, and for each check whether it passed and its last line
     versions.md       the same as the table of docs/versions.md
     NAME.log          all that was printed
+
+Combinations that aren't tried keep what versions.json says of them.
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -99,7 +101,8 @@ def pins() -> list[str]:
 def try_out(name: str, out: Path, *, keep: bool) -> dict[str, Any]:
     """What became of a combination."""
     combination, started = COMBINATIONS[name], time.monotonic()
-    found: dict[str, Any] = {"about": combination.about, "python": combination.python, "versions": {}, "checks": {}}
+    found: dict[str, Any] = {"python": combination.python, "date": str(datetime.date.today()), "versions": {}}
+    found["checks"] = {}
     with (out / f"{name}.log").open("w") as log:
         environment = Environment(out / name, log)
         checks = found["checks"]
@@ -121,13 +124,15 @@ def try_out(name: str, out: Path, *, keep: bool) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
-    titles = ["combination", "Python", *TOLD, *CHECKS]
+    titles = ["combination", "tried on", "Python", *TOLD, *CHECKS]
     rows = [titles, ["---"] * len(titles)]
-    for name, found in results.items():
+    for name in (name for name in COMBINATIONS if name in results):
+        found = results[name]
         outcomes = [found["checks"].get(check) for check in CHECKS]
         rows.append(
             [
                 f"`{name}`",
+                found["date"],
                 found["python"],
                 *(found["versions"].get(library, "") for library in TOLD),
                 *("" if outcome is None else "passed" if outcome["passed"] else "FAILED" for outcome in outcomes),
@@ -154,13 +159,14 @@ def main() -> int:
         return 2
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
+    record = out / "versions.json"
+    results: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     for name in chosen:
         results[name] = try_out(name, out, keep=options.keep)
-        (out / "versions.json").write_text(json.dumps(results, indent=1) + "\n")
+        record.write_text(json.dumps(results, indent=1) + "\n")
         (out / "versions.md").write_text(table(results))
     print(f"\n{table(results)}")
-    failed = [name for name, found in results.items() if not all(c["passed"] for c in found["checks"].values())]
+    failed = [name for name in chosen if not all(check["passed"] for check in results[name]["checks"].values())]
     print(f"failed: {', '.join(failed)}" if failed else "all passed", f"({out})")
     return 1 if failed else 0
 
