@@ -5,8 +5,7 @@ from typing import Any
 from transformers import BertTokenizer
 
 import engine.configuration.bert
-from engine.tasks.pretraining import Pretraining
-from engine.training.program import main
+from launch.pretrain import main
 
 
 def cased(**settings: Any) -> BertTokenizer:
@@ -16,4 +15,4 @@ def cased(**settings: Any) -> BertTokenizer:
 engine.configuration.bert.BertTokenizer = cased
 
 if __name__ == "__main__":
-    main(Pretraining)
+    main()
