@@ -29,14 +29,12 @@ COPY constraints.txt /wheels/
 RUN grep -vE '^(torch|triton)==' /wheels/constraints.txt > /wheels/kept.txt \
     && pip list --format=freeze | grep -E '^(torch|triton)==' >> /wheels/kept.txt \
     && wheel=$(echo /wheels/*.whl) \
-    && DS_BUILD_OPS=0 pip install --no-cache-dir --constraint /wheels/kept.txt "${wheel}[${EXTRAS}]"
+    && pip install --no-cache-dir --constraint /wheels/kept.txt "${wheel}[${EXTRAS}]"
 
 # `docker run --user` may name anybody, so these folders are everybody's, and USER is for libraries that ask for the
-# name of somebody whom /etc/passwd doesn't list. Caches don't lie in ~/.cache, which Docker gives to root when it mounts
-# CLIP's weights there.
-RUN useradd --uid 10001 --create-home clipvil \
-    && mkdir -p /workspace/data /workspace/snap \
-    && chmod 1777 /home/clipvil /workspace /workspace/data /workspace/snap
+# name of somebody whom /etc/passwd doesn't list. Caches don't lie in ~/.cache, which Docker gives to root when it
+# mounts CLIP's weights there.
+RUN useradd --uid 10001 --create-home clipvil && mkdir -p /workspace && chmod 1777 /home/clipvil /workspace
 ENV HOME=/home/clipvil USER=clipvil HF_HOME=/home/clipvil/huggingface TRITON_CACHE_DIR=/home/clipvil/triton
 WORKDIR /workspace
 USER 10001
