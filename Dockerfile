@@ -19,14 +19,17 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# The environment sees the image's packages, so torch and Triton stay as they are. A constraint of their versions lets
-# pip fail rather than replace them. All others are those of constraints.txt.
-RUN python3 -m venv --system-site-packages /opt/clipvil
+# The environment sees the image's packages, so torch and Triton stay as they are: a constraint of their versions lets
+# pip fail rather than replace them, and torch bounds setuptools itself. All others are those of constraints.txt. The
+# image's torchrun starts the image's Python, which doesn't see the environment, so the environment has one as well.
+RUN python3 -m venv --system-site-packages /opt/clipvil \
+    && sed '1s|.*|#!/opt/clipvil/bin/python|' "$(command -v torchrun)" > /opt/clipvil/bin/torchrun \
+    && chmod +x /opt/clipvil/bin/torchrun
 ENV PATH=/opt/clipvil/bin:$PATH
 ARG EXTRAS=data,report
 COPY --from=wheel /wheels /wheels
 COPY constraints.txt /wheels/
-RUN grep -vE '^(torch|triton)==' /wheels/constraints.txt > /wheels/kept.txt \
+RUN grep -vE '^(torch|triton|setuptools)==' /wheels/constraints.txt > /wheels/kept.txt \
     && pip list --format=freeze | grep -E '^(torch|triton)==' >> /wheels/kept.txt \
     && wheel=$(echo /wheels/*.whl) \
     && pip install --no-cache-dir --constraint /wheels/kept.txt "${wheel}[${EXTRAS}]"
