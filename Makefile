@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 TORCH := $(shell grep '^torch==' constraints.txt)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo demo-own test test-all lint format gpu wheels clean
+.PHONY: help setup demo demo-own test test-all test-versions lint format gpu wheels clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -52,6 +52,10 @@ test: $(READY)  ## parity with the original's numbers, and all tests but the slo
 test-all: $(READY)  ## the slow ones, too: kills, whole runs, every shape of the kernels' gate
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.parity tests/golden
 	$(PYTEST)
+
+# In environments of its own, up to 8 GB each while it is tried.
+test-versions: $(READY)  ## parity, a resume and the quick tests, with other versions of Python and the libraries
+	$(BIN)/python -m tests.versions --only '$(ONLY)'
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

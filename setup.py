@@ -1,21 +1,46 @@
-"""Packaging. The distribution's version stays below 0.9: transformers looks for a package called `kernels`, finds
-ours, and must not take it for the one that it can use (docs/decisions.md)."""
+"""Packaging. The version is read from engine/__init__.py, which says why it stays low, without importing it."""
+
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+PROGRAMS = ("pretrain", "finetune", "predict", "prepare", "convert", "compare", "report", "app", "demo", "demo_own")
+[VERSION] = re.findall(r'^__version__ = "(.+?)"', (ROOT / "engine" / "__init__.py").read_text(), re.MULTILINE)
+
 setup(
     name="clipvil-engine",
-    version="0.1.0",
+    version=VERSION,
     description="Pre-training engine for CLIP-ViL: DeepSpeed ZeRO-2, two optimisers, grid sub-sampling",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords=["CLIP-ViL", "vision and language", "pre-training", "VQA", "DeepSpeed", "ZeRO", "PyTorch", "Triton"],
+    classifiers=[
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10",
-    packages=find_packages(include=["engine*", "kernels*", "launch*"]),
-    package_data={"engine.app": ["page/*"], "engine.report": ["*.jinja"]},
+    packages=find_packages(include=["engine*", "kernels*", "launch*", "ds_configs"]),
+    package_data={
+        "ds_configs": ["*.json"],
+        "engine.app": ["page/*"],
+        "engine.report": ["*.jinja"],
+        "launch": ["recipes/*.yaml"],
+    },
+    entry_points={
+        "console_scripts": [f"clipvil-{name.replace('_', '-')} = launch.{name}:main" for name in PROGRAMS],
+    },
     install_requires=[
-        "torch>=2.8",
+        "torch>=2.10",
         "triton>=3.6; platform_system == 'Linux'",
-        "deepspeed>=0.18",
-        "transformers>=5.0",
+        "deepspeed>=0.19.7",
+        "transformers>=5.3",
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "numpy>=1.26",
@@ -42,6 +67,7 @@ setup(
             *("pyarrow>=15", "datasets>=3.0", "onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"),
             *("jinja2>=3.1", "starlette>=0.47", "uvicorn>=0.30", "python-multipart>=0.0.18"),
             *("playwright>=1.49", "sybil>=8.0"),  # a browser for the pages, which Debian's chromium is; documents
+            "setuptools>=77",  # builds the wheel that tests install
         ],
     },
 )

@@ -9,22 +9,22 @@ It prints the address to open in a browser. Ctrl-C ends it.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
+import launch  # says what isn't installed, before anything else is imported
 from engine.app.command import run
 from engine.app.flags import AppConfig
 from engine.configuration.parsing import parse_command
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 
 
+@launch.program
 def main(argv: list[str] | None = None) -> None:
-    with telling_errors():
-        config = parse_command(AppConfig, "app.py", sys.argv[1:] if argv is None else argv)
-        config.check()
-        Ranks.check_alone()
-        run(config)
+    config = parse_command(AppConfig, sys.argv[1:] if argv is None else argv)
+    config.check()
+    Ranks.check_alone()
+    run(config)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,22 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
+import launch  # says what isn't installed, before anything else is imported
 from engine.conversion.flags import parse_conversion
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 
 
+@launch.program
 def main(argv: list[str] | None = None) -> None:
-    with telling_errors():
-        config = parse_conversion(sys.argv[1:] if argv is None else argv)
-        Ranks.check_alone()
-        with heavy_imports():
-            from engine.conversion.convert import convert
-        convert(config)
+    config = parse_conversion(sys.argv[1:] if argv is None else argv)
+    Ranks.check_alone()
+    with heavy_imports():
+        from engine.conversion.convert import convert
+    convert(config)
 
 
 if __name__ == "__main__":

@@ -27,17 +27,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
+import launch  # says what isn't installed, before anything else is imported
 
 # isort: split
 from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
+from engine.commands import IN_CHECKOUT, ROOT
 from engine.configuration.parsing import parse, parse_command
 from engine.data.annotations.questions.official_gqa import OFFICIAL_FOLDER
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.synthetic.command import DrawingConfig, prepare_demo
@@ -46,7 +47,6 @@ from engine.tasks.named import TASKS
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.program import RECIPES
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLES_PER_STEP = 64  # on any number of ranks: two of them without accumulation, one with
 # Of each task, how fine-tuning takes the weights of stage two, and the split of the held-out scenes.
 FINE_TUNING = {
@@ -78,14 +78,15 @@ class DemoConfig(DrawingConfig):
 
 
 def run_program(name: str, flags: list[str]) -> None:
-    """A program of launch/ on up to two ranks, under the launcher where there are two."""
+    """A training or a prediction on up to two ranks, under the launcher where there are two."""
     accelerator = get_accelerator()
     ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
-    run_python([*(launcher(ranks) if ranks > 1 else []), program(name), *flags])
+    run_python([*(launcher(ranks) if ranks > 1 else []), *words(name, "--module" if ranks > 1 else "-m"), *flags])
 
 
-def program(name: str) -> str:
-    return str(ROOT / "launch" / name)
+def words(name: str, module: str = "-m") -> list[str]:
+    """What names a program behind `python`, or behind a launcher that takes modules with this flag."""
+    return [str(ROOT / "launch" / f"{name}.py")] if IN_CHECKOUT else [module, f"launch.{name}"]
 
 
 def run_python(command: list[str], *, may_end_with: int = 0, variables: Mapping[str, str] | None = None) -> None:
@@ -103,7 +104,7 @@ def run_python(command: list[str], *, may_end_with: int = 0, variables: Mapping[
     print("\n$ " + " ".join([*assigned, "python", shlex.join(command)]), flush=True)
     code = subprocess.run([sys.executable, *command], check=False, env={**os.environ, **variables}).returncode
     if code not in (0, may_end_with):
-        name = next(Path(word).name for word in command if word.endswith(".py"))
+        name = next(Path(word).name for word in command if word.endswith(".py") or word.startswith("launch."))
         raise UserError(f"{name} ended with code {code}; the reason stands above")
 
 
@@ -130,9 +131,9 @@ def fine_tune(config: DemoConfig, name: str, stage_two: str) -> dict[str, float]
         output = f"{config.output}/{name}{suffix}"
         shutil.rmtree(output, ignore_errors=True)  # an earlier demo's
         recipe = ["--recipe", f"demo_{name}", *training_flags(config), *start, "--output", output]
-        run_program("finetune.py", ["--task", name, *recipe, *getattr(config, name).split()])
+        run_program("finetune", ["--task", name, *recipe, *getattr(config, name).split()])
         model = ["--load", f"{output}/BEST", "--test", test, "--data_root", config.data_root, "--num_workers=1"]
-        run_program("predict.py", ["--task", name, *model, *official_files(config, name, test)])
+        run_program("predict", ["--task", name, *model, *official_files(config, name, test)])
         scores[f"{name}_accuracy{suffix}"] = float(json.loads(Path(output, f"{test}_score.json").read_text())["score"])
     scores[f"{name}_accuracy_blind"] = predict_blind(
         TASKS[name], f"{config.output}/{name}/BEST", config.data_root, test
@@ -149,10 +150,10 @@ def official_files(config: DemoConfig, name: str, test: str) -> list[str]:
     return ["--official_questions", f"{begin}_balanced_questions.json", "--official_choices", f"{begin}_choices.json"]
 
 
-@telling_errors()
+@launch.program
 def main() -> None:
     started = time.monotonic()
-    config = parse_command(DemoConfig, "demo.py", sys.argv[1:])
+    config = parse_command(DemoConfig, sys.argv[1:])
     common, tasks = training_flags(config), config.chosen_tasks
     Ranks.check_alone()
     prepare_demo(config)
@@ -160,9 +161,9 @@ def main() -> None:
     for stage in (stage_one, stage_two):
         shutil.rmtree(stage, ignore_errors=True)  # an earlier demo's
     first = ["--recipe", "demo_stage_one", *common, "--output", stage_one, *config.stage_one.split()]
-    run_program("pretrain.py", first)
+    run_program("pretrain", first)
     second = ["--recipe", "demo_stage_two", *common, "--load", stage_one, "--output", stage_two]
-    run_program("pretrain.py", [*second, *config.stage_two.split()])
+    run_program("pretrain", [*second, *config.stage_two.split()])
     flags = ["--recipe", f"{stage_two}/config.yaml", "--load", stage_two]
     summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
 
@@ -177,7 +178,7 @@ def main() -> None:
         print(f"{name}_accuracy without pre-training: {summary[f'{name}_accuracy_from_scratch']:.3f}")
     print(f"{summary['seconds']:.0f} seconds; {config.output}/summary.json")
     fine_tuned = [f"{config.output}/{name}{suffix}" for name in tasks for suffix in ("", "_from_scratch")]
-    run_python([program("report.py"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
+    run_python([*words("report"), stage_one, stage_two, *fine_tuned, "--output", f"{config.output}/report"])
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
+import launch  # says what isn't installed, before anything else is imported
 
 # isort: split
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.parsing import parse, parse_command
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.synthetic.command import DrawingConfig, prepare_photos
 from engine.synthetic.demo import VISUAL_WORDS
@@ -38,7 +37,7 @@ from engine.synthetic.held_out import evaluate_held_out
 from engine.synthetic.photos import TABLE
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.program import RECIPES
-from launch.demo import program, run_program, run_python, training_flags
+from launch.demo import run_program, run_python, training_flags, words
 
 # Four texts share their image's pass through the backbone, and the model reads all cells, as it will elsewhere.
 TRAINING = ["--recipe", "demo_stage_one", "--taskQA", "true", "--sub_sampling", "false", "--sentences_per_image", "4"]
@@ -73,7 +72,7 @@ class OwnDemoConfig(DrawingConfig):
 
 def train(config: OwnDemoConfig, table: str, answers: str, run: str) -> None:
     files = ["--train", table, "--valid", table, "--answers", answers]
-    run_program("pretrain.py", [*TRAINING, *training_flags(config), *files, "--output", run, *config.training.split()])
+    run_program("pretrain", [*TRAINING, *training_flags(config), *files, "--output", run, *config.training.split()])
 
 
 def held_out_photo(table: Path) -> tuple[str, str, str]:
@@ -99,13 +98,13 @@ def ask_elsewhere(output: str, model: str, table: Path) -> None:
 
 def other_packages() -> dict[str, str]:
     """With `python -S`, which leaves out what an editable installation adds to the path."""
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(map(sysconfig.get_path, ("purelib", "platlib"))))}
+    return {"PYTHONPATH": os.pathsep.join(place for place in sys.path if Path(place).name.endswith("-packages"))}
 
 
-@telling_errors()
+@launch.program
 def main() -> None:
     started = time.monotonic()
-    config = parse_command(OwnDemoConfig, "demo_own.py", sys.argv[1:])
+    config = parse_command(OwnDemoConfig, sys.argv[1:])
     Ranks.check_alone()
     output, table, answers = config.output, f"{config.data_root}/{TABLE}", f"{config.data_root}/answers.json"
     run, hub = f"{output}/run", f"{output}/hub"
@@ -115,13 +114,13 @@ def main() -> None:
     prepare_photos(config)
     own = ["--data_root", config.data_root]
     found = ["--bert", f"{config.data_root}/bert", *READS, "--sheet", f"{output}/photos.jpg"]
-    run_python([program("prepare.py"), "inspect", table, *own, *found], may_end_with=1)  # it finds what is wrong
+    run_python([*words("prepare"), "inspect", table, *own, *found], may_end_with=1)  # it finds what is wrong
     kept = ["--train", table, "--valid", "", "--output", answers, "--force"]
-    run_python([program("prepare.py"), "answers", *own, *kept])
+    run_python([*words("prepare"), "answers", *own, *kept])
     train(config, table, answers, run)
     flags = ["--recipe", f"{run}/config.yaml", "--load", run]
     summary = evaluate_held_out(parse(PretrainConfig, flags, RECIPES)[0])
-    run_python([program("convert.py"), "--from", "deepspeed", run, "--to", "hub", hub])
+    run_python([*words("convert"), "--from", "deepspeed", run, "--to", "hub", hub])
     ask_elsewhere(output, hub, Path(table))
     summary["seconds"] = round(time.monotonic() - started, 1)
     Path(output, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

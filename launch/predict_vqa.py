@@ -8,11 +8,18 @@ python launch/predict_vqa.py --load snap/vqa/NAME/BEST --question "What is this?
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
-from engine.tasks.answering.program import main
+import launch  # says what isn't installed, before anything else is imported
+from engine.tasks.answering.program import predict
 from engine.tasks.vqa import Vqa
 
+
+@launch.program
+def main() -> None:
+    predict(Vqa)
+
+
 if __name__ == "__main__":
-    main(Vqa)
+    main()

@@ -13,18 +13,19 @@
 annotations, images and verify take the files of the tasks to fine-tune on as well: --vqa train,nominival,minival,test,
 --gqa train,valid,testdev,submit, --snli_ve train,dev,test.
 COMMAND --help tells the flags; --json FILE writes what was found. Whatever interrupts a command, the same one goes on.
+--version tells all versions, for a report of a bug.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
-from engine.distributed.leaving import telling_errors
+import launch  # says what isn't installed, before anything else is imported
 
 
-@telling_errors()
+@launch.program
 def main(argv: list[str] | None = None) -> int:
     # Here, because processes that encode images import this file again.
     from engine.data.annotations.commands import (

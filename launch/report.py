@@ -9,22 +9,22 @@ A run is a folder that a training has written (--output). The page is one HTML f
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
+if not __package__:  # a file that is started, of this checkout, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import launch  # noqa: F401  says what isn't installed, before anything else is imported
-from engine.distributed.leaving import telling_errors
+import launch  # says what isn't installed, before anything else is imported
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 from engine.report.flags import parse_report
 
 
+@launch.program
 def main(argv: list[str] | None = None) -> None:
-    with telling_errors():
-        config = parse_report(sys.argv[1:] if argv is None else argv)
-        Ranks.check_alone()
-        with heavy_imports():
-            from engine.report.page import write_report
-        write_report(config)
+    config = parse_report(sys.argv[1:] if argv is None else argv)
+    Ranks.check_alone()
+    with heavy_imports():
+        from engine.report.page import write_report
+    write_report(config)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from PIL import Image
 from torch import Tensor
-from transformers import BertTokenizer
 
 from engine.benchmark.recorded import (
     GRADIENT,
@@ -54,6 +53,7 @@ from engine.checkpoint.answers import match_answers
 from engine.checkpoint.formats.original import our_name, split_unused
 from engine.checkpoint.saving import full_state
 from engine.checkpoint.weights import HEAD, load_state
+from engine.configuration.bert import Splitting, bert_tokenizer
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import OptimizationConfig
 from engine.data.annotations.answers import AnswerTable, normalise_answer
@@ -285,7 +285,8 @@ def check_data(folder: Path, answers_file: Path) -> Iterator[Quantity]:
 
 
 def _text_encoder(folder: Path) -> TextEncoder:
-    return TextEncoder(BertTokenizer.from_pretrained(str(folder)).backend_tokenizer)
+    words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    return TextEncoder(bert_tokenizer(words, Splitting()))
 
 
 def _check_text(folder: Path, data: dict[str, Any], answers_file: Path) -> Iterator[Quantity]:

@@ -12,6 +12,7 @@ from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder
 from engine.checkpoint.manifest import MANIFEST, best_or_newest, verify
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.weights import HEAD, POSITION_TABLES, LoadReport, State, load_state, resize_rows
+from engine.commands import command
 from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import ALONE, Ranks
 from engine.distributed.sharing import share_on_node
@@ -181,7 +182,9 @@ def load_pretrained(folder: str | Path) -> Any:
     """
     saved = open_checkpoint(str(folder), optimizers=False)
     if saved.description is None:
-        raise UserError(f"{saved.source} doesn't say what model it is of; launch/convert.py makes a folder that does")
+        raise UserError(
+            f"{saved.source} doesn't say what model it is of; {command('convert')} makes a folder that does"
+        )
     return build_network(saved, torch.device("cpu"), torch.float32)
 
 
@@ -204,4 +207,6 @@ def check_words(saved: SavedState, description: ModelDescription) -> None:
             )
     known, given = theirs.splitting, description.splitting
     if known is not None and given is not None and known.resolved != given.resolved:
-        raise UserError(f"{saved.source} was trained with {known}, --bert has {given}; {remedy}")
+        raise UserError(
+            f"{saved.source} was trained with {known}, --bert has {given}; {remedy}, and the same --do_lower_case"
+        )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.commands import command
 from engine.errors import UserError
 
 State = dict[str, Tensor]
@@ -76,8 +77,8 @@ def load_state(
     if lost:
         raise UserError(
             f"{source} lacks {len(lost)} of the {len(report.matched) + len(report.missing)} tensors that it should "
-            f"hold, the first is {lost[0]}; it is of another kind of model, or not whole (launch/convert.py can fill "
-            "them with random values)"
+            f"hold, the first is {lost[0]}; it is of another kind of model, or not whole "
+            f"({command('convert')} can fill them with random values)"
         )
     own = model.state_dict()
     for key in report.matched:

@@ -2,20 +2,29 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertTokenizer
 from transformers.utils import cached_file
 
-from engine.errors import UserError
+from engine.errors import UserError, other_numbers
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 TOKENIZERS = ("BertTokenizer", "BertTokenizerFast")  # whose vocab.txt says all that tokenizer_config.json doesn't
 TAKEN = "--bert takes models of BERT's layout with WordPiece, such as bert-base-cased"
+NUMBERS = (  # of config.json
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps", "initializer_range"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+)
+UNREAD = 0.01  # share of a vocabulary's pieces from which on it is told that they can't occur
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,75 @@ class Splitting:
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
 
+# A vocabulary, and the ids that texts have in it: kinds of words that a version of the libraries may read differently.
+KNOWN_WORDS = [
+    *SPECIAL_TOKENS,
+    *("cab", "Cab", "cafe", "café", "##\u0301", "izmir", "İzmir", "i\u0307zmir", "一", "二", "一二", "##😀"),
+]
+KNOWN_TEXTS = ("Cab", "café", "cafe\u0301", "İzmir", "一二", "[MASK] c\x00a\u200bb\tcab😀")
+KNOWN_IDS = {
+    Splitting(): ([5], [7], [7], [10], [13, 14], [4, 5, 5, 16]),
+    Splitting(do_lower_case=False): ([6], [8], [7, 9], [11], [13, 14], [4, 5, 5, 16]),
+    Splitting(strip_accents=False): ([5], [8], [7, 9], [12], [13, 14], [4, 5, 5, 16]),
+    Splitting(do_lower_case=False, tokenize_chinese_chars=False): ([6], [8], [7, 9], [11], [15], [4, 5, 5, 16]),
+}
+
+
 def bert_tokenizer(words: list[str], splitting: Splitting) -> Tokenizer:
-    """That of a vocabulary, in the order of its ids."""
+    """That of a vocabulary, in the order of its ids.
+
+    Raises:
+        UserError: if the libraries don't give the ids that they gave when the known ones were recorded.
+    """
+    check_known_ids()
+    return _tokenizer(words, splitting)
+
+
+@cache
+def check_known_ids() -> None:
+    """Once in a process, before it makes its first tokenizer. See bert_tokenizer for the error."""
+    libraries = f"transformers {transformers.__version__} with tokenizers {tokenizers.__version__}"
+    for splitting, recorded in KNOWN_IDS.items():
+        tokenizer = _tokenizer(KNOWN_WORDS, splitting)
+        for text, expected in zip(KNOWN_TEXTS, recorded, strict=True):
+            found = tokenizer.encode(text, add_special_tokens=False).ids
+            if found != expected:
+                raise other_numbers(libraries, f"the words of {text!r} with {splitting}", found, expected)
+
+
+def _tokenizer(words: list[str], splitting: Splitting) -> Tokenizer:
     ids = {word: number for number, word in enumerate(words)}
     return BertTokenizer(vocab=ids, **asdict(splitting)).backend_tokenizer
 
 
-def read_bert(name: str) -> tuple[BertConfig, Tokenizer]:
+def unread_pieces(tokenizer: Tokenizer) -> str | None:
+    """What to say of a vocabulary that isn't made for texts as they are read, or None.
+
+    Of a cased model it has capital letters, which don't occur in texts that are made lower case; of an uncased one it
+    has none, and words with them are unknown.
+    """
+    splitting, normalise = Splitting.of(tokenizer), tokenizer.normalizer.normalize_str
+    pieces = [piece.removeprefix("##") for piece in tokenizer.get_vocab() if piece not in SPECIAL_TOKENS]
+    odd = [piece for piece in pieces if not piece.isascii() or piece != piece.lower()]  # the others stay as they are
+    unread = sorted(piece for piece in odd if normalise(piece).strip() != piece)
+    remedy = "see --do_lower_case, and docs/data.md for what else a folder of --bert can say"
+    if len(unread) > UNREAD * len(pieces):
+        return (
+            f"{len(unread):,} of the {len(pieces):,} pieces of the vocabulary, such as {max(unread, key=len)!r}, "
+            f"can't occur in texts that are read with {splitting}; {remedy}"
+        )
+    if not splitting.do_lower_case and all(piece == piece.lower() for piece in odd):
+        return f"no piece of the vocabulary has a capital letter, so words with one are unknown; {remedy}"
+    return None
+
+
+def read_bert(name: str, do_lower_case: bool | None = None) -> tuple[BertConfig, Tokenizer]:
     """Configuration and tokenizer from a folder or the hub.
 
     tokenizer_config.json says how words are split, as in transformers; what it leaves open, tokenizer.json says.
+
+    Args:
+        do_lower_case: whether texts are made lower case, whatever these files say; None leaves it to them.
 
     Raises:
         UserError: if a file is missing or damaged, or the model is of another kind.
@@ -75,6 +143,8 @@ def read_bert(name: str) -> tuple[BertConfig, Tokenizer]:
     words = [f"[no piece {number}]" for number in range(size)]
     for word, number in ids.items():
         words[number] = word
+    if do_lower_case is not None:
+        splitting = replace(splitting, do_lower_case=do_lower_case)
     return config, bert_tokenizer(words, splitting)
 
 
@@ -85,6 +155,10 @@ def _read_config(name: str) -> BertConfig:
     kind = values.get("model_type", "bert")
     if kind != "bert":
         raise UserError(f"{name} is a model of kind {kind}; {TAKEN}")
+    usual = BertConfig().to_dict()
+    for field in NUMBERS:  # which earlier versions of transformers, such as 5.3, don't look at
+        if not isinstance(value := values.get(field, usual[field]), int | type(usual[field])):
+            raise ValueError(f"config.json has {field} {value!r}, not a number such as {usual[field]}")
     config = BertConfig.from_dict(values)
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{name} has positions of kind {values['position_embedding_type']}, not absolute ones; {TAKEN}")

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from engine.configuration.flags import AUTO, OptimizationConfig, TrainingConfig
 from engine.configuration.monitors import named_tools, take_sections
 from engine.errors import UserError, numbered
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+DS_CONFIGS = Path(str(files("ds_configs")))
 # What DeepSpeed's defaults don't suit. Its timer waits for the device twice in each micro-batch.
 FILLED_IN = {
     "zero_allow_untested_optimizer": True,

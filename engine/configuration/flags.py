@@ -49,7 +49,7 @@ class DataConfig:
     worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
         default="fork", help="how loading processes start; fork is much the quickest"
     )
-    image_store: str | None = HfArg(default=None, help="LMDB that prepare.py images wrote, instead of the folders")
+    image_store: str | None = HfArg(default=None, help="LMDB that `prepare images` wrote, instead of the folders")
     image_decoder: Literal["pillow", "simplejpeg"] = HfArg(
         default="pillow", help="simplejpeg is faster, and up to 2 grey levels off the original"
     )
@@ -70,6 +70,9 @@ class ModelConfig:
     """What is trained, and from which weights."""
 
     bert: str = HfArg(default="bert-base-uncased", help="folder (config.json, vocab.txt, weights) or hub name")
+    do_lower_case: bool | None = HfArg(
+        default=None, help="read texts in lower case; if not given, as --bert's files say"
+    )
     clip_model_name: Literal["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "tiny"] = HfArg(
         default="RN50", help="the CLIP backbone"
     )

@@ -7,10 +7,12 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from engine.commands import command
 from engine.errors import UserError
 
-FINE_TUNING = "it is for fine-tuning on questions, which launch/finetune.py --task vqa and --task gqa do"
-PRE_TRAINING = "it is pre-training's, which launch/pretrain.py does; fine-tuning always answers questions"
+FINE_TUNING = f"it is for fine-tuning on questions, which {command('finetune')} --task vqa and --task gqa do"
+PRE_TRAINING = f"it is pre-training's, which {command('pretrain')} does; fine-tuning always answers questions"
+PREDICT = f"{command('predict')} --task vqa"
 WEIGHTS = "pre-training takes weights alone with --load {value} --not_load_scheduler --not_load_adam_optimizer"
 PATCHES = "the backbone is a CLIP ResNet (--clip_model_name); a ViT, which reads patches, isn't built"
 
@@ -51,17 +53,20 @@ ORIGINAL: dict[str, tuple[tuple[str, ...], str]] = {
     "separate_image": (("false",), "a batch always holds each sentence with its image"),
     "use_h5_file": (
         ("false",),
-        "features are computed from images; `launch/prepare.py images` puts these in one file, for --image_store",
+        f"features are computed from images; `{command('prepare')} images` puts these in one file, for --image_store",
     ),
-    "use_lmdb": (("false",), "`launch/prepare.py images` writes an LMDB, and --image_store data/images.lmdb reads it"),
+    "use_lmdb": (
+        ("false",),
+        f"`{command('prepare')} images` writes an LMDB, and --image_store data/images.lmdb reads it",
+    ),
     "start_epoch": (("0",), "--resume auto finds the epoch, and the place in it, by itself"),
     "skip_training": (
         ("false",),
-        "launch/predict_vqa.py scores a fine-tuned model: launch/predict_vqa.py --load {load} --test {valid}",
+        f"a fine-tuned model is scored by {PREDICT} --load {{load}} --test {{valid}}",
     ),
     "test": (
         ("",),
-        "launch/predict_vqa.py answers and scores: launch/predict_vqa.py --load {load} --test {test} --output {output}",
+        f"answers and scores come from {PREDICT} --load {{load}} --test {{test}} --output {{output}}",
     ),
     "loadLXMERT": (("",), WEIGHTS),
     "loadLXMERTQA": (("",), WEIGHTS),

@@ -7,10 +7,11 @@ import argparse
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
+from engine.commands import program_name
 from engine.configuration.flags import AUTO, FORMER_VALUES, TrainingConfig
 from engine.configuration.original import PATCHES, add_flags, check_flags
 from engine.configuration.recipes import read_recipe, recipe_names
@@ -23,6 +24,11 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 class Parser(HfArgumentParser):
     """argparse whose errors are one line, said by rank 0 alone."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **settings)
+        told = "print versions, for a report of a bug, and stop"  # which `program` in launch/__init__.py does
+        self.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help=told)
 
     def error(self, message: str) -> NoReturn:
         unknown = "unrecognized arguments: "
@@ -50,7 +56,7 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     Raises:
         UserError: for an unknown flag or value, in the recipe as well as on the command line.
     """
-    parser = Parser(config_class, allow_abbrev=False)
+    parser = Parser(config_class)
     parser.add_argument("--recipe", help="a whole experiment: " + ", ".join(recipe_names(recipes)) + ", or a YAML file")
     parser.add_argument(
         "--print_config",
@@ -94,13 +100,16 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
 Command = TypeVar("Command")
 
 
-def parse_command(config_class: type[Command], program: str, argv: list[str]) -> Command:
+def parse_command(config_class: type[Command], argv: list[str], command: str = "") -> Command:
     """Flags of a program without recipes. A field that `__init__` doesn't take is one or more words without a flag.
+
+    Args:
+        command: words that follow the program's name in its usage.
 
     Raises:
         UserError: for an unknown flag or value.
     """
-    parser = Parser(config_class, prog=program, description=config_class.__doc__, allow_abbrev=False)
+    parser = Parser(config_class, prog=f"{program_name()} {command}".strip(), description=config_class.__doc__)
     words = [field for field in dataclasses.fields(config_class) if not field.init]  # type: ignore[arg-type]
     for field in words:
         parser.add_argument(field.name, nargs="+", **field.metadata)

@@ -17,12 +17,12 @@ def recipe_names(recipes: Path) -> list[str]:
 def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     """A recipe as flags, so that argparse converts and checks its values like those of the command line."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else recipes / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file"
-        )
     try:
         values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no recipe {name}; choose one of {', '.join(recipe_names(recipes))} or give a YAML file"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML; mend it") from None
@@ -35,7 +35,7 @@ def read_recipe(name: str, recipes: Path, config_class: type) -> list[str]:
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"{path}: unknown setting {key}; use the names that --print_config prints, of this program")
-        takes_bool = fields[key].type is bool or key in FORMER_VALUES
+        takes_bool = fields[key].type in (bool, bool | None) or key in FORMER_VALUES
         if isinstance(value, list | dict) or (isinstance(value, bool) and not takes_bool):
             raise UserError(f"{path}: {key} can't be {value!r}; see --print_config for how it is written")
         if value is None and fields[key].default is not None:

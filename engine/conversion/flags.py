@@ -17,11 +17,14 @@ SIZE = re.compile(r"\d+(\.\d+)?[KMGT]?B", re.IGNORECASE)
 
 @dataclass
 class ConvertConfig:
-    """What launch/convert.py takes beside --from and --to."""
+    """Read weights in one format or several, and write them in another."""
 
     sources: list[tuple[str, str]] = field(default_factory=list, init=False)  # --from KIND PATH
     to: tuple[str, str] = field(default=("", ""), init=False)  # --to KIND PATH
     bert: str | None = HfArg(default=None, help="folder or hub name of the model's BERT; gives heads and vocabulary")
+    do_lower_case: bool | None = HfArg(
+        default=None, help="whether the model reads texts in lower case; if not given, as --bert's files say"
+    )
     answers: str | None = HfArg(default=None, help="table of the source's answer head, where its file doesn't say")
     label_order: str | None = HfArg(
         default=None, help="the same of a visual entailment head: its labels in the order of the rows, with commas"
@@ -43,7 +46,7 @@ def parse_conversion(argv: list[str]) -> ConvertConfig:
     Raises:
         UserError: for an unknown flag or value, or without --from or --to.
     """
-    parser = Parser(ConvertConfig, prog="convert.py", description=ConvertConfig.__doc__, allow_abbrev=False)
+    parser = Parser(ConvertConfig, description=ConvertConfig.__doc__)
     pair: dict[str, Any] = {"nargs": 2, "metavar": ("KIND", "PATH")}
     parser.add_argument("--from", dest="sources", action="append", help=f"KIND is {', '.join(SOURCES)}", **pair)
     parser.add_argument("--to", help=f"KIND is {', '.join(TARGETS)}", **pair)
@@ -58,6 +61,8 @@ def parse_conversion(argv: list[str]) -> ConvertConfig:
         check_labels(config.label_order)
         if config.answers is not None:
             raise UserError("--answers and --label_order both say what the head's rows are for; drop one")
+    if config.do_lower_case is not None and config.bert is None:
+        raise UserError("--do_lower_case is about the vocabulary that --bert names; add --bert FOLDER")
     if target[0] != "hub" and config.license is not None:
         raise UserError(f"--license goes into the card of --to hub; --to {target[0]} has no place for it")
     config.sources, config.to = [(kind, path) for kind, path in source], (target[0], target[1])

@@ -94,7 +94,7 @@ def describe(sources: Sequence[Source], config: ConvertConfig) -> ModelDescripti
         architecture = next((s.architecture for s in sources if s.architecture != "pretraining"), "pretraining")
         found = ModelDescription.of(_bert(sources, state, config), _visual(state, config), None, None, architecture)
     if config.bert is not None:
-        tokenizer = read_bert(config.bert)[1]
+        tokenizer = read_bert(config.bert, config.do_lower_case)[1]
         found = replace(found, vocabulary=word_pieces(tokenizer), splitting=Splitting.of(tokenizer))
     rows = state[f"{HEAD}logit_fc.3.bias"].shape[0] if f"{HEAD}logit_fc.3.bias" in state else None
     named = config.answers is not None or config.label_order is not None

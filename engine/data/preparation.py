@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArg
 
+from engine.commands import program_name, usage
 from engine.configuration.parsing import parse_command
 from engine.configuration.tables import TableConfig
 from engine.data.annotations.questions.named import QUESTION_FILES
@@ -83,14 +84,17 @@ class QuestionFilesConfig(AnnotationFilesConfig):
 Command = tuple[type[PrepareConfig], Callable[[Any], Summary]]
 
 
-def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) -> int:
+def run_command(commands: Mapping[str, Command], argv: list[str], text: str) -> int:
     """Run one command.
+
+    Args:
+        text: the program's docstring, which is its usage.
 
     Returns:
         0, 1 if the data have problems, 2 for what the user can mend at once, 130 after Ctrl-C.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage.strip())
+        print(usage(text))
         return 0 if argv else 2
     started = time.monotonic()
     name, *flags = argv
@@ -98,7 +102,7 @@ def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) ->
         if name not in commands:
             raise UserError(f"there is no command {name}; choose one of {', '.join(commands)}")
         config_class, command = commands[name]
-        config = parse_command(config_class, f"prepare.py {name}", flags)
+        config = parse_command(config_class, flags, name)
         config.check()
         Ranks.check_alone()
         if config.json is not None:
@@ -108,10 +112,10 @@ def run_command(commands: Mapping[str, Command], argv: list[str], usage: str) ->
         if config.json is not None:
             write_json(Path(config.json), summary, indent=2)
     except UserError as error:
-        print(f"\nprepare.py {name}: error: {error}", file=sys.stderr)
+        print(f"\n{program_name()} {name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nprepare.py {name}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"\n{program_name()} {name}: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 1 if summary.get("problems") else 0
 

@@ -49,15 +49,21 @@ def launchers() -> Iterator[int]:
 
 
 def command_line(program: list[str], ranks: Ranks) -> str:
-    """What to type to start a program and its flags as this one was started, on one machine."""
+    """What to type to start a program and its flags as this one was started, on one machine.
+
+    Args:
+        program: a file, an installed command, or `-m` and a module; and flags.
+    """
+    start: list[str]
     if ranks.world_size == 1:
-        start = ["python"]
+        start = ["python"] if program[0] == "-m" or program[0].endswith(".py") else []
     elif ranks.world_size > ranks.local_world_size:  # whoever started them knows the machines
         start = []
     elif by_torchrun():
         start = ["torchrun", "--nproc-per-node", str(ranks.local_world_size)]
     else:
         start = ["deepspeed", "--num_gpus", str(ranks.local_world_size)]
+        program = ["--module", *program[1:]] if program[0] == "-m" else program
     return shlex.join([*start, *program])
 
 

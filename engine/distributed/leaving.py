@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NoReturn
 
+from engine.commands import program_name
 from engine.distributed.launchers import launchers
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
@@ -67,7 +67,7 @@ def exit_with(error: UserError) -> NoReturn:
 
 def say(message: str) -> None:
     """Print one line to standard error, under the program's name."""
-    print(f"\n{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    print(f"\n{program_name()}: {message}", file=sys.stderr, flush=True)
 
 
 def say_last(message: str) -> None:
@@ -80,7 +80,7 @@ def say_last(message: str) -> None:
     except (StopIteration, OSError):  # there is none, or none any more
         return say(message)
     sys.stderr.flush()
-    line = f"\n{Path(sys.argv[0]).name}: {message}\n"
+    line = f"\n{program_name()}: {message}\n"
     speaker = [sys.executable, "-I", "-S", "-c", SPEAKER, str(ending), str(LONGEST_END), line]
     subprocess.Popen(speaker, pass_fds=[ending], start_new_session=True)  # the launcher may end what is in its own
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.state import Checkpoint, SavedState, build_network, open_checkpoint
+from engine.commands import command
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import ImageShape
 from engine.errors import UserError
@@ -59,7 +60,7 @@ def load_pretrained(
     saved = open_checkpoint(str(folder), optimizers=False)
     if isinstance(saved, OriginalState) or saved.description is None:
         raise UserError(
-            f"{saved.source} doesn't say what its words are; python launch/convert.py --from lxrt {saved.source} "
+            f"{saved.source} doesn't say what its words are; {command('convert')} --from lxrt {saved.source} "
             "--bert bert-base-uncased --to safetensors FOLDER makes a folder to load"
         )
     if saved.description.vocabulary is None:

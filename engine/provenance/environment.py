@@ -13,17 +13,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engine import __version__
+from engine.commands import ROOT
 from kernels.benchmark.timing import device_name
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "triton", "deepspeed", "transformers", "numpy", "pillow", "lmdb")
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "numpy", "pillow", "lmdb")
 DRIVER = Path("/proc/driver/nvidia/version")
 GIT_TIMEOUT = 10.0  # seconds; a checkout on a slow network file system isn't worth more
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages, and of what belongs to the GPU if torch was built for one."""
-    found = {"python": platform.python_version()}
+    """Of this project, Python and the packages, and of what belongs to the GPU if torch was built for one."""
+    found = {"clipvil-engine": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -37,6 +38,15 @@ def versions() -> dict[str, str]:
     if (driver := driver_version(DRIVER)) is not None:
         found["driver"] = driver
     return found
+
+
+def version_lines() -> list[str]:
+    """A line for each of them, with the commit of a checkout, ready for a report of a bug."""
+    found, code = versions(), checkout()
+    if code is not None:
+        found["clipvil-engine"] += f", commit {code['commit'][:12]}{'' if code['clean'] else ' with changes'}"
+    found.setdefault("cuda", "none: a build of torch for CPUs")
+    return [f"{name:<16}{version}" for name, version in found.items()]
 
 
 def driver_version(file: Path) -> str | None:

@@ -28,6 +28,6 @@ class ReportConfig:
 
 def parse_report(argv: list[str]) -> ReportConfig:
     """Raises UserError for an unknown flag or value."""
-    config = parse_command(ReportConfig, "report.py", argv)
+    config = parse_command(ReportConfig, argv)
     config.check()
     return config

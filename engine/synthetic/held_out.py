@@ -51,7 +51,7 @@ def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     """Accuracies on the held-out scenes of the tasks that were trained, each with its blind twin."""
-    bert, tokenizer = read_bert(config.bert)
+    bert, tokenizer = read_bert(config.bert, config.do_lower_case)
     task = Pretraining(config, tokenizer, ALONE)
     task.read()
     held_out = task.validation

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from transformers.hf_argparser import HfArg
 
+from engine.commands import command
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.configuration.tables import AnswersConfig, TableConfig
 from engine.data.annotations.named import columns_of, is_own, read_answers, read_names, weight_of
@@ -166,7 +167,7 @@ class Pretraining(Task[PretrainConfig]):
         self.table = read_answers(config, self.data_root / "lxmert", ",".join(config.splits.values()))
         if config.task_qa and not len(self.table):
             raise UserError(
-                "--taskQA needs an answer table, and there is none; `launch/prepare.py answers --train "
+                f"--taskQA needs an answer table, and there is none; `{command('prepare')} answers --train "
                 f"{config.train} --output FILE` makes one, then give --answers FILE"
             )
         self.answers = self.table.answers if config.task_qa else None
@@ -194,16 +195,16 @@ class Pretraining(Task[PretrainConfig]):
     def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
         """Stage two, then the fine-tuning on questions; behind a training on data of one's own, the way out of here."""
         if any(is_own(weight_of(word)[0], self.data_root / "lxmert") for word in self.config.train.split(",")):
-            return ["launch/convert.py", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
+            return ["convert", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
         model = self.config.clip_model_name
         recipes = RECIPES.get(model)
         if self.config.task_qa:
-            program, load = "launch/finetune_vqa.py", "--load_lxmert_qa"
+            program, load = ["finetune", "--task", "vqa"], "--load_lxmert_qa"
             begin = ["--recipe", recipes[1]] if recipes else ["--clip_model_name", model]
         else:
-            program, load = "launch/pretrain.py", "--load"
+            program, load = ["pretrain"], "--load"
             begin = ["--recipe", recipes[0]] if recipes else ["--clip_model_name", model, "--taskQA"]
-        return [program, *begin, load, str(checkpoint), *self.flags_of_data()]
+        return [*program, *begin, load, str(checkpoint), *self.flags_of_data()]
 
 
 def most_frequent_share(dataset: PretrainingDataset) -> float:

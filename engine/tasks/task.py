@@ -147,8 +147,9 @@ class Task(ABC, Generic[Config]):
     def flags_of_data(self) -> list[str]:
         """Where this training found what the next one needs, too, as flags, unless that is the usual place."""
         usual = TrainingConfig()
-        given = {name: getattr(self.config, name) for name in ("data_root", "bert")}
-        return [word for name, value in given.items() if value != getattr(usual, name) for word in (f"--{name}", value)]
+        given = {name: getattr(self.config, name) for name in ("data_root", "bert", "do_lower_case")}
+        changed = {name: value for name, value in given.items() if value != getattr(usual, name)}
+        return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
     def open_split(
         self,

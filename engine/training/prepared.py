@@ -117,7 +117,7 @@ def prepare(
     meeting = Meeting(ranks, config.start_timeout)
     check(config, task_class, ranks, settings, device, meeting, thorough=dry_run)
     folder = RunFolder(Path(config.output))
-    bert, tokenizer = read_bert(config.bert)
+    bert, tokenizer = read_bert(config.bert, config.do_lower_case)
     task = task_class(config, tokenizer, ranks)
     task.read()
     description = describe_model(config, bert, task)

@@ -6,45 +6,44 @@ Nothing heavy is imported before the flags are checked, so that --help, --print_
 import json
 import signal
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.parsing import parse
 from engine.configuration.recipes import to_yaml
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 from engine.printing import keep_printing
 from engine.tasks.task import Task
 
-RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
+RECIPES = Path(str(files("launch") / "recipes"))
 
 
-def main(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
+def train(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
     """Train, or print the configuration.
 
     Args:
         argv: flags; those of the command line if not given.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it asks for a checkpoint (preemption.py); not yet, but harmless
-    with telling_errors():
-        ranks = Ranks.from_environment()
-        config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
-        config.check(ranks.world_size)
-        settings = deepspeed_settings(config, ranks.world_size)
-        if not arguments.print_config:
-            keep_printing()
-            Ranks.check_nodes(arguments.nodes)
-            start = (config, task_class, ranks, settings)
-            if arguments.dry_run or arguments.find_batch_size:
-                with heavy_imports():
-                    from engine.training.preflight.report import rehearse
-                rehearse(*start, find_batch_size=arguments.find_batch_size)
-            else:
-                with heavy_imports():
-                    from engine.training.run import run
-                run(*start)
-        elif ranks.rank == 0:
-            deepspeed = arguments.print_config == "deepspeed"
-            print(json.dumps(settings, indent=2) + "\n" if deepspeed else to_yaml(config), end="")
+    ranks = Ranks.from_environment()
+    config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
+    config.check(ranks.world_size)
+    settings = deepspeed_settings(config, ranks.world_size)
+    if not arguments.print_config:
+        keep_printing()
+        Ranks.check_nodes(arguments.nodes)
+        start = (config, task_class, ranks, settings)
+        if arguments.dry_run or arguments.find_batch_size:
+            with heavy_imports():
+                from engine.training.preflight.report import rehearse
+            rehearse(*start, find_batch_size=arguments.find_batch_size)
+        else:
+            with heavy_imports():
+                from engine.training.run import run
+            run(*start)
+    elif ranks.rank == 0:
+        deepspeed = arguments.print_config == "deepspeed"
+        print(json.dumps(settings, indent=2) + "\n" if deepspeed else to_yaml(config), end="")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.commands import program_name
 from engine.synthetic import tables
 from launch.prepare import main
 from tests.conftest import launch
@@ -194,7 +195,7 @@ def test_bad_calls_are_one_line(scenes, tmp_path, monkeypatch, capsys, words, pa
     flags = ["--data_root", str(scenes), "--bert", str(scenes / "bert")]
     assert main(["inspect", *words, *flags]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert lines[-1].startswith("prepare.py inspect: error: ")
+    assert lines[-1].startswith(f"{program_name()} inspect: error: ")
     assert part in lines[-1]
 
 

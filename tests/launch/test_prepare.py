@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from engine.commands import program_name
 from engine.data.images.folder import SIZES_FILE
 from engine.data.images.places import image_path
 from launch.prepare import main
@@ -31,7 +32,7 @@ def verify(root, *flags, code=0):
 def error_of(capsys, *argv):
     assert main(list(argv)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith(f"prepare.py {argv[0]}: error: ")
+    assert lines[-1].startswith(f"{program_name()} {argv[0]}: error: ")
     return lines[-1]
 
 
@@ -56,6 +57,8 @@ def test_stores_are_those_that_a_training_opens(damaged):
     assert len(files) == 2
     verify(damaged, "--decode", "false")
     assert {path.name: path.stat().st_mtime_ns for path in (damaged / "cache").glob("*.store")} == files
+    verify(damaged, "--decode", "false", "--do_lower_case", "false")  # other words
+    assert len(list((damaged / "cache").glob("*.store"))) == 4
 
 
 def test_stores_of_vqa_are_built_beside_those_of_pre_training_or_alone(question_files):

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
+import transformers
 import yaml
 
 from engine.checkpoint.weights import resize_rows
@@ -71,6 +73,18 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert {"qa_loss", "qa_accuracy"} <= set(read_metrics(two)[-1])
     # Stage one's words are known: the first report of stage two lies below stage one's first.
     assert read_metrics(two)[0]["mask_lm_loss"] < records[0]["mask_lm_loss"]
+
+
+def test_a_library_that_reads_other_words_ends_a_run_with_one_line(flags: Flags, damaged: Path) -> None:
+    """Before the annotations are read, so that no store keeps these words either."""
+    run = launch("tests/workers/other_words_pretrain.py", flags("--data_root", str(damaged)), launcher="warm")
+    assert run.code == 2
+    [line] = run.stderr.strip().splitlines()
+    libraries = f"transformers {transformers.__version__} with tokenizers {tokenizers.__version__}"
+    words = "the words of 'Cab' with do_lower_case True, strip_accents None, tokenize_chinese_chars True"
+    expected = f": error: {libraries} gives [6] for {words}, where the tested versions give [5]; a model would be "
+    assert expected in line
+    assert not (damaged / "cache").exists()
 
 
 def check_original_keys(weights: Path) -> None:

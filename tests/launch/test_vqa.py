@@ -26,6 +26,7 @@ from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
+from engine.provenance import known_draws, tested
 from engine.provenance.history import read_starts
 from engine.tasks.answering import prediction
 from engine.tasks.answering.scoring import AnswerCollector
@@ -361,6 +362,18 @@ def test_bad_input_of_a_prediction_is_told_before_it_starts(
 def test_flags_that_contradict_each_other(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PredictVqaConfig(**{"load": "x", "test": "minival", **values}).check()  # type: ignore[arg-type]
+
+
+def test_a_prediction_looks_at_its_libraries_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SimpleNamespace(description=SimpleNamespace(visual=VisualShape(SHAPES["tiny"], sub_feat_num=4)))
+    monkeypatch.setattr(prediction, "open_model", lambda *_: model)
+    monkeypatch.setattr(tested, "TESTED", {"torch": ("99", "99")})
+    monkeypatch.setattr(known_draws, "sample_cells", lambda *_: (torch.arange(8)[None], None))
+    with pytest.raises(UserError, match=r"^torch .* gives \[0, 1, 2, .*\] for the drawn cells of 240, where"):
+        prediction.run(Vqa, PredictVqaConfig(load="x", test="minival"), ALONE)
+    assert capsys.readouterr().out.endswith(" is older than 99, the oldest that was tested\n")
 
 
 def test_a_prediction_in_fp16_needs_a_gpu() -> None:

@@ -3,9 +3,8 @@
 import os
 import signal
 
-from engine.tasks.pretraining import Pretraining
 from engine.training.observers.saver import Saver
-from engine.training.program import main
+from launch.pretrain import main
 
 agree = Saver.agree
 
@@ -20,4 +19,4 @@ def ask_and_agree(saver: Saver) -> None:
 Saver.agree = ask_and_agree  # type: ignore[method-assign]
 
 if __name__ == "__main__":
-    main(Pretraining)
+    main()

@@ -14,9 +14,8 @@ from engine.benchmark.counting import Collectives
 from engine.data.loading import Batch
 from engine.distributed.ranks import Ranks
 from engine.optim.hybrid import trained_values
-from engine.tasks.pretraining import Pretraining
 from engine.training.loop import Observer, TrainState, train
-from engine.training.program import main
+from launch.pretrain import main
 from tests.workers import fp16_pretrain  # noqa: F401  fp16 passes on this CPU
 
 report = Path(sys.argv.pop(1))
@@ -46,4 +45,4 @@ def counted(deepspeed_engine: Any, *arguments: Any) -> None:
 engine.training.run.train = counted
 
 if __name__ == "__main__":
-    main(Pretraining)
+    main()

@@ -3,11 +3,10 @@
 from deepspeed.accelerator import get_accelerator
 
 import engine.distributed.device
-from engine.tasks.pretraining import Pretraining
-from engine.training.program import main
+from launch.pretrain import main
 
 get_accelerator().is_fp16_supported = lambda: True
 engine.distributed.device.fp16_is_supported = lambda: True
 
 if __name__ == "__main__":
-    main(Pretraining)
+    main()

@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 
 from engine.tasks import task
-from engine.tasks.pretraining import Pretraining
 from engine.training.observers.saver import Saver
-from engine.training.program import main
+from launch.pretrain import main
 
 seen: list[tuple[int, int]] = []
 read_split = task.read_split
@@ -48,4 +47,4 @@ task.read_split = note_and_read
 Saver.restore, Saver.after_micro_step, Saver.after_training = restore_and_save, record, write
 
 if __name__ == "__main__":
-    main(Pretraining)
+    main()

@@ -69,7 +69,7 @@ library_name: transformers
 # {name}
 
 CLIP-ViL ("How Much Can CLIP Benefit Vision-and-Language Tasks?", Shen et al., 2021): a CLIP ResNet and a BERT over one
-sequence of words and grid cells. It needs torch, transformers 5.0 or newer, and Pillow.
+sequence of words and grid cells. It needs torch, transformers 5.3 or newer, and Pillow.
 {USES[description.architecture].format(name=json.dumps(name))}
 {_cells(visual.sub_feat_num)}
 

@@ -22,6 +22,7 @@ from transformers import BertConfig, BertTokenizer
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.pretrained import CARD, CONFIG, whole_folder
 from engine.checkpoint.weights import State
+from engine.configuration.bert import Splitting
 from engine.conversion.hub import modeling_clip_vil as modeling
 from engine.conversion.hub import processing_clip_vil as processing
 from engine.conversion.hub.card import model_card
@@ -79,14 +80,8 @@ def hub_model(description: ModelDescription, state: State) -> Any:
 
 def hub_tokenizer(description: ModelDescription) -> Any:
     """transformers' BertTokenizer that splits words as the description's does."""
-    backend = description.tokenizer()
-    return BertTokenizer(
-        vocab=backend.get_vocab(),
-        do_lower_case=backend.normalizer.lowercase,
-        strip_accents=backend.normalizer.strip_accents,
-        tokenize_chinese_chars=backend.normalizer.handle_chinese_chars,
-        model_max_length=description.preprocessing.max_seq_length,
-    )
+    backend, longest = description.tokenizer(), description.preprocessing.max_seq_length
+    return BertTokenizer(vocab=backend.get_vocab(), model_max_length=longest, **asdict(Splitting.of(backend)))
 
 
 def save_hub(

@@ -25,6 +25,7 @@ class PrepareAnnotations(AnswersConfig, QuestionFilesConfig):
     """Build the annotation stores that trainings and predictions with these files open."""
 
     bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
+    do_lower_case: bool | None = HfArg(default=None, help="as in training")
     cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
     with_text: bool = HfArg(default=False, help="a second store that keeps the sentences themselves, too")
 
@@ -58,7 +59,7 @@ def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
     tables = {folder: _answer_table(config, folder) for folder, splits in config.splits.items() if splits}
-    encoder = TextEncoder(read_bert(config.bert)[1])
+    encoder = TextEncoder(read_bert(config.bert, config.do_lower_case)[1])
     return {
         name: AnnotationSource(parts, encoder, tables[folder], config.with_text)
         for name, (folder, parts) in split_parts(config).items()

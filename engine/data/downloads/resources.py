@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.commands import command
 from engine.errors import UserError
 
 
@@ -65,7 +66,7 @@ RESOURCES = (
         "width_heigths",
         "https://drive.google.com/file/d/1i7NbLQ-j3edv3zjFwX7paudkYPPtUdy4/view",
         "mscoco/width_heigths.json",
-        about="optional; `prepare.py sizes` makes it",
+        about=f"optional; `{command('prepare')} sizes` makes it",
         by_hand=True,
     ),
 )

@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from engine.commands import command
 from engine.data.annotations.answers import read_json
 from engine.data.images.decoding import (
     IMAGE_ERRORS,
@@ -246,9 +247,10 @@ def check_recorded_sizes(file: Path, sizes: Mapping[str, tuple[Size, Size]]) -> 
     if 2 * exchanged > sum(pair[1][0] != pair[1][1] for pair in sizes.values()):
         raise UserError(
             f"{file} has height and width the wrong way round, in {exchanged} of {len(sizes)} images that were "
-            f"compared ({example}); it wants [height, width]: mend it, or remove it and let `prepare.py sizes` write it"
+            f"compared ({example}); it wants [height, width]: mend it, or remove it and let "
+            f"`{command('prepare')} sizes` write it"
         )
     return (
         f"{file} differs from {len(differing)} of {len(sizes)} images that were compared ({example}); "
-        "`prepare.py verify` compares all of them"
+        f"`{command('prepare')} verify` compares all of them"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
+from engine.commands import command
 from engine.data.images.decoding import (
     IMAGE_ERRORS,
     UNREADABLE_SIZE,
@@ -45,7 +46,7 @@ from engine.data.images.transforms import Size
 from engine.distributed.workers import reading
 from engine.errors import UserError
 
-BUILD = "build it with `python launch/prepare.py images`"
+BUILD = f"build it with `{command('prepare')} images`"
 
 # One environment per file and process: LMDB can't open a file twice in a process, and doesn't survive a fork.
 _environments: dict[Path, tuple[int, lmdb.Environment]] = {}

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from engine.commands import command
+
 LONGEST = 512  # BERT's positions
 MANY_CUT = 0.01  # share of texts
 MANY_UNKNOWN = 0.02  # share of WordPieces
@@ -75,7 +77,10 @@ def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
             "model for this language with --bert, such as bert-base-multilingual-cased."
         )
     if texts["questions"] and not texts["answer_table"]:
-        yield "A training learns to answer questions only with an answer table, which `prepare.py answers` makes."
+        yield (
+            "A training learns to answer questions only with an answer table, which "
+            f"`{command('prepare')} answers` makes."
+        )
     elif texts["questions_without_known_answer"]:
         yield (
             f"The answer table lacks all answers of {counted(texts['questions_without_known_answer'], 'question')}, "

@@ -37,6 +37,7 @@ class PrepareInspect(AnswersConfig, TableConfig, PrepareConfig):
     files: list[str] = field(init=False, metadata={"help": "as for --train, with commas or spaces between them"})
     split: Literal["train", "valid"] = HfArg(default="train", help="rows to read, of tables with a column for splits")
     bert: str = HfArg(default="bert-base-uncased", help="folder or hub name; gives the vocabulary")
+    do_lower_case: bool | None = HfArg(default=None, help="as in training")
     max_seq_length: int = HfArg(default=20, help="as in training: tokens per sentence, [CLS] and [SEP] included")
     image_size_min: int = HfArg(default=384, help="as in training: short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="as in training: long side of the padded image, in pixels")
@@ -107,7 +108,7 @@ def prepare_inspect(config: PrepareInspect) -> Summary:
 def text_reader(config: PrepareInspect, answers: AnswerTable) -> TextReader:
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
-    return TextReader(TextEncoder(read_bert(config.bert)[1]), answers)
+    return TextReader(TextEncoder(read_bert(config.bert, config.do_lower_case)[1]), answers)
 
 
 def read_files(files: Sequence[AnnotationFile], reader: TextReader) -> list[AnnotationFile]:

@@ -61,7 +61,7 @@ class PredictConfig:
     worker_start_method: Literal["fork", "spawn", "forkserver"] = HfArg(
         default="fork", help="how loading processes start; fork is much the quickest"
     )
-    image_store: str | None = HfArg(default=None, help="LMDB that prepare.py images wrote, instead of the folders")
+    image_store: str | None = HfArg(default=None, help="LMDB that `prepare images` wrote, instead of the folders")
     image_decoder: Literal["pillow", "simplejpeg"] = HfArg(default="pillow", help="as in training")
     cache_dir: str | None = HfArg(default=None, help="folder for prepared annotations; DATA_ROOT/cache if not given")
     sub_sampling_in_evaluation: bool = HfArg(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from engine.checkpoint.formats.original import OriginalState
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, build_network, open_checkpoint
+from engine.commands import command
 from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.questions.file import check_unique, files_of, is_only_handed_in, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
@@ -37,6 +38,8 @@ from engine.inference.pretrained import Pretrained
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.progress import Bar
+from engine.provenance.known_draws import check_draws
+from engine.provenance.tested import untested
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, Scorer
@@ -54,7 +57,7 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     saved = open_checkpoint(config.load, ranks, optimizers=False)
     if isinstance(saved, OriginalState):
         raise UserError(
-            f"{saved.source} doesn't say what its answers and words are; python launch/convert.py --from lxrt "
+            f"{saved.source} doesn't say what its answers and words are; {command('convert')} --from lxrt "
             f"{saved.source} --bert bert-base-uncased --to safetensors FOLDER {task.rows_flag(data_root)} makes a "
             "folder to load"
         )
@@ -62,7 +65,7 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
     if saved.description.architecture != "question_answering":
         raise UserError(
             f"{saved.source} is a model of {saved.description.architecture}; fine-tune it first, with "
-            f"launch/finetune.py --task {name}"
+            f"{command('finetune')} --task {name}"
         )
     if saved.description.vocabulary is None:
         raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
@@ -226,7 +229,10 @@ def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
     """What launch/predict.py does once its flags are checked."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16)
+    if ranks.rank == 0 and (told := untested()):
+        print(f"warning: {told}", flush=True)
     saved = open_model(task, config, ranks)
+    check_draws(device if saved.description.visual.sub_feat_num is not None else None)
     if config.question is None:
         predict(task, config, saved, ranks, device)
     elif ranks.rank == 0:

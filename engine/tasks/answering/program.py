@@ -6,25 +6,22 @@ Nothing heavy is imported before the flags are checked, so that --help and a wro
 import sys
 
 from engine.configuration.parsing import parse_command
-from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.importing import heavy_imports
 from engine.printing import keep_printing
 from engine.tasks.answering.task import TaskClass
 
 
-def main(task: TaskClass, argv: list[str] | None = None) -> None:
+def predict(task: TaskClass, argv: list[str] | None = None) -> None:
     """Predict.
 
     Args:
         argv: flags; those of the command line if not given.
     """
-    with telling_errors():
-        ranks = Ranks.from_environment()
-        name = f"predict.py --task {task.files.folder}"
-        config = parse_command(task.predict_class, name, sys.argv[1:] if argv is None else argv)
-        config.check()
-        keep_printing()
-        with heavy_imports():
-            from engine.tasks.answering.prediction import run
-        run(task, config, ranks)
+    ranks = Ranks.from_environment()
+    config = parse_command(task.predict_class, sys.argv[1:] if argv is None else argv, f"--task {task.files.folder}")
+    config.check()
+    keep_printing()
+    with heavy_imports():
+        from engine.tasks.answering.prediction import run
+    run(task, config, ranks)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from engine.commands import command
 from engine.configuration.flags import of_flags
 from engine.data.annotations.answers import ANSWER_LIST, AnswerTable
 from engine.data.annotations.questions.file import (
@@ -114,7 +115,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
             files = files_of(source.parts)
             questions = read_questions(files)
             if questions[0].label is None:
-                raise UserError(f"--valid {config.valid} has no labels to score; launch/predict.py predicts it")
+                raise UserError(f"--valid {config.valid} has no labels to score; {command('predict')} predicts it")
             asked = set(self.validation.sentences.question_ids.tolist())  # --tiny leaves some out
             self.judged = self.scorer(config, [q for q in questions if q.number in asked], files)
 
@@ -186,7 +187,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
         flags = ["--task", files.folder, "--load", str(best or checkpoint), "--test", test]
         if config.data_root != self.config_class().data_root:
             flags += ["--data_root", config.data_root]
-        return ["launch/predict.py", *flags]
+        return ["predict", *flags]
 
 
 TaskClass = type[AnsweringTask[Any]]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.checkpoint.manifest import BEST, LAST
+from engine.commands import own_words, program_words
 from engine.configuration.parsing import LOCAL_RANK
 from engine.distributed.launchers import command_line
 from engine.provenance.results import SCORE, Results
@@ -24,7 +25,7 @@ class Conclusion(Observer):
         self.saver.reporter.say("\n".join(self.lines(state)))
 
     def lines(self, state: TrainState) -> list[str]:
-        saved, stopped = self.saver.saved, self.saver.stop_requested
+        saved, stopped, ranks = self.saver.saved, self.saver.stop_requested, self.task.ranks
         lines = [f"{'stopped' if stopped else 'done'} after step {state.step}"]
         if latest := self.results.train:
             lines[0] += ", last report: " + ", ".join(losses(latest))
@@ -35,10 +36,11 @@ class Conclusion(Observer):
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
         lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml', 'run.json'])}")
         if stopped:
-            lines.append(f"to go on: {command_line(with_resume(sys.argv), self.task.ranks)}")
+            lines.append(f"to go on: {command_line([*own_words(), *with_resume(sys.argv[1:])], ranks)}")
         elif saved:
-            command = self.task.next_command(self.folder / saved, best)
-            lines.append(f"next: {command_line(command, self.task.ranks)}")
+            name, *flags = self.task.next_command(self.folder / saved, best)
+            program = program_words(name, with_launcher=ranks.world_size > 1)
+            lines.append(f"next: {command_line([*program, *flags], ranks)}")
         return lines
 
 
@@ -49,6 +51,6 @@ def losses(record: Mapping[str, Any]) -> list[str]:
 
 
 def with_resume(argv: Sequence[str]) -> list[str]:
-    """This program's own command line, which goes on where it stopped."""
+    """This program's own flags, to go on where it stopped."""
     own = [word for word in argv if not word.startswith(tuple(f"{flag}=" for flag in LOCAL_RANK))]
     return own if any(word.split("=")[0] == "--resume" for word in own) else [*own, "--resume", "auto"]

@@ -23,7 +23,8 @@ from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
 from engine.checkpoint.state import check_words, load_weights, open_checkpoint
-from engine.configuration.bert import read_bert
+from engine.commands import command
+from engine.configuration.bert import read_bert, unread_pieces
 from engine.configuration.deepspeed import monitor_settings, settings_path
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.configuration.monitors import check_packages, named_tools
@@ -38,6 +39,8 @@ from engine.data.verification.annotations import question_problems, sentence_pro
 from engine.distributed.meeting import no_port
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
+from engine.provenance.known_draws import check_draws
+from engine.provenance.tested import untested
 from engine.tasks.task import Task
 from engine.training.model import describe_model
 from engine.training.preflight.deepspeed import configuration_problems
@@ -76,7 +79,10 @@ def find_problems(
     problems, output = Problems(), Path(config.output)
     path = settings_path(config)
     problems += [f"{path} has {problem}" for problem in configuration_problems(settings)]
+    with problems.noting():
+        check_draws(device if config.sub_sampling else None)
     if ranks.rank == 0:
+        warn(untested())
         with problems.noting():
             check_output(config, unused=thorough)
         with problems.noting():
@@ -90,7 +96,9 @@ def find_problems(
     alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part
     bert = None
     with problems.noting():
-        bert, tokenizer = read_bert(config.bert)
+        bert, tokenizer = read_bert(config.bert, config.do_lower_case)
+    if bert is not None and ranks.rank == 0:
+        warn(unread_pieces(tokenizer))
     task = None
     with problems.noting():
         task = task_class(config, tokenizer if bert is not None else words_of_none(), alone)
@@ -114,6 +122,12 @@ def find_problems(
     if thorough and description is not None:
         look_closely(problems, config, task, description, ranks, settings, device)
     return problems
+
+
+def warn(told: str | None) -> None:
+    """Print what keeps no training from running."""
+    if told is not None:
+        print(f"warning: {told}", flush=True)
 
 
 def look_closely(
@@ -166,7 +180,7 @@ def tell_oddities(names: str, source: AnnotationSource, store: AnnotationStore) 
     for oddity in odd[:TOLD_ODDITIES]:
         print(f"note: {oddity}", flush=True)
     if len(odd) > TOLD_ODDITIES:
-        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `launch/prepare.py verify` tells all", flush=True)
+        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `{command('prepare')} verify` tells all", flush=True)
 
 
 def words_of_none() -> Tokenizer:
@@ -271,5 +285,5 @@ def check_sampled_images(dataset: ImageTextDataset, tolerated: int) -> None:
     if expected > tolerated:
         raise UserError(
             f"{len(broken)} of {len(sample)} images that were tried can't be read, such as {broken[0]}; "
-            f"`launch/prepare.py verify` finds all of them, and --max_unreadable_images {tolerated} are tolerated"
+            f"`{command('prepare')} verify` finds all of them, and --max_unreadable_images {tolerated} are tolerated"
         )

@@ -440,7 +440,8 @@ REMEDY = "; words would silently become others; give --bert the model that it wa
             ["a", "dog"],
             Splitting(),
             "Epoch01 was trained with do_lower_case False, strip_accents None, tokenize_chinese_chars True, --bert has "
-            f"do_lower_case True, strip_accents None, tokenize_chinese_chars True{REMEDY}",
+            f"do_lower_case True, strip_accents None, tokenize_chinese_chars True{REMEDY}, and the same "
+            "--do_lower_case",
         ),
     ],
 )

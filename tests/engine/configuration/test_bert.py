@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import transformers
 from tokenizers import BertWordPieceTokenizer, Tokenizer, models
 from transformers import BertConfig, BertTokenizer
 
-from engine.configuration.bert import Splitting, read_bert
+from engine.configuration import bert
+from engine.configuration.bert import Splitting, check_known_ids, read_bert, unread_pieces
 from engine.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cab", "Cab", "caf", "##e", "##é", "e", "É", "一", "二", "一二"]
@@ -59,6 +62,66 @@ def test_words_are_split_as_the_folder_says(files: dict[str, Any], pieces: list[
     tokenizer = read_bert(make(tmp_path, files))[1]
     assert [tokenizer.id_to_token(number) for number in range(len(WORDS))] == WORDS
     assert tokenizer.encode(TEXT, add_special_tokens=False).tokens == pieces
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        CASED_CONFIG,
+        {"tokenizer_config.json": {"do_lower_case": True}},
+        {"tokenizer.json": whole(lowercase=False), "vocab.txt": None},
+        {"tokenizer.json": whole(lowercase=True)},
+    ],
+)
+def test_the_flag_overrules_the_folder(files: dict[str, Any], tmp_path: Path) -> None:
+    folder = make(tmp_path, files)
+    for do_lower_case, pieces in ((True, UNCASED), (False, CASED)):
+        assert read_bert(folder, do_lower_case)[1].encode(TEXT, add_special_tokens=False).tokens == pieces
+
+
+def test_the_flag_leaves_accents_as_the_folder_says(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"tokenizer_config.json": {"strip_accents": True, "tokenize_chinese_chars": False}})
+    assert Splitting.of(read_bert(folder, do_lower_case=False)[1]) == Splitting(False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "do_lower_case", "told"),
+    [
+        (["Paris", "paris", "##X"], True, "2 of the 3 pieces of the vocabulary, such as 'Paris', can't occur in texts"),
+        (["haus", "häuser"], True, "1 of the 2 pieces of the vocabulary, such as 'häuser', can't occur in texts that"),
+        (["paris", "häuser", "一"], False, "no piece of the vocabulary has a capital letter, so words with one are"),
+        (["paris", "##s", "一", "##二", "!"], True, None),
+        (["Paris", "häuser"], False, None),
+        ([*(f"word{number}" for number in range(200)), "Odd"], True, None),
+    ],
+)
+def test_a_vocabulary_for_other_texts_is_told(
+    words: list[str], do_lower_case: bool, told: str | None, tmp_path: Path
+) -> None:
+    folder = make(tmp_path, {"config.json": {**CONFIG, "vocab_size": 300}}, [*bert.SPECIAL_TOKENS, *words])
+    found = unread_pieces(read_bert(folder, do_lower_case)[1])
+    assert found == told or (told is not None and found is not None and found.startswith(told))
+
+
+def test_known_ids_are_of_words_that_tell_settings_apart() -> None:
+    check_known_ids.__wrapped__()
+    recorded = [tuple(map(tuple, ids)) for ids in bert.KNOWN_IDS.values()]
+    assert len(set(recorded)) == len(recorded) == 4
+    assert all(bert.SPECIAL_TOKENS.index("[UNK]") not in ids for row in recorded for ids in row)
+
+
+def test_a_library_that_gives_other_ids_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one that doesn't heed the settings."""
+    monkeypatch.setattr(bert, "BertTokenizer", lambda vocab, **_: BertTokenizer(vocab=vocab, do_lower_case=True))
+    check_known_ids.cache_clear()
+    with pytest.raises(UserError) as error:
+        read_bert(make(tmp_path, {}))
+    message = str(error.value)
+    assert message.startswith(f"transformers {transformers.__version__} with tokenizers {tokenizers.__version__} gives")
+    assert " [5] for the words of 'Cab' with do_lower_case False, " in message
+    assert ", where the tested versions give [6]; " in message
+    assert "\n" not in message
 
 
 def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
@@ -138,7 +201,19 @@ def test_another_model_is_refused_with_what_was_found(files: dict[str, Any], mes
     [
         ({"config.json": None}, "it has no config.json"),
         ({"config.json": "{"}, "config.json' is not a valid JSON file"),
-        ({"config.json": {**CONFIG, "hidden_size": "x"}}, "Validation error for field 'hidden_size'"),
+        ({"config.json": {**CONFIG, "hidden_size": "x"}}, "config.json has hidden_size 'x', not a number such as 768"),
+        (
+            {"config.json": {**CONFIG, "num_hidden_layers": None}},
+            "config.json has num_hidden_layers None, not a number",
+        ),
+        (
+            {"config.json": {**CONFIG, "layer_norm_eps": "x"}},
+            "config.json has layer_norm_eps 'x', not a number such as",
+        ),
+        (
+            {"config.json": {**CONFIG, "num_attention_heads": 2.0}},
+            "has num_attention_heads 2.0, not a number such as 12",
+        ),
         ({"vocab.txt": None}, "it has neither vocab.txt nor tokenizer.json"),
         ({"tokenizer.json": "{"}, "tokenizer.json: EOF while parsing"),
         ({"tokenizer_config.json": []}, "tokenizer_config.json holds no object"),

@@ -10,7 +10,7 @@ from engine.configuration.deepspeed_keys import KEYS
 from engine.configuration.parsing import parse
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining
-from engine.training.program import RECIPES, main
+from engine.training.program import RECIPES, train
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -150,7 +150,7 @@ def test_gradients_are_contiguous_where_they_are_sent_or_overlap(tmp_path, overl
 def test_what_deepspeed_is_given_is_printed(tmp_path, capsys):
     path = own_json(tmp_path, zero_optimization={"stage": 1}, csv_monitor={"enabled": True})
     flags = ["--recipe", "rn50_stage_one", "--fp16", "false", "--deepspeed_config", str(path)]
-    main(Pretraining, [*flags, "--print_config", "deepspeed"])
+    train(Pretraining, [*flags, "--print_config", "deepspeed"])
     printed = json.loads(capsys.readouterr().out)
     config, _ = parse(PretrainConfig, flags, RECIPES)
     assert printed == deepspeed_settings(config, world_size=1)

@@ -206,7 +206,7 @@ def test_program_flags_are_apart_from_the_configuration(recipes):
 def test_a_program_without_recipes_takes_what_deepspeed_adds():
     parse(PretrainConfig, ["--local-rank=1"], RECIPES)  # torch.distributed.launch's spelling
     argv = ["--local_rank=1", "--local-rank=1", "--load", "x", "--test", "minival"]
-    config = parse_command(PredictVqaConfig, "predict_vqa.py", argv)
+    config = parse_command(PredictVqaConfig, argv)
     assert (config.load, config.test) == ("x", "minival")
 
 
@@ -232,8 +232,9 @@ def test_there_are_recipes_for_both_stages_of_each_model():
         PretrainConfig(),
         STAGE_ONE_CONFIG,
         PretrainConfig(valid="", adam_epsilon=1e-12, schedule="3", stop_after_epoch=2, bf16=True, output="a: b #c"),
+        PretrainConfig(do_lower_case=False),
     ],
-    ids=["defaults", "stage_one", "awkward_values"],
+    ids=["defaults", "stage_one", "awkward_values", "three_states"],
 )
 def test_printed_configuration_is_a_recipe_for_itself(tmp_path, config):
     path = tmp_path / "printed.yaml"

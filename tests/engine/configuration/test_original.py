@@ -14,7 +14,7 @@ from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
-from engine.training.program import RECIPES, main
+from engine.training.program import RECIPES, train
 
 PROGRAMS = {"pretrain": PretrainConfig, "finetune_vqa": VqaConfig}
 
@@ -46,7 +46,7 @@ FINE_TUNING = Refused("launch/finetune.py --task vqa")
 BOTH: dict[str, Taken | Refused | Same] = {
     "--train": Taken("a,b", "train", "a,b"),
     "--valid": Taken("", "valid", ""),
-    "--test": Refused("launch/predict_vqa.py --load MODEL --test minival", "minival"),
+    "--test": Refused("launch/predict.py --task vqa --load MODEL --test minival", "minival"),
     "--batchSize": Taken(256, "batch_size", "256"),
     "--optim": Same("bert"),
     "--lr": Taken(3e-5, "lr", "3e-5"),
@@ -85,7 +85,7 @@ BOTH: dict[str, Taken | Refused | Same] = {
     "--fp16_opt_level": Same("O1"),
     "--aspect_ratio_group_factor": Taken(3, "aspect_ratio_group_factor", "3"),
     "--gradient_accumulation_steps": Taken(2, "gradient_accumulation_steps", "2"),
-    "--use_h5_file": Refused("`launch/prepare.py images` puts these in one file, for --image_store"),
+    "--use_h5_file": Refused("`python launch/prepare.py images` puts these in one file, for --image_store"),
     "--drop_boxes": Same(),
     "--image_size_min": Taken(224, "image_size_min", "224"),
     "--image_size_max": Taken(800, "image_size_max", "800"),
@@ -104,7 +104,9 @@ BOTH: dict[str, Taken | Refused | Same] = {
     "--sgd_weight_decay": Taken(0.1, "sgd_weight_decay", "0.1"),
     "--schedule": Taken("12,17", "schedule", "12,17"),
     "--compress_data": Same(),
-    "--use_lmdb": Refused("`launch/prepare.py images` writes an LMDB, and --image_store data/images.lmdb reads it"),
+    "--use_lmdb": Refused(
+        "`python launch/prepare.py images` writes an LMDB, and --image_store data/images.lmdb reads it"
+    ),
     "--start_epoch": Refused("--resume auto finds the epoch", "9"),
     "--use_positional_embedding": Taken(True, "use_positional_embedding"),
     "--use_max_pooling": Refused("--sub_sampling makes sequences shorter"),
@@ -126,7 +128,7 @@ OF_PROGRAM: dict[str, dict[str, Taken | Refused | Same]] = {
         "--wordMaskRate": Taken(0.3, "word_mask_rate", "0.3"),
         "--loss_scale": FINE_TUNING._replace(given="500"),
         "--limit_source": Taken("mscoco,vg", "limit_source", "mscoco,vg"),
-        "--skip_training": Refused("launch/predict_vqa.py --load MODEL --test mscoco_minival"),
+        "--skip_training": Refused("launch/predict.py --task vqa --load MODEL --test mscoco_minival"),
     },
     "finetune_vqa": {
         "--loadLXMERT": Taken("snap/x", "load_lxmert", "snap/x"),
@@ -139,7 +141,7 @@ OF_PROGRAM: dict[str, dict[str, Taken | Refused | Same]] = {
         "--wordMaskRate": PRE_TRAINING._replace(given="0.3"),
         "--loss_scale": Taken(500.0, "loss_scale", "500"),
         "--limit_source": PRE_TRAINING._replace(given="vqa"),
-        "--skip_training": Refused("launch/predict_vqa.py --load MODEL --test minival"),
+        "--skip_training": Refused("launch/predict.py --task vqa --load MODEL --test minival"),
     },
 }
 
@@ -183,7 +185,7 @@ def test_what_to_type_in_place_of_a_test_run_is_written_out():
     argv = ["--load", "snap/vqa/x/BEST", "--test", "test", "--output", "snap/vqa/test"]
     with pytest.raises(UserError) as error:
         parse(VqaConfig, argv, RECIPES)
-    command = "launch/predict_vqa.py --load snap/vqa/x/BEST --test test --output snap/vqa/test"
+    command = "launch/predict.py --task vqa --load snap/vqa/x/BEST --test test --output snap/vqa/test"
     assert command in str(error.value)
 
 
@@ -241,7 +243,7 @@ OURS = {"output", "save_step", "keep", "stop_after_epoch", "sub_feat_num", "num_
 def test_command_of_the_readme_prints_the_recipe_of_the_same_name(name, capsys, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     task = Vqa if "vqa" in name else Pretraining
-    main(task, [*README[name].split(), "--print_config"])
+    train(task, [*README[name].split(), "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     config: TrainingConfig = parse(task.config_class, ["--recipe", name], RECIPES)[0]
     assert printed["fp16"] is True
@@ -253,5 +255,7 @@ def test_command_of_the_readme_prints_the_recipe_of_the_same_name(name, capsys, 
 
 def test_the_readmes_test_command_is_answered_with_the_one_to_type():
     argv = [*FINE_TUNE.split(), "--load", "snap/vqa/vqa_clip_rn50x4/BEST", "--test", "minival", "--print_config"]
-    with pytest.raises(UserError, match=r"launch/predict_vqa\.py --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"):
+    with pytest.raises(
+        UserError, match=r"launch/predict\.py --task vqa --load snap/vqa/vqa_clip_rn50x4/BEST --test minival"
+    ):
         parse(VqaConfig, argv, RECIPES)

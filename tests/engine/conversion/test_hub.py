@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import BertWordPieceTokenizer
 from transformers import AutoTokenizer, BertConfig, BertTokenizer
 
 from engine.checkpoint.description import MODELS, ModelDescription, Preprocessing
 from engine.checkpoint.formats.pretrained import save_pretrained
+from engine.configuration.bert import Splitting, read_bert
 from engine.conversion.convert import convert
 from engine.conversion.flags import parse_conversion
 from engine.conversion.hub.card import NO_LICENSE, model_card
@@ -113,6 +116,8 @@ STRANGER = """
 import importlib.util, pathlib, sys
 sys.path.append(sys.argv[1])
 import torch
+import transformers
+from packaging import version
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
@@ -126,7 +131,10 @@ for name, (texts, cases) in torch.load(folder / "cases.pt").items():
             found[name, dtype] = {case: dict(model(**inputs)) for case, inputs in cases.items()}
     processor = AutoProcessor.from_pretrained(folder / name, **trust)
     found[name, "inputs"] = dict(processor([Image.open(folder / "lying.jpg")] * len(texts), texts))
-    found[name, "normalised"] = AutoImageProcessor.from_pretrained(folder / name, do_normalize=True, **trust)(
+    # transformers' own class wants torchvision before 5.18, though ours doesn't.
+    old = version.parse(transformers.__version__) < version.parse("5.18")
+    images = type(processor.image_processor) if old else AutoImageProcessor
+    found[name, "normalised"] = images.from_pretrained(folder / name, do_normalize=True, **trust)(
         Image.open(folder / "lying.jpg"))["images"]
     found[name, "one"] = dict(processor(Image.open(folder / "lying.jpg"), texts[0]))
     words = AutoTokenizer.from_pretrained(folder / name, **trust)(texts[0])["input_ids"]
@@ -264,22 +272,67 @@ def test_what_does_not_make_a_batch_is_refused() -> None:
         processor(Image.new("F", (90, 50)))
 
 
-class Cased(ModelDescription):
-    """Of a model whose tokenizer keeps capitals and accents, and doesn't part Chinese characters."""
+SETTINGS = [
+    Splitting(),
+    Splitting(do_lower_case=False),
+    Splitting(strip_accents=False),
+    Splitting(do_lower_case=False, strip_accents=True),
+    Splitting(do_lower_case=False, tokenize_chinese_chars=False),
+]
+ODD_TEXTS = [
+    "The CAFÉ the Café",
+    "café cafe\u0301 ÅNGSTRÖM A\u030angstro\u0308m",
+    "İstanbul I\u0307stanbul \u0131Iiİ straße",
+    "猫猫 一二,三 ｶﾅ 한국",
+    "a\x00b\u200bc\x1fd\x85e\u2028f\ufeffg\ufffdh\u00a0i",
+    "🙂 👩\u200d👩 ✈\ufe0f a🙂b",
+    "[MASK] [mask] it's",
+]
 
-    def tokenizer(self) -> Any:
-        ids = {word: number for number, word in enumerate(self.vocabulary or ())}
-        return BertTokenizer(vocab=ids, do_lower_case=False, tokenize_chinese_chars=False).backend_tokenizer
+
+def written_by(kind: str, splitting: Splitting, ids: dict[str, int]) -> dict[str, str]:
+    """The files of a tokenizer, as such folders have them."""
+    names = asdict(splitting)
+    lower, strip, chinese = names.values()
+    whole = BertWordPieceTokenizer(ids, lowercase=lower, strip_accents=strip, handle_chinese_chars=chinese)
+    vocabulary = "".join(f"{word}\n" for word in ids)
+    return {
+        "vocab.txt": {"vocab.txt": vocabulary},
+        "tokenizer_config.json": {"vocab.txt": vocabulary, "tokenizer_config.json": json.dumps(names)},
+        "tokenizer.json": {"tokenizer.json": whole.to_str()},
+    }[kind]
 
 
-@pytest.mark.parametrize("kind", [ModelDescription, Cased])
-def test_words_are_split_as_in_training(kind: Any, tmp_path: Path) -> None:
-    description = kind(**vars(describe("pretraining")))
-    hub_tokenizer(description).save_pretrained(tmp_path)
-    loaded, encoder = AutoTokenizer.from_pretrained(tmp_path), TextEncoder(description.tokenizer())
-    for text in (*TEXTS, "The Café", "the cafe", "猫猫 [SEP]", "\u0130 \u00df \u200e"):
-        assert loaded(text, add_special_tokens=False)["input_ids"] == encoder(text)
-    assert (loaded.convert_ids_to_tokens(encoder("The Café")) == ["The", "Café"]) == (kind is Cased)
+FOLDERS = [(splitting, kind) for splitting in SETTINGS for kind in ("tokenizer_config.json", "tokenizer.json")]
+FOLDERS += [(splitting, "vocab.txt") for splitting in SETTINGS[:2]]  # the others can't be had from a vocabulary alone
+
+
+@pytest.mark.parametrize(("splitting", "kind"), FOLDERS, ids=str)
+def test_words_are_the_same_from_bert_to_the_hub_and_back(splitting: Splitting, kind: str, tmp_path: Path) -> None:
+    """The pieces are all letters of the texts, as they are and as any setting has them, so that none is unknown."""
+    flag = splitting.do_lower_case if kind == "vocab.txt" else None
+    forms = [form for text in ODD_TEXTS for form in (text, text.lower())]
+    letters = sorted({letter for form in forms for letter in form + normalize("NFD", form) if letter.strip()})
+    ids = {word: n for n, word in enumerate(dict.fromkeys([*WORDS, *letters, *(f"##{letter}" for letter in letters)]))}
+    config = BertConfig(vocab_size=len(ids))
+    for folder in ("bert", "hub"):
+        config.save_pretrained(tmp_path / folder)
+    for name, content in written_by(kind, splitting, ids).items():
+        (tmp_path / "bert" / name).write_text(content, encoding="utf-8")
+
+    read = read_bert(str(tmp_path / "bert"), flag)[1]
+    description = ModelDescription.of(config, VisualShape(SHAPES["tiny"]), None, read)
+    description = ModelDescription.from_dict(json.loads(json.dumps(description.to_dict())), "a test")
+    hub_tokenizer(description).save_pretrained(tmp_path / "hub")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hub")
+    again = read_bert(str(tmp_path / "hub"))[1]
+    theirs = BertTokenizer(vocab=ids, **asdict(splitting))
+    for text in ODD_TEXTS:
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert expected
+        assert ids["[UNK]"] not in expected
+        assert exported(text, add_special_tokens=False)["input_ids"] == expected
+        assert [TextEncoder(place)(text) for place in (read, description.tokenizer(), again)] == [expected] * 3
 
 
 def test_the_card_has_the_figures_of_the_run(tmp_path: Path) -> None:
@@ -350,6 +403,7 @@ def test_a_taken_target_and_unknown_words_are_refused(models: Path, tmp_path: Pa
     [
         (["--to", "hub", "x", "--max_shard_size", "much"], "--max_shard_size much: a size such as 5GB"),
         (["--to", "lxrt", "x", "--license", "mit"], "--license goes into the card of --to hub"),
+        (["--to", "hub", "x", "--do_lower_case", "false"], "--do_lower_case is about the vocabulary that --bert names"),
     ],
 )
 def test_bad_flags_are_one_line(flags: list[str], words: str) -> None:

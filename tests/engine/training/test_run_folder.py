@@ -44,6 +44,7 @@ def test_paths_reports_and_ranks_may_change() -> None:
         (replace(CONFIG, lr=5e-5), 2, r"--lr was 0\.0001 and is 5e-05; .* --load run/Epoch01"),
         (replace(CONFIG, batch_size=4), 2, "--batch_size was 8 and is 4"),
         (replace(CONFIG, fp16=True), 2, "--fp16 was False and is True"),
+        (replace(CONFIG, do_lower_case=False), 2, "--do_lower_case was None and is False"),
         (CONFIG, 1, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
     ],
 )

@@ -1,11 +1,13 @@
 """What a training says at its end."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from engine import commands
 from engine.distributed.ranks import ALONE, Ranks
 from engine.provenance.results import Results
 from engine.tasks.pretraining import PretrainConfig, Pretraining
@@ -37,22 +39,22 @@ def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric:
 def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
     for name in ("Epoch03", "Epoch03_LXRT.pth"):
         (tmp_path / name).mkdir()
-    config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False)
+    config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False, do_lower_case=False)
     assert lines(task_of(Pretraining, config), tmp_path, saved="Epoch03") == [
         "done after step 10, last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5",
         "best validation: loss 1.25, after epoch 2",
         f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml, run.json",
         "next: deepspeed --num_gpus 2 launch/pretrain.py --recipe rn50_stage_two "
-        f"--load {tmp_path}/Epoch03 --data_root '/my data'",
+        f"--load {tmp_path}/Epoch03 --data_root '/my data' --do_lower_case False",
     ]
 
 
 @pytest.mark.parametrize(
     ("model", "task_qa", "expected"),
     [
-        ("RN50x4", True, ["launch/finetune_vqa.py", "--recipe", "vqa_rn50x4", "--load_lxmert_qa", "run/Epoch03"]),
-        ("RN101", True, ["launch/finetune_vqa.py", "--clip_model_name", "RN101", "--load_lxmert_qa", "run/Epoch03"]),
-        ("RN101", False, ["launch/pretrain.py", "--clip_model_name", "RN101", "--taskQA", "--load", "run/Epoch03"]),
+        ("RN50x4", True, ["finetune", "--task", "vqa", "--recipe", "vqa_rn50x4", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", True, ["finetune", "--task", "vqa", "--clip_model_name", "RN101", "--load_lxmert_qa", "run/Epoch03"]),
+        ("RN101", False, ["pretrain", "--clip_model_name", "RN101", "--taskQA", "--load", "run/Epoch03"]),
     ],
 )
 def test_what_comes_next(model: Any, task_qa: bool, expected: list[str]) -> None:
@@ -86,8 +88,36 @@ def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: p
     many = Ranks(rank=0, world_size=4, local_rank=0, local_world_size=2)
     told = lines(task_of(Pretraining, PretrainConfig(), many), tmp_path, saved="Step000010", stopped=True)
     assert told[-1] == "to go on: launch/pretrain.py --recipe rn50_stage_one --resume auto"
-    assert with_resume(["a.py", "--resume", "auto"]) == ["a.py", "--resume", "auto"]
-    assert with_resume(["a.py", "--resume=auto"]) == ["a.py", "--resume=auto"]
+    assert with_resume(["--resume", "auto"]) == ["--resume", "auto"]
+    assert with_resume(["--resume=auto"]) == ["--resume=auto"]
+
+
+MODULE = "--module launch.pretrain"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "is_module", "goes_on", "follows"),
+    [
+        (ALONE, False, "/env/bin/clipvil-pretrain", "clipvil-pretrain"),
+        (ALONE, True, "python -m launch.pretrain", "clipvil-pretrain"),
+        (TWO, False, "deepspeed --num_gpus 2 /env/bin/clipvil-pretrain", f"deepspeed --num_gpus 2 {MODULE}"),
+        (TWO, True, f"deepspeed --num_gpus 2 {MODULE}", f"deepspeed --num_gpus 2 {MODULE}"),
+    ],
+    ids=["command", "module", "command_on_two", "module_on_two"],
+)
+def test_an_installed_copy_tells_commands_that_are_there(
+    ranks: Ranks, is_module: bool, goes_on: str, follows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m` makes the file of the module the first word, and the main module knows its name."""
+    file = "/env/lib/launch/pretrain.py" if is_module else "/env/bin/clipvil-pretrain"
+    spec = SimpleNamespace(name="launch.pretrain", origin=file) if is_module else None
+    monkeypatch.setattr(commands, "IN_CHECKOUT", False)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(sys, "argv", [file, "--fp16"])
+    task = task_of(Pretraining, PretrainConfig(clip_model_name="RN50", task_qa=False), ranks)
+    assert lines(task, tmp_path, saved="Step1", stopped=True)[-1] == f"to go on: {goes_on} --fp16 --resume auto"
+    told = lines(task, tmp_path, saved="Epoch03")[-1]
+    assert told == f"next: {follows} --recipe rn50_stage_two --load {tmp_path}/Epoch03"
 
 
 def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from engine.data.annotations.answers import AnswerTable
 from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import ALONE, Ranks
 from engine.errors import UserError
+from engine.provenance import known_draws, tested
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.training.model import describe_model
 from engine.training.preflight import checks
@@ -73,6 +75,30 @@ def test_more_workers_than_cores_are_told_once(flags: Flags, capsys: pytest.Capt
         f"note: each rank has {cores + 1} loading workers (--num_workers), and this machine {cores} cores; "
         f"--num_workers {max(1, cores // 2)} gives each worker one of its own\n"
     )
+
+
+def test_what_is_odd_about_libraries_and_words_is_told_once(
+    flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By rank 0, and it keeps no training from running."""
+    monkeypatch.setattr(tested, "TESTED", {"numpy": ("0.1", "0.2")})
+    config = configured(flags("--do_lower_case", "false"))
+    for rank in (0, 1):
+        ranks = Ranks(rank=rank, world_size=2, local_rank=0, local_world_size=1)
+        settings = deepspeed_settings(config, 2)
+        assert find_problems(config, Pretraining, ranks, settings, torch.device("cpu"), thorough=False) == []
+    libraries, words = capsys.readouterr().out.splitlines()
+    assert libraries == f"warning: numpy {np.__version__} is newer than 0.2, the newest that was tested"
+    assert words.startswith("warning: no piece of the vocabulary has a capital letter, so words with one are unknown; ")
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_other_cells_keep_a_training_from_running_that_draws_some(
+    draws: bool, flags: Flags, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_draws, "sample_cells", lambda *_: (torch.arange(8)[None], None))
+    found = problems_of(flags("--sub_sampling", str(draws).lower()), thorough=False)
+    assert ["the drawn cells of 240" in problem for problem in found] == [True] * draws
 
 
 def test_all_problems_are_told_in_one_go(

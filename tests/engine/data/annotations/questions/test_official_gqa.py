@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from engine.commands import program_name
 from engine.data.annotations.answers import ExactAnswers
 from engine.data.annotations.formats import lxmert
 from engine.data.annotations.questions.official_gqa import OFFICIAL, read_official, write_gqa_files
@@ -49,7 +50,7 @@ def prepare(root, *flags):
 def error_of(capsys, root, *flags):
     assert main(["gqa", "--data_root", str(root), *flags]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("prepare.py gqa: error: ")
+    assert lines[-1].startswith(f"{program_name()} gqa: error: ")
     return lines[-1]
 
 
