@@ -40,7 +40,9 @@ CHECKS = {
 }
 MINUTES = 15  # for one command
 TOLD = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "numpy")
-VERSIONS = "import importlib.metadata as m, json; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+VERSIONS = (
+    "import importlib.metadata as m, json; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+)
 
 
 @dataclass
