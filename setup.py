@@ -45,7 +45,7 @@ setup(
     entry_points={
         "console_scripts": [f"clipvil-{name.replace('_', '-')} = launch.{name}:main" for name in PROGRAMS],
     },
-    # docs/versions.md: the lowest versions that were tried together, all with no upper bound.
+    # The lowest versions that work together; docs/versions.md says which were tried.
     install_requires=[
         "torch>=2.10",
         "triton>=3.6; platform_system == 'Linux'",
