@@ -1,26 +1,34 @@
-"""Which versions of the libraries were tested."""
+"""Which versions of the libraries were tested: docs/versions.md has the combinations."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-# By distribution, the lowest and the newest one; of the newest, other patches count as tested, too.
+from engine.errors import UserError
+
+# By distribution, the lowest, which setup.py asks for, and the newest one, of which other patches count as well.
 TESTED = {
-    "torch": ("2.10", "2.13.0"),
+    "torch": ("2.10", "2.15.0"),
     "triton": ("3.6", "3.9.0"),
-    "deepspeed": ("0.19.7", "0.19.8"),
-    "transformers": ("5.3", "5.23.0"),
+    "deepspeed": ("0.19.8", "0.19.8"),
+    "transformers": ("5.3", "5.24.0"),
     "tokenizers": ("0.22", "0.23.3"),
-    "numpy": ("1.26", "2.4.6"),
+    "numpy": ("2.0", "2.5.5"),
 }
 
 
-def untested() -> str | None:
-    """What to say of installed libraries that are older or newer, in one line, or None.
+def check_versions() -> str | None:
+    """Refuse installed libraries that are older than those that were tested. pip does so, too, but can be told not to.
 
     What a build adds to a version, as in 2.10.0a0+git, doesn't count.
+
+    Returns:
+        what to say of libraries that are newer, in one line, or None.
+
+    Raises:
+        UserError: naming all that are older.
     """
-    told = []
+    older, newer = [], []
     for name, (lowest, newest) in TESTED.items():
         try:
             found = version(name)
@@ -28,7 +36,9 @@ def untested() -> str | None:
             continue
         release = Version(Version(found).base_version)
         if release < Version(lowest):
-            told.append(f"{name} {found} is older than {lowest}, the oldest that was tested")
+            older.append(f"{name} {found} is older than {lowest}, the oldest that works")
         elif release.release[:2] > Version(newest).release[:2]:
-            told.append(f"{name} {found} is newer than {newest}, the newest that was tested")
-    return "; ".join(told) or None
+            newer.append(f"{name} {found} is newer than {newest}, the newest that was tested")
+    if older:
+        raise UserError(f"{'; '.join(older)}; install a version that docs/versions.md lists")
+    return "; ".join(newer) or None

@@ -40,12 +40,15 @@ MAY_END_WITH_1 = ("launch/prepare.py verify", "launch/prepare.py inspect")
 PLACEHOLDERS = {"FLAGS": "--fp16 --batchSize 32 --lr 1e-4 --numWorkers 20 --add_zero_padding"}
 # Commands of a shell that are run as they are.
 SHELL = ("cp", "touch")
+# Programs that fetch what they are for: the tests have no network.
+FETCHING = ("pip", "docker", "hf")
 # What can't be run here, and why. Each has to be in a document.
 NOT_RUN = {
     "source .venv/bin/activate": "the tests have another environment",
+    "source clipvil/bin/activate": "the same",
+    "grep -v '^triton==' constraints.txt > tested.txt": "only pip reads what it writes",
     "pre-commit install": "it changes the checkout",
     "kill -USR2 PID": "tests/launch/test_resume.py sends this signal to a training",
-    'pip install --no-deps --target other triton==3.6.0 "numpy<2.4"': "it needs a network",
     "PYTHONPATH=other python -m pytest tests/kernels": "it needs what the line above installs",
 }
 MOST_RANKS = 2  # on two cores
@@ -70,12 +73,13 @@ class Command:
             return cls(words, None, into)
         before = zip(["", *words], words, strict=False)
         programs = (n for n, (last, word) in enumerate(before) if word.endswith(".py") or last in ("-m", "--module"))
-        return cls(words, next(programs, None), into)
+        return cls(words, 0 if words[0].startswith("clipvil-") else next(programs, None), into)
 
     @property
     def program(self) -> str:
-        """A file of this checkout, a module, or a command of the shell."""
-        return self.words[self.started or 0]
+        """A file of this checkout, which an installed command stands for, a module, or a command of the shell."""
+        word = self.words[self.started or 0]
+        return f"launch/{word[8:].replace('-', '_')}.py" if word.startswith("clipvil-") else word
 
     @property
     def launcher(self) -> list[str]:
@@ -103,7 +107,7 @@ class Command:
         if numbers:
             return numbers[0] * (numbers[1] if len(numbers) > 1 else 1)
         included = re.search(r"localhost:([\d,]+)", words)
-        return len(included.group(1).split(",")) if included else 1 if self.launcher[:1] == ["python"] else 8
+        return len(included.group(1).split(",")) if included else 1 if self.launcher[:1] in ([], ["python"]) else 8
 
 
 def commands_of(text: str) -> list[str]:
@@ -136,6 +140,8 @@ class Shell:
             make(command.flags)
         elif command.program in SHELL:
             subprocess.run(command.words, cwd=self.folder, check=True)
+        elif command.program in FETCHING:
+            return
         elif command.started is None:
             raise AssertionError(f"tests/documents/commands.py doesn't say how to run {command.program}")
         elif command.program in TRAINING:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 }
 LANGUAGES = ("bash", "python", "json", "yaml", "text")
 

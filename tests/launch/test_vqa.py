@@ -369,11 +369,11 @@ def test_a_prediction_looks_at_its_libraries_first(
 ) -> None:
     model = SimpleNamespace(description=SimpleNamespace(visual=VisualShape(SHAPES["tiny"], sub_feat_num=4)))
     monkeypatch.setattr(prediction, "open_model", lambda *_: model)
-    monkeypatch.setattr(tested, "TESTED", {"torch": ("99", "99")})
+    monkeypatch.setattr(tested, "TESTED", {"torch": ("1", "1.9")})
     monkeypatch.setattr(known_draws, "sample_cells", lambda *_: (torch.arange(8)[None], None))
     with pytest.raises(UserError, match=r"^torch .* gives \[0, 1, 2, .*\] for the drawn cells of 240, where"):
         prediction.run(Vqa, PredictVqaConfig(load="x", test="minival"), ALONE)
-    assert capsys.readouterr().out.endswith(" is older than 99, the oldest that was tested\n")
+    assert capsys.readouterr().out.endswith(" is newer than 1.9, the newest that was tested\n")
 
 
 def test_a_prediction_in_fp16_needs_a_gpu() -> None:

@@ -3,10 +3,10 @@
     make test-versions                        all combinations of tests/versions/combinations.py
     make test-versions ONLY=lowest,newest     some of them
 
-uv makes a fresh environment for each, with the libraries that setup.py names and its extra `dev`, and the checks run in
-it one after the other: the numbers of the original, ten steps on two ranks with a resume, and the quick tests of
-kernels/ and engine/. A combination takes up to 8 GB while it is tried, since PyPI's builds of torch are for GPUs. What was
-found is in snap/versions, or --out DIR, before the next one begins:
+uv makes a fresh environment for each, with the libraries that setup.py names and its extra `dev`. The checks run in it
+one after the other: the numbers of the original, ten steps on two ranks with a resume, and the quick tests of kernels/
+and engine/. A combination takes up to 8 GB while it is tried, since PyPI's builds of torch are for GPUs. What was found
+is in snap/versions, or --out DIR, before the next one begins:
 
     versions.json     by combination: its versions, and for each check whether it passed and its last line
     versions.md       the same as the table of docs/versions.md
@@ -40,7 +40,9 @@ CHECKS = {
 }
 MINUTES = 15  # for one command
 TOLD = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "numpy")
-VERSIONS = "import importlib.metadata as m, json; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+VERSIONS = (
+    "import importlib.metadata as m, json; print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+)
 
 
 @dataclass

@@ -39,7 +39,7 @@ from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.progress import Bar
 from engine.provenance.known_draws import check_draws
-from engine.provenance.tested import untested
+from engine.provenance.tested import check_versions
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, Scorer
@@ -229,8 +229,8 @@ def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
     """What launch/predict.py does once its flags are checked."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16)
-    if ranks.rank == 0 and (told := untested()):
-        print(f"warning: {told}", flush=True)
+    if (untested := check_versions()) and ranks.rank == 0:
+        print(f"warning: {untested}", flush=True)
     saved = open_model(task, config, ranks)
     check_draws(device if saved.description.visual.sub_feat_num is not None else None)
     if config.question is None:

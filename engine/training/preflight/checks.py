@@ -40,7 +40,7 @@ from engine.distributed.meeting import no_port
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
 from engine.provenance.known_draws import check_draws
-from engine.provenance.tested import untested
+from engine.provenance.tested import check_versions
 from engine.tasks.task import Task
 from engine.training.model import describe_model
 from engine.training.preflight.deepspeed import configuration_problems
@@ -80,9 +80,12 @@ def find_problems(
     path = settings_path(config)
     problems += [f"{path} has {problem}" for problem in configuration_problems(settings)]
     with problems.noting():
+        untested = check_versions()
+        if ranks.rank == 0:
+            warn(untested)
+    with problems.noting():
         check_draws(device if config.sub_sampling else None)
     if ranks.rank == 0:
-        warn(untested())
         with problems.noting():
             check_output(config, unused=thorough)
         with problems.noting():

@@ -75,7 +75,7 @@ class ShardFile(TableFile):
     def files(self, shard: tarfile.TarFile, bar: Bar | None) -> Iterator[tarfile.TarInfo]:
         """Those that belong to a sample."""
         size = self.size()
-        while (member := shard.next()) is not None:
+        for member in shard:
             shard.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
             end = member.offset_data + member.size
             if end > size:
