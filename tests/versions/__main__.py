@@ -111,6 +111,7 @@ def try_out(name: str, out: Path, *, keep: bool) -> dict[str, Any]:
         passed, told = environment.make(combination)
         if not passed:
             checks["installed"] = {"passed": False, "told": told}
+            print(f"{name}: can't be installed: {told}", flush=True)
         else:
             found["versions"] = environment.versions()
             for check, command in CHECKS.items():
@@ -143,6 +144,23 @@ def table(results: dict[str, Any]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def problem(chosen: Sequence[str], record: Path) -> str | None:
+    """What keeps all combinations from being tried, told before the first one is."""
+    if unknown := [name for name in chosen if name not in COMBINATIONS]:
+        return f"--only {unknown[0]}: the combinations are {', '.join(COMBINATIONS)}"
+    if shutil.which("uv") is None:
+        return "uv, which makes the environments, isn't there; `make setup` installs it"
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        if record.exists():
+            json.loads(record.read_text())
+    except OSError as error:
+        return f"--out {record.parent} can't be used: {error.strerror}"
+    except ValueError:
+        return f"{record} is damaged; remove it"
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.versions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,15 +171,11 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs ends with this program
     chosen = [name.strip() for name in options.only.split(",") if name.strip()] or list(COMBINATIONS)
-    if unknown := [name for name in chosen if name not in COMBINATIONS]:
-        print(f"versions: error: --only {unknown[0]}: the combinations are {', '.join(COMBINATIONS)}", file=sys.stderr)
-        return 2
-    if shutil.which("uv") is None:
-        print("versions: error: uv, which makes the environments, isn't there; `pip install uv`", file=sys.stderr)
-        return 2
     out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     record = out / "versions.json"
+    if (reason := problem(chosen, record)) is not None:
+        print(f"versions: error: {reason}", file=sys.stderr)
+        return 2
     results: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     for name in chosen:
         results[name] = try_out(name, out, keep=options.keep)
