@@ -59,7 +59,7 @@ setup(
         "lz4>=4.3",
         "msgpack>=1.1",
         "msgpack-numpy>=0.4.8",
-        "packaging>=24.0",
+        "packaging>=24.2",
         "pyyaml>=6.0",
         "tqdm>=4.66",
         "ninja>=1.11",
