@@ -51,7 +51,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "deepspeed>=0.19.8",
         "transformers>=5.3",
-        "tokenizers>=0.22",
+        "tokenizers>=0.22.1",
         "safetensors>=0.5",
         "numpy>=2.0",
         "pillow>=12.0",
