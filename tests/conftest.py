@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -67,6 +69,14 @@ class Run:
     def errors(self) -> list[str]:
         """Lines that are our own errors."""
         return [line for line in self.stderr.splitlines() if ": error: " in line]
+
+
+@cache
+def packaging() -> dict[str, Any]:
+    """What setup.py tells setuptools."""
+    with patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    return dict(setup.call_args.kwargs)
 
 
 def free_port() -> str:

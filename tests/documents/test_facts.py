@@ -2,10 +2,7 @@
 
 import ast
 import re
-import runpy
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -13,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import engine
-from tests.conftest import ROOT
+from tests.conftest import ROOT, packaging
 
 RECIPES = ROOT / "launch" / "recipes"
 
@@ -74,14 +71,6 @@ def test_every_message_of_the_page_is_one_of_the_code() -> None:
     assert unknown == []
 
 
-@pytest.fixture(scope="module")
-def packaging() -> dict[str, Any]:
-    """What setup.py tells setuptools."""
-    with patch("setuptools.setup") as setup:
-        runpy.run_path(str(ROOT / "setup.py"))
-    return dict(setup.call_args.kwargs)
-
-
 def test_the_version_is_one() -> None:
     """Of the engine, of what is cited, and of the newest entry of the changelog; the last two have a date in common."""
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -91,27 +80,27 @@ def test_the_version_is_one() -> None:
     assert cited["version"] == engine.__version__
 
 
-def test_every_command_and_extra_is_on_the_page_about_installing(packaging: dict[str, Any]) -> None:
+def test_every_command_and_extra_is_on_the_page_about_installing() -> None:
     text = (ROOT / "docs" / "install.md").read_text()
     commands = re.findall(r"^\| `python launch/(\w+)\.py` \| `(clipvil-[\w-]+)` \|$", text, re.MULTILINE)
     scripts = [f"{command} = launch.{program}:main" for program, command in commands]
-    assert sorted(scripts) == sorted(packaging["entry_points"]["console_scripts"])
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == packaging["extras_require"].keys()
+    assert sorted(scripts) == sorted(packaging()["entry_points"]["console_scripts"])
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == packaging()["extras_require"].keys()
 
 
-def test_the_container_holds_what_setup_asks_for(packaging: dict[str, Any]) -> None:
+def test_the_container_holds_what_setup_asks_for() -> None:
     """No image is built by a test; what its file names has to be there and to fit."""
     lines = (ROOT / "Dockerfile").read_text()
     sent = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert [name for name in sent if not (ROOT / name).exists()] == []
-    needed = {package.split(".")[0] for package in packaging["packages"]} | {"setup.py", "pyproject.toml", "LICENSE"}
+    needed = {package.split(".")[0] for package in packaging()["packages"]} | {"setup.py", "pyproject.toml", "LICENSE"}
     assert needed <= set(sent)
     copied = [words.split()[0] for words in re.findall(r"^COPY (?!--from)(.+)$", lines, re.MULTILINE)]
     assert set(copied) - {"."} <= set(sent)
     [torch] = re.findall(r"^ARG BASE=pytorch/pytorch:([\d.]+)-cuda[\d.]+-cudnn\d+-runtime$", lines, re.MULTILINE)
-    asked = {each.name: each for each in map(Requirement, packaging["install_requires"])}
+    asked = {each.name: each for each in map(Requirement, packaging()["install_requires"])}
     assert torch in asked["torch"].specifier
     [extras] = re.findall(r"^ARG EXTRAS=(.+)$", lines, re.MULTILINE)
-    assert set(extras.split(",")) <= packaging["extras_require"].keys()
+    assert set(extras.split(",")) <= packaging()["extras_require"].keys()
     [python] = re.findall(r"^FROM python:([\d.]+)-slim", lines, re.MULTILINE)
-    assert python in SpecifierSet(packaging["python_requires"])
+    assert python in SpecifierSet(packaging()["python_requires"])

@@ -2,16 +2,14 @@
 
 import json
 import re
-import runpy
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from engine.provenance.tested import TESTED
-from tests.conftest import ROOT
+from tests.conftest import ROOT, packaging
 from tests.versions.__main__ import CHECKS, pins, table
 from tests.versions.combinations import COMBINATIONS
 
@@ -24,12 +22,9 @@ def record() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
 def asked() -> dict[str, Requirement]:
     """What setup.py requires."""
-    with patch("setuptools.setup") as setup:
-        runpy.run_path(str(ROOT / "setup.py"))
-    return {found.name: found for found in map(Requirement, setup.call_args.kwargs["install_requires"])}
+    return {found.name: found for found in map(Requirement, packaging()["install_requires"])}
 
 
 def test_the_page_says_what_was_found(record: dict[str, Any]) -> None:
@@ -37,19 +32,17 @@ def test_the_page_says_what_was_found(record: dict[str, Any]) -> None:
     assert table(record) in (ROOT / "docs" / "versions.md").read_text()
 
 
-def test_everything_passed_with_versions_that_are_allowed(
-    record: dict[str, Any], asked: dict[str, Requirement]
-) -> None:
+def test_everything_passed_with_versions_that_are_allowed(record: dict[str, Any]) -> None:
     for name, found in record.items():
         assert {check: outcome["passed"] for check, outcome in found["checks"].items()} == dict.fromkeys(CHECKS, True)
-        refused = [each.name for each in asked.values() if not each.specifier.contains(found["versions"][each.name])]
+        refused = [each.name for each in asked().values() if not each.specifier.contains(found["versions"][each.name])]
         assert refused == [], name
 
 
-def test_the_lowest_versions_were_tried(record: dict[str, Any], asked: dict[str, Requirement]) -> None:
+def test_the_lowest_versions_were_tried(record: dict[str, Any]) -> None:
     """To the last number that setup.py gives."""
     tried = record["lowest"]["versions"]
-    for name, requirement in asked.items():
+    for name, requirement in asked().items():
         [bound] = requirement.specifier
         assert re.match(rf"{re.escape(bound.version)}(\.|$)", tried[name]), name
 

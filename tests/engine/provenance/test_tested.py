@@ -1,6 +1,5 @@
 """Versions that weren't tested are told, and draws that have changed are refused."""
 
-import ast
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
@@ -15,17 +14,12 @@ from engine.errors import UserError
 from engine.provenance import known_draws, tested
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import TESTED, check_versions
-from tests.conftest import ROOT
+from tests.conftest import ROOT, packaging
 
 
 def test_setup_asks_for_what_was_tested() -> None:
-    asked = [node.value for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if is_requirement(node)]
-    lowest = {found.name: found.specifier for found in map(Requirement, asked) if found.name in TESTED}
-    assert lowest == {name: Requirement(f"{name}>={low}").specifier for name, (low, _) in TESTED.items()}
-
-
-def is_requirement(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"\w+>=", node.value) is not None
+    asked = {found.name: str(found.specifier) for found in map(Requirement, packaging()["install_requires"])}
+    assert {name: asked[name] for name in TESTED} == {name: f">={lowest}" for name, (lowest, _) in TESTED.items()}
 
 
 def test_what_make_installs_was_tested() -> None:
