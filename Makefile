@@ -79,5 +79,5 @@ wheels: $(READY)  ## into WHEELS=DIR, 8 MB: what a machine with torch, triton, t
 	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEELS) $(shell grep '^deepspeed==' constraints.txt)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 $(PLATFORMS) --constraint constraints.txt --dest $(WHEELS) $(MISSING)
 
-clean:  ## remove the environment and the demos
-	rm -rf $(VENV) data/demo snap/demo data/demo_own snap/demo_own
+clean:  ## remove the environment, the demos and what was built
+	rm -rf $(VENV) build dist data/demo snap/demo data/demo_own snap/demo_own

@@ -23,7 +23,7 @@ HOME = Path(__file__).resolve().parents[1]
 
 
 def program(main: Callable[P, R]) -> Callable[P, R | None]:
-    """What every program does around its own `main`: it answers --version, whatever else is given, and tells errors."""
+    """What every program does around its own `main`: it answers --version, refuses old libraries, and tells errors."""
 
     @functools.wraps(main)
     def run(*arguments: P.args, **named: P.kwargs) -> R | None:
@@ -31,6 +31,9 @@ def program(main: Callable[P, R]) -> Callable[P, R | None]:
 
         with telling_errors():
             if "--version" not in sys.argv[1:]:
+                from engine.provenance.tested import check_versions
+
+                check_versions()
                 return main(*arguments, **named)
             if os.environ.get("RANK", "0") == "0":
                 from engine.provenance.environment import version_lines

@@ -33,7 +33,6 @@ if not __package__:  # a file that is started, of this checkout, installed or no
 import launch  # says what isn't installed, before anything else is imported
 
 # isort: split
-from deepspeed.accelerator import get_accelerator
 from transformers.hf_argparser import HfArg
 
 from engine.commands import IN_CHECKOUT, ROOT
@@ -79,6 +78,8 @@ class DemoConfig(DrawingConfig):
 
 def run_program(name: str, flags: list[str]) -> None:
     """A training or a prediction on up to two ranks, under the launcher where there are two."""
+    from deepspeed.accelerator import get_accelerator  # here, behind engine, which keeps it quiet
+
     accelerator = get_accelerator()
     ranks = 2 if accelerator.device_name() == "cpu" else min(2, accelerator.device_count())
     run_python([*(launcher(ranks) if ranks > 1 else []), *words(name, "--module" if ranks > 1 else "-m"), *flags])

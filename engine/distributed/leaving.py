@@ -1,5 +1,6 @@
 """How a program ends: with one line, at once, and with its workers."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,11 @@ from engine.errors import UserError
 from engine.printing import reader_is_gone
 
 INTERRUPTED, NO_READER = 130, 141  # exit codes, as shells give them for SIGINT and SIGPIPE
+# What a disk refuses, wherever a program meets it, and what to do.
+OF_THE_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or have it written elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "start from a folder that you may write to, or name one"),
+}
 LONGEST_END = 30  # seconds that are granted to a launcher
 SPEAKER = """
 import select, sys
@@ -48,6 +54,10 @@ def telling_errors() -> Iterator[None]:
         if not reader_is_gone():
             raise
         leave(code=NO_READER)
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        exit_with(UserError(f"{error.filename or 'what is written'}: {error.strerror}; {OF_THE_DISK[error.errno]}"))
     except KeyboardInterrupt:
         leave(code=INTERRUPTED)
 

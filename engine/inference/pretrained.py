@@ -25,6 +25,7 @@ from engine.inference.pixels import ImageLike, read_pixels
 from engine.inference.reading import Answer, Guess, Reading
 from engine.model.clip_resnet import grid_side
 from engine.model.encoder import check_grid
+from engine.provenance.tested import check_versions
 from engine.tasks.answering.task import TaskClass
 from engine.tasks.named import TASKS
 from kernels.sampling import sample_cells
@@ -55,8 +56,9 @@ def load_pretrained(
         seed: of the cells that are drawn; predict.py has the same.
 
     Raises:
-        UserError: if there is no whole model, or it doesn't say what its words are.
+        UserError: if there is no whole model, it doesn't say what its words are, or a library is too old.
     """
+    check_versions()
     saved = open_checkpoint(str(folder), optimizers=False)
     if isinstance(saved, OriginalState) or saved.description is None:
         raise UserError(

@@ -28,7 +28,7 @@ def check_versions() -> str | None:
     Raises:
         UserError: naming all that are older.
     """
-    older, newer = [], []
+    older, newer = {}, []
     for name, (lowest, newest) in TESTED.items():
         try:
             found = version(name)
@@ -36,9 +36,10 @@ def check_versions() -> str | None:
             continue
         release = Version(Version(found).base_version)
         if release < Version(lowest):
-            older.append(f"{name} {found} is older than {lowest}, the oldest that works")
+            older[name] = f"{name} {found} is older than {lowest}, the oldest that works"
         elif release.release[:2] > Version(newest).release[:2]:
             newer.append(f"{name} {found} is newer than {newest}, the newest that was tested")
     if older:
-        raise UserError(f"{'; '.join(older)}; install a version that docs/versions.md lists")
+        names = " ".join(f'"{name}>={lowest}"' for name, (lowest, _) in TESTED.items() if name in older)
+        raise UserError(f"{'; '.join(older.values())}; run `pip install {names}`")
     return "; ".join(newer) or None

@@ -47,4 +47,6 @@ def draw(config: DrawingConfig, write: Callable[..., None]) -> Summary:
         sentences_per_scene=config.sentences_per_scene,
         progress=True,
     )
+    scenes = f"{config.train_scenes:,} scenes to train on and {config.valid_scenes:,} held out"
+    print(f"{config.data_root} has {scenes}", flush=True)
     return {"data_root": config.data_root, "train_scenes": config.train_scenes, "valid_scenes": config.valid_scenes}

@@ -98,7 +98,7 @@ def test_text_is_utf8_in_every_locale() -> None:
 def test_the_demo_needs_no_launcher_for_one_rank(gpus: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks on a CPU, one a GPU on up to two GPUs."""
     accelerator = SimpleNamespace(device_name=lambda: "cuda" if gpus else "cpu", device_count=lambda: gpus)
-    monkeypatch.setattr(demo, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: accelerator)
     commands: list[list[str]] = []
     ended = SimpleNamespace(returncode=0)
     monkeypatch.setattr(subprocess, "run", lambda command, check, env: commands.append(command) or ended)

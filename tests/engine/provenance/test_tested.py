@@ -88,7 +88,8 @@ def test_older_libraries_are_refused_in_one_line(install: Callable[..., None]) -
         check_versions()
     assert str(error.value) == (
         "transformers 5.0.0 is older than 5.3, the oldest that works; "
-        "tokenizers 0.21.4 is older than 0.22, the oldest that works; install a version that docs/versions.md lists"
+        'tokenizers 0.21.4 is older than 0.22, the oldest that works; run `pip install "transformers>=5.3" '
+        '"tokenizers>=0.22"`'
     )
 
 
