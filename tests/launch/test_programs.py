@@ -1,6 +1,8 @@
 """Where the programs of launch/ find the engine, and what the demo starts."""
 
 import builtins
+import errno
+import importlib
 import resource
 import runpy
 import subprocess
@@ -8,10 +10,15 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+import engine
 from engine.configuration.parsing import parse
+from engine.distributed import leaving
+from engine.errors import UserError
+from engine.provenance import tested
 from engine.tasks.pretraining import PretrainConfig
 from engine.tasks.vqa import VqaConfig
 from launch import demo
@@ -120,3 +127,41 @@ def test_the_demo_takes_the_same_steps_on_one_rank_as_on_two(recipe: str, config
         config.check(ranks)
         assert (config.batch_size, config.gradient_accumulation_steps) == (32, accumulation)
     assert parse(config_class, flags[:2], demo.RECIPES)[0].gradient_accumulation_steps == accumulation
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What ends a program, without its end."""
+    errors: list[str] = []
+    monkeypatch.setattr(leaving, "exit_with", lambda error: errors.append(str(error)))
+    return errors
+
+
+def test_every_program_refuses_a_library_that_is_too_old(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it looks at its flags; in Python, before it looks for a model."""
+    monkeypatch.setattr(tested, "TESTED", {"numpy": ("99", "99.1")})
+    old = f'numpy {np.__version__} is older than 99, the oldest that works; run `pip install "numpy>=99"`'
+    for program in PROGRAMS:
+        importlib.import_module(f"launch.{program.removesuffix('.py')}").main()
+    assert said == [old] * len(PROGRAMS)
+    with pytest.raises(UserError, match="older than 99"):
+        engine.load_pretrained("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "what is written: No space left on device; make room, or "),
+        (PermissionError(errno.EACCES, "Permission denied", "data"), "data: Permission denied; start from a folder "),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(error: OSError, line: str, said: list[str]) -> None:
+    with leaving.telling_errors():
+        raise error
+    assert [each.startswith(line) for each in said] == [True]
+
+
+def test_other_faults_of_the_system_keep_their_traceback(said: list[str]) -> None:
+    with pytest.raises(FileNotFoundError), leaving.telling_errors():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "data")
+    assert said == []
