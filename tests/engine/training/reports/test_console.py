@@ -66,20 +66,25 @@ def test_a_line_leaves_out_what_says_nothing() -> None:
     )
 
 
+MARK = "\0"  # which no program writes
+
+
 class Terminal:
     """Of 60 columns; what it shows can be read."""
 
     def __init__(self) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-        os.set_blocking(self.master, False)
         self.stream = os.fdopen(slave, "w", buffering=1)
 
     def shown(self) -> str:
-        try:
-            return os.read(self.master, 100_000).decode().replace("\r\n", "\n")
-        except BlockingIOError:
-            return ""
+        """What has come since the last time. The system hands it over some time later, in order: up to a mark."""
+        self.stream.write(MARK)
+        self.stream.flush()
+        read = b""
+        while not read.endswith(MARK.encode()):
+            read += os.read(self.master, 100_000)
+        return read.decode().removesuffix(MARK).replace("\r\n", "\n")
 
 
 @pytest.fixture
