@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10
-COMPARED = ("step", "loss", "grad_norm", "lr", "masked_word_loss")
+COMPARED = ("step", "loss", "mask_lm_accuracy", "grad_norm", "lr", "sgd_lr")
 
 
 def run(*command: str) -> None:
@@ -32,7 +32,7 @@ def train(data: Path, output: Path, *more: str) -> None:
 
 def reports(output: Path) -> list[dict[str, Any]]:
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
-    return [{name: each.get(name) for name in COMPARED} for each in records if each["kind"] == "train"]
+    return [{name: each[name] for name in COMPARED} for each in records if each["kind"] == "train"]
 
 
 def main() -> int:
