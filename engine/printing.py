@@ -37,6 +37,12 @@ def keep_printing() -> None:
         setattr(sys, name, io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), **settings))
 
 
+def warn(told: str | None) -> None:
+    """Tell of something that the program goes on in spite of, if there is anything to tell."""
+    if told:
+        print(f"warning: {told}", flush=True)
+
+
 def reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
     output = select.poll()

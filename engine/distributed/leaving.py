@@ -14,12 +14,13 @@ from engine.commands import program_name
 from engine.distributed.launchers import launchers
 from engine.distributed.workers import end_workers
 from engine.errors import UserError
+from engine.files import NO_SPACE
 from engine.printing import reader_is_gone
 
 INTERRUPTED, NO_READER = 130, 141  # exit codes, as shells give them for SIGINT and SIGPIPE
 # What a disk refuses, wherever a program meets it, and what to do.
 OF_THE_DISK = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or have it written elsewhere"),
+    **dict.fromkeys(NO_SPACE, "make room, or have it written elsewhere"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "start from a folder that you may write to, or name one"),
 }
 LONGEST_END = 30  # seconds that are granted to a launcher

@@ -36,6 +36,7 @@ from engine.distributed.meeting import Meeting
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.model.compilation import compile_layers
+from engine.printing import warn
 from engine.tasks.task import Task
 from engine.training.engine import build_engine
 from engine.training.loop import TrainState
@@ -141,8 +142,8 @@ def prepare(
         folder.write_config(config)
     model = build_model(config, description, start, task)
     plan, files = Plan.of(config, task, len(batches)), files_of(config, model)
-    if ranks.rank == 0 and not dry_run and (told := check_disk(config, folder.path, files, plan)):
-        print(f"warning: {told}", flush=True)
+    if ranks.rank == 0 and not dry_run:
+        warn(check_disk(config, folder.path, files, plan))
 
     join(meeting)
     check_agreement(start, config.batch_size, digests)

@@ -29,6 +29,7 @@ from engine.data.images.places import SIZES, OriginalFolders, Place, image_path,
 from engine.data.images.transforms import Size
 from engine.distributed.workers import reading
 from engine.errors import UserError
+from engine.printing import warn
 from engine.progress import Bar
 
 SIZES_FILE = Path("mscoco", SIZES)  # of COCO's and Visual Genome's images
@@ -189,8 +190,8 @@ def _recorded_or_measured(
             f"{file} lists none of these {len(img_ids):,} images, so each start has to measure them: its keys are like "
             f"{next(iter(recorded))!r}, and 'data/{image_path(img_ids[0]).as_posix()}' was looked for"
         )
-    if told and progress:
-        print(f"warning: {told}", flush=True)
+    if progress:
+        warn(told)
     return sizes
 
 

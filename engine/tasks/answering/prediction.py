@@ -37,6 +37,7 @@ from engine.files import check_writable, write_json
 from engine.inference.pretrained import Pretrained
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
+from engine.printing import warn
 from engine.progress import Bar
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
@@ -229,8 +230,8 @@ def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
     """What launch/predict.py does once its flags are checked."""
     end_with_launcher()
     device = pick_device(ranks, fp16=config.fp16)
-    if (untested := check_versions()) and ranks.rank == 0:
-        print(f"warning: {untested}", flush=True)
+    if ranks.rank == 0:
+        warn(check_versions())
     saved = open_model(task, config, ranks)
     check_draws(device if saved.description.visual.sub_feat_num is not None else None)
     if config.question is None:

@@ -39,6 +39,7 @@ from engine.data.verification.annotations import question_problems, sentence_pro
 from engine.distributed.meeting import no_port
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
+from engine.printing import warn
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
 from engine.tasks.task import Task
@@ -80,12 +81,9 @@ def find_problems(
     path = settings_path(config)
     problems += [f"{path} has {problem}" for problem in configuration_problems(settings)]
     with problems.noting():
-        untested = check_versions()
-        if ranks.rank == 0:
-            warn(untested)
-    with problems.noting():
         check_draws(device if config.sub_sampling else None)
     if ranks.rank == 0:
+        warn(check_versions())
         with problems.noting():
             check_output(config, unused=thorough)
         with problems.noting():
@@ -125,12 +123,6 @@ def find_problems(
     if thorough and description is not None:
         look_closely(problems, config, task, description, ranks, settings, device)
     return problems
-
-
-def warn(told: str | None) -> None:
-    """Print what keeps no training from running."""
-    if told is not None:
-        print(f"warning: {told}", flush=True)
 
 
 def look_closely(
