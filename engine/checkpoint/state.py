@@ -1,18 +1,23 @@
 """Where a training goes on from: a checkpoint of this engine or of the original, as one kind of object."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
+from transformers import BertConfig
 
-from engine.checkpoint.answers import match_answers
+from engine.checkpoint.answers import known_answers, match_answers
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.original import SUFFIX, read_original
-from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder
+from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder, read_description
 from engine.checkpoint.manifest import MANIFEST, best_or_newest, verify
 from engine.checkpoint.shards import Shards
-from engine.checkpoint.weights import HEAD, POSITION_TABLES, LoadReport, State, load_state, resize_rows
+from engine.checkpoint.weights import HEAD, POSITION_TABLES, POSITIONS, LoadReport, State, load_state, resize_rows
 from engine.commands import command
+from engine.configuration.bert import Splitting, bert_tokenizer, read_bert
 from engine.data.trained_on import TrainedOn
 from engine.distributed.ranks import ALONE, Ranks
 from engine.distributed.sharing import share_on_node
@@ -20,6 +25,11 @@ from engine.errors import UserError
 
 CONTENT = "clipvil"  # our own entry beside DeepSpeed's
 SHOWN_CHECKPOINTS = 8
+# What a model of fewer parts leaves of a checkpoint, by the beginnings of names.
+LEFT_OUT = {
+    HEAD: "the answer head, as this training answers no questions and the file doesn't name the answers",
+    POSITIONS: "the position tables, as --use_positional_embedding is off",
+}
 
 
 class SavedState(Protocol):
@@ -93,6 +103,37 @@ def open_checkpoint(path: str, ranks: Ranks = ALONE, *, optimizers: bool = True,
     return Checkpoint(found) if found.is_dir() else read_original(found, optimizers=optimizers)
 
 
+def describe(path: str) -> tuple[Path, ModelDescription] | None:
+    """The checkpoint that a path names, and what it says of its model; None for the original's, which say nothing.
+
+    A first look: bytes aren't compared with their hashes.
+
+    Raises:
+        UserError: if there is none, or it can't be read.
+    """
+    found = find_checkpoint(path, hashes=False)
+    if (found / CONFIG).exists():
+        return found, read_description(found)
+    return (found, Checkpoint(found).description) if found.is_dir() else None
+
+
+def read_words(bert: str, do_lower_case: bool | None = None) -> tuple[BertConfig, Tokenizer]:
+    """What --bert names: a checkpoint or model of ours, or see read_bert.
+
+    Raises:
+        UserError: if it can't be read, or a model of ours doesn't know its words.
+    """
+    if not (Path(bert) / MANIFEST).is_file() or (found := describe(bert)) is None:
+        return read_bert(bert, do_lower_case)
+    description = found[1]
+    if description.vocabulary is None:
+        raise UserError(f"{bert} has no vocabulary; give --bert the model that it was trained with")
+    splitting = description.splitting or Splitting()
+    if do_lower_case is not None:
+        splitting = replace(splitting, do_lower_case=do_lower_case)
+    return BertConfig.from_dict(description.bert), bert_tokenizer(description.vocabulary, splitting)
+
+
 def find_checkpoint(path: str, *, hashes: bool = True, progress: bool = False) -> Path:
     """The folder or the original's file that a path names, ours verified.
 
@@ -134,22 +175,32 @@ def no_checkpoint(folder: Path, files: list[Path]) -> UserError:
 
 
 def load_weights(
-    model: torch.nn.Module, saved: SavedState, answers: list[str] | None, *, without: tuple[str, ...] = ()
+    model: torch.nn.Module, saved: SavedState, answers: list[str] | None, *, without: Mapping[str, str] | None = None
 ) -> LoadReport:
     """Fill a freshly built model. The answer head may be new; rows of another table are matched by their answers.
 
     Position tables with another number of rows are interpolated.
 
     Args:
-        without: what the model doesn't take, as the beginnings of names.
+        without: what the model doesn't take: beginnings of names, each with what they are and why.
     """
-    state = {key: tensor for key, tensor in saved.weights().items() if not key.startswith(without or ("\0",))}
-    if answers is not None and saved.answers is not None:
+    state, own, left_out = dict(saved.weights()), model.state_dict(), {}
+    for beginning, what in {**LEFT_OUT, **(without or {})}.items():
+        keys = [key for key in state if key.startswith(beginning)]
+        if keys and (beginning in (without or {}) or not any(key.startswith(beginning) for key in own)):
+            left_out[what] = keys
+            state = {key: tensor for key, tensor in state.items() if key not in keys}
+    notes = []
+    if answers is not None and saved.answers is not None and any(key.startswith(HEAD) for key in state):
         state = match_answers(state, saved.answers, answers)
-    wanted = {key: len(tensor) for key, tensor in model.state_dict().items() if key in POSITION_TABLES}
+        notes.append(known_answers(saved.answers, answers))
+    wanted = {key: len(tensor) for key, tensor in own.items() if key in POSITION_TABLES}
     rows = {(len(state[key]), number) for key, number in wanted.items() if key in state and len(state[key]) != number}
     state |= {key: resize_rows(state[key], number) for key, number in wanted.items() if key in state}
     report = load_state(model, state, saved.source, may_miss=(HEAD,))
+    report.left_out, report.notes = left_out, notes
+    if any(key.startswith(HEAD) for key in report.missing):
+        report.notes.append("the answer head begins with random weights")
     told = "position tables: {} rows interpolated to {}, and so are their moments, if these are loaded"
     report.notes += [told.format(before, now) for before, now in sorted(rows)]
     return report

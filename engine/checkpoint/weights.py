@@ -16,7 +16,8 @@ from engine.errors import UserError
 State = dict[str, Tensor]
 BACKBONE = "bert.encoder.visual_model."
 HEAD = "answer_head."
-POSITION_TABLES = tuple(f"bert.encoder.visual_pos.{axis}_position_embedding.weight" for axis in "xy")
+POSITIONS = "bert.encoder.visual_pos."
+POSITION_TABLES = tuple(f"{POSITIONS}{axis}_position_embedding.weight" for axis in "xy")
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 # Parts of the original and of CLIP that are never used and not built here.
 UNUSED = (
@@ -35,13 +36,15 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)  # with both shapes
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # keys by what they are and why they aren't taken
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.matched)} matched"]
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             lines.append(f"{len(keys)} {name}" + "".join(f"\n    {name}: {key}" for key in keys))
-        return ", ".join(lines) + "".join(f"\n    {note}" for note in self.notes)
+        left_out = [f"left out, {len(keys)} tensors: {what}" for what, keys in self.left_out.items()]
+        return ", ".join(lines) + "".join(f"\n    {note}" for note in [*left_out, *self.notes])
 
 
 def compare(model: nn.Module, state: State, source: str, prefix: str = "") -> LoadReport:

@@ -69,7 +69,11 @@ class DataConfig:
 class ModelConfig:
     """What is trained, and from which weights."""
 
-    bert: str = HfArg(default="bert-base-uncased", help="folder (config.json, vocab.txt, weights) or hub name")
+    bert: str = HfArg(
+        default="bert-base-uncased",
+        help="folder (config.json, vocab.txt, weights), hub name, or a checkpoint of this engine, for its words; that "
+        "of --load if not given",
+    )
     do_lower_case: bool | None = HfArg(
         default=None, help="read texts in lower case; if not given, as --bert's files say"
     )
@@ -79,7 +83,9 @@ class ModelConfig:
     clip_weights: str | None = HfArg(default=None, help="OpenAI's .pt file; ~/.cache/clip/NAME.pt if not given")
     from_scratch: bool = HfArg(aliases=["--fromScratch"], default=False, help="random weights; --bert gives only words")
     load: str | None = HfArg(
-        default=None, help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09, or the folder of a run"
+        default=None,
+        help="checkpoint to start from, such as snap/pretrain/NAME/Epoch09, or the folder of a run; flags that shape "
+        "the model or its input are as it was trained with, unless they are given",
     )
     not_load_scheduler: bool = HfArg(default=False, help="with --load: start the schedules anew")
     not_load_adam_optimizer: bool = HfArg(default=False, help="with --load: start the optimiser anew")
@@ -171,6 +177,11 @@ class TrainingConfig(DataConfig, ModelConfig, OptimizationConfig, RunConfig):
 
     train: str = HfArg(default="", help="annotation files to train on")
     valid: str = HfArg(default="", help="annotation files to validate on after each epoch; '' for none")
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint that the run starts from."""
+        return self.load
 
     @property
     def splits(self) -> dict[str, str]:

@@ -46,12 +46,21 @@ class Parser(HfArgumentParser):
         raise UserError(message)
 
 
+def given_flags(parser: argparse.ArgumentParser, argv: list[str]) -> frozenset[str]:
+    """The names of the flags that are there, rather than at their defaults."""
+    absent = object()
+    found = parser.parse_args(argv, argparse.Namespace(**{action.dest: absent for action in parser._actions}))
+    return frozenset(name for name, value in vars(found).items() if value is not absent)
+
+
 def int_or_auto(word: str) -> int:
     return AUTO if word == AUTO else int(word)
 
 
 def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[Config, argparse.Namespace]:
     """Command line and recipe to a configuration, plus the flags that are about the program itself.
+
+    The latter also have the names of the flags that were `typed`, and of those `in_recipe`.
 
     Raises:
         UserError: for an unknown flag or value, in the recipe as well as on the command line.
@@ -89,6 +98,7 @@ def parse(config_class: type[Config], argv: list[str], recipes: Path) -> tuple[C
     except UserError as error:
         raise UserError(f"recipe {program.recipe}: {error}") from None
     arguments = parser.parse_args([*from_recipe, *argv])
+    arguments.typed, arguments.in_recipe = given_flags(parser, argv), given_flags(parser, from_recipe)
     check_flags(originals, vars(arguments))
     config = config_class(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)})
     for field in dataclasses.fields(config_class):

@@ -91,6 +91,7 @@ class ClipVilForPretraining(nn.Module):
         super().__init__()
         self.bert = Trunk(config, visual)
         self.cls = PretrainingHeads(config)
+        self.answers_questions = num_answers is not None  # False leaves an answer head out of scores and losses
         if num_answers is not None:
             self.answer_head = AnswerHead(config.hidden_size, num_answers)
         initialise_bert_weights(self, config.initializer_range)
@@ -131,7 +132,7 @@ class ClipVilForPretraining(nn.Module):
             "matched": (matched_scores, matched_label),
         }
         answer_scores = None
-        if hasattr(self, "answer_head"):
+        if self.answers_questions:
             answer_scores = self.answer_head(pooled)
             scored["qa"] = (answer_scores, ans)
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from engine.checkpoint.state import open_checkpoint
-from engine.configuration.bert import read_bert
+from engine.checkpoint.state import open_checkpoint, read_words
 from engine.data.annotations.questions.file import files_of, read_questions
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.sampler import Sample
@@ -51,7 +50,7 @@ def blind(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def evaluate_held_out(config: PretrainConfig) -> dict[str, float]:
     """Accuracies on the held-out scenes of the tasks that were trained, each with its blind twin."""
-    bert, tokenizer = read_bert(config.bert, config.do_lower_case)
+    bert, tokenizer = read_words(config.bert, config.do_lower_case)
     task = Pretraining(config, tokenizer, ALONE)
     task.read()
     held_out = task.validation

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from transformers.hf_argparser import HfArg
@@ -23,6 +23,10 @@ from engine.data.splits import Split
 from engine.errors import UserError
 from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
+
+if TYPE_CHECKING:  # flags are checked, and --help answers, before anything heavy is imported
+    from engine.checkpoint.state import SavedState
+    from engine.model.pretraining import ClipVilForPretraining
 
 COUNTED_SENTENCES = 20_000
 # Of the next stage and of the fine-tuning, by backbone.
@@ -188,6 +192,18 @@ class Pretraining(Task[PretrainConfig]):
         categories = config.limit_source.split(",") if config.limit_source else None
         split = self.open_split(source, images, config.allow_missing_images, categories)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
+
+    def kept_answers(self, saved: "SavedState") -> list[str] | None:
+        return None if self.config.task_qa else saved.answers
+
+    def set_up(self, model: "ClipVilForPretraining") -> None:
+        """Heads that no loss reaches stay as they are: AdamW's decay would shrink them."""
+        config = self.config
+        model.answers_questions = config.task_qa
+        model.cls.predictions.requires_grad_(config.task_mask_lm)
+        model.cls.seq_relationship.requires_grad_(config.task_matched)
+        if hasattr(model, "answer_head"):
+            model.answer_head.requires_grad_(config.task_qa)
 
     def chance(self) -> dict[str, float]:
         return {"mask_lm_accuracy": most_frequent_share(self.training)} if self.config.task_mask_lm else {}

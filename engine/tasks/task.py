@@ -121,9 +121,13 @@ class Task(ABC, Generic[Config]):
             UserError: with what doesn't fit.
         """
 
-    def unused(self) -> tuple[str, ...]:
-        """Parts of a checkpoint that the model doesn't take, as the beginnings of names."""
-        return ()
+    def unused(self) -> dict[str, str]:
+        """Parts of a checkpoint that the model doesn't take, as the beginnings of names, each with the reason."""
+        return {}
+
+    def kept_answers(self, saved: "SavedState") -> list[str] | None:
+        """Of an answer head that stays in the model, though this task doesn't train it."""
+        return None
 
     def set_up(self, model: Any) -> None:
         """Set what is no part of the model's description."""
@@ -145,11 +149,8 @@ class Task(ABC, Generic[Config]):
         """
 
     def flags_of_data(self) -> list[str]:
-        """Where this training found what the next one needs, too, as flags, unless that is the usual place."""
-        usual = TrainingConfig()
-        given = {name: getattr(self.config, name) for name in ("data_root", "bert", "do_lower_case")}
-        changed = {name: value for name, value in given.items() if value != getattr(usual, name)}
-        return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        """Where this training found the data that the next one needs, too, unless that is the usual place."""
+        return ["--data_root", self.config.data_root] * (self.config.data_root != TrainingConfig.data_root)
 
     def open_split(
         self,

@@ -57,6 +57,8 @@ def build_model(
     model = description.build()
     if saved is not None:
         reports = [load_weights(model, saved, description.answers, without=task.unused())]
+        if task.answers is None and description.answers is not None:
+            reports[0].notes.append("the answer head stays as it is, as this training answers no questions")
     elif config.from_scratch:
         reports = []
     else:

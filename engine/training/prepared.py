@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from transformers import BertConfig, set_seed
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.restoring import restore_all, restore_parts
 from engine.checkpoint.space import Files
-from engine.checkpoint.state import Checkpoint, SavedState, check_words
-from engine.configuration.bert import read_bert
+from engine.checkpoint.state import Checkpoint, SavedState, check_words, read_words
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import AUTO, TrainingConfig
 from engine.data.loading import Batch, evaluation_loader, training_loader
@@ -85,6 +84,8 @@ class Prepared:
         elif loaded is not None:
             adam, schedule = not self.config.not_load_adam_optimizer, not self.config.not_load_scheduler
             restore_parts(self.engine, loaded, adam=adam, schedule=schedule)
+            if schedule and self.engine.global_rank == 0:
+                tell_rate(self.engine, loaded)
         return state
 
     def leave(self) -> None:
@@ -118,7 +119,7 @@ def prepare(
     meeting = Meeting(ranks, config.start_timeout)
     check(config, task_class, ranks, settings, device, meeting, thorough=dry_run)
     folder = RunFolder(Path(config.output))
-    bert, tokenizer = read_bert(config.bert, config.do_lower_case)
+    bert, tokenizer = read_words(config.bert, config.do_lower_case)
     task = task_class(config, tokenizer, ranks)
     task.read()
     description = describe_model(config, bert, task)
@@ -135,6 +136,7 @@ def prepare(
         trained_on |= start.trained_on
         check_words(start, description)
         task.check_answers(start)
+        description = replace(description, answers=task.answers or task.kept_answers(start))
     if resumed is not None:
         check_same_data(resumed, len(task.training), task.answers, digests)
     task.check_start(trained_on)
@@ -160,6 +162,14 @@ def prepare(
         *(config, settings, device, meeting, folder, task, description, trained_on, digests, batches),
         *(validation_batches, plan, files, engine, resumed, loaded, start.source if start is not None else None),
     )
+
+
+def tell_rate(engine: DeepSpeedEngine, loaded: SavedState) -> None:
+    """Say where the schedules go on: at the end of those of --load, nothing is learnt any more."""
+    rate = engine.lr_scheduler.get_last_lr()[0]
+    print(f"the schedules go on from {loaded.source}; AdamW's rate is now {rate:.3g}", flush=True)
+    if not rate:
+        warn("at a rate of 0 the transformer learns nothing; add --not_load_scheduler to begin the schedules anew")
 
 
 def make_loaders(

@@ -30,10 +30,17 @@ def train(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it asks for a checkpoint (preemption.py); not yet, but harmless
     ranks = Ranks.from_environment()
     config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
+    told = None
+    if config.start is not None or config.resume is not None:
+        with heavy_imports():
+            from engine.training.preflight.inherited import inherit
+        told = inherit(config, arguments.typed, arguments.in_recipe, only_print=bool(arguments.print_config))
     config.check(ranks.world_size)
     settings = deepspeed_settings(config, ranks.world_size)
     if not arguments.print_config:
         keep_printing()
+        if told and ranks.rank == 0:
+            print(told, flush=True)
         Ranks.check_nodes(arguments.nodes)
         start = (config, task_class, ranks, settings)
         if arguments.dry_run or arguments.find_batch_size:

@@ -164,7 +164,7 @@ def check_same_data(checkpoint: Checkpoint, sentences: int, answers: list[str] |
 
     Args:
         sentences: how many there are.
-        answers: of the answer head's rows; None for a model without one.
+        answers: of the answer head's rows; None if none is trained.
         digests: see ImageTextDataset.digests; checkpoints of earlier versions have none.
 
     Raises:
@@ -175,7 +175,7 @@ def check_same_data(checkpoint: Checkpoint, sentences: int, answers: list[str] |
     different = [what for kind, what in learnt.items() if before.get(kind) != digests.get(kind)]
     if (count := checkpoint.content["samples"]) != sentences:
         different = [f"the number of sentences ({count:,}, now {sentences:,})"]  # and hence in all kinds
-    if checkpoint.answers != answers:
+    if answers is not None and checkpoint.answers != answers:
         different.append("the answer table")
     if different:
         raise UserError(

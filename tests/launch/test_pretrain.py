@@ -14,6 +14,7 @@ import torch
 import transformers
 import yaml
 
+from engine.checkpoint.state import Checkpoint
 from engine.checkpoint.weights import resize_rows
 from engine.data.images.writer import write_image_store
 from engine.provenance.history import read_starts
@@ -73,6 +74,28 @@ def test_stage_one_then_stage_two(flags: Flags, tmp_path: Path) -> None:
     assert {"qa_loss", "qa_accuracy"} <= set(read_metrics(two)[-1])
     # Stage one's words are known: the first report of stage two lies below stage one's first.
     assert read_metrics(two)[0]["mask_lm_loss"] < records[0]["mask_lm_loss"]
+
+    run = launch(
+        "launch/pretrain.py",
+        [
+            *("--load", str(two / "Epoch01"), "--task_matched", "false", "--num_workers", "0", "--max_steps", "2"),
+            *("--data_root", flags()[3], "--train", "mscoco_train", "--valid", "", "--output", str(tmp_path / "three")),
+            *("--not_load_scheduler", *common),
+        ],
+        launcher="warm",
+    )
+    assert run.code == 0, run.stderr[-3000:]
+    assert f"from {two}/Epoch01: --clip_model_name tiny, " in run.stdout
+    assert "    the answer head stays as it is, as this training answers no questions" in run.stdout
+    before, after = (Checkpoint(folder) for folder in (two / "Epoch01", tmp_path / "three" / "Step000002"))
+    assert after.answers == before.answers
+    ours, theirs = after.weights(), before.weights()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    heads = {name for name in ours if name.startswith(("answer_head.", "cls.seq_relationship."))}
+    assert ours.keys() == theirs.keys()
+    assert heads
+    assert not heads & changed
+    assert "cls.predictions.transform.dense.weight" in changed
 
 
 def test_a_library_that_reads_other_words_ends_a_run_with_one_line(flags: Flags, damaged: Path) -> None:

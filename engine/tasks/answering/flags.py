@@ -24,6 +24,10 @@ class FineTuningConfig(TrainingConfig):
     )
     allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
 
+    @property
+    def start(self) -> str | None:
+        return self.load or self.load_lxmert_qa or self.load_lxmert
+
     def check(self, world_size: int) -> None:
         super().check(world_size)
         starts = ["load", "load_lxmert", "load_lxmert_qa"]

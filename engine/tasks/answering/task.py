@@ -171,10 +171,13 @@ class AnsweringTask(Task[Config], Generic[Config]):
             if told and self.ranks.rank == 0:
                 print(f"note: {told}", flush=True)
 
-    def unused(self) -> tuple[str, ...]:
+    def unused(self) -> dict[str, str]:
         from engine.checkpoint.weights import HEAD
 
-        return ("cls.", HEAD) if self.config.load_lxmert is not None else ("cls.",)
+        unused = {"cls.": "the heads for masked words and matching, which fine-tuning has no use for"}
+        if (path := self.config.load_lxmert) is not None:
+            unused[HEAD] = f"the answer head; --load_lxmert_qa {path} takes it, too"
+        return unused
 
     def judge(self) -> Judge:
         return AnsweringJudge(self.judged, self.table.answers)

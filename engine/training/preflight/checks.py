@@ -22,9 +22,9 @@ from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.formats.published import check_parts
 from engine.checkpoint.manifest import complete_checkpoints
-from engine.checkpoint.state import check_words, load_weights, open_checkpoint
+from engine.checkpoint.state import check_words, load_weights, open_checkpoint, read_words
 from engine.commands import command
-from engine.configuration.bert import read_bert, unread_pieces
+from engine.configuration.bert import unread_pieces
 from engine.configuration.deepspeed import monitor_settings, settings_path
 from engine.configuration.flags import AUTO, TrainingConfig, of_flags
 from engine.configuration.monitors import check_packages, named_tools
@@ -97,7 +97,7 @@ def find_problems(
     alone = replace(ranks, local_rank=0, local_world_size=1)  # the other ranks don't take part
     bert = None
     with problems.noting():
-        bert, tokenizer = read_bert(config.bert, config.do_lower_case)
+        bert, tokenizer = read_words(config.bert, config.do_lower_case)
     if bert is not None and ranks.rank == 0:
         warn(unread_pieces(tokenizer))
     task = None
@@ -162,6 +162,7 @@ def look_closely(
         with torch.device("meta"):
             model = description.build()
         model.bert.encoder.visual_model.requires_grad_(not config.freeze_clip)
+        task.set_up(model)
         plan = Plan.of(config, task, sentences // config.batch_size // ranks.world_size)
         with problems.noting():
             if told := check_disk(config, Path(config.output), files_of(config, model), plan):
@@ -261,6 +262,7 @@ def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDes
         return
     check_words(saved, description)
     task.check_answers(saved)
+    description = replace(description, answers=task.answers or task.kept_answers(saved))
     with torch.device("meta"):
         model = description.build()
     load_weights(model, saved, description.answers, without=task.unused())

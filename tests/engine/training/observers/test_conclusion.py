@@ -39,13 +39,13 @@ def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric:
 def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
     for name in ("Epoch03", "Epoch03_LXRT.pth"):
         (tmp_path / name).mkdir()
-    config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False, do_lower_case=False)
+    config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False)
     assert lines(task_of(Pretraining, config), tmp_path, saved="Epoch03") == [
         "done after step 10, last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5",
         "best validation: loss 1.25, after epoch 2",
         f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml, run.json",
         "next: deepspeed --num_gpus 2 launch/pretrain.py --recipe rn50_stage_two "
-        f"--load {tmp_path}/Epoch03 --data_root '/my data' --do_lower_case False",
+        f"--load {tmp_path}/Epoch03 --data_root '/my data'",
     ]
 
 
