@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from tokenizers import Tokenizer
 
+from engine.commands import command
 from engine.configuration.flags import TrainingConfig
 from engine.data.annotations.formats.table import places_of
 from engine.data.annotations.source import AnnotationSource
@@ -46,6 +47,7 @@ class Task(ABC, Generic[Config]):
     architecture: ClassVar[str]  # of engine.checkpoint.description.MODELS
     epoch_weights: ClassVar[bool] = False  # write EpochNN_LXRT.pth with each epoch's checkpoint
     best_and_last: ClassVar[bool] = False  # keep the models BEST and LAST
+    with_new_answers: ClassVar[str] = f"`{command('convert')} --new_answers FILE` makes a head for them"
 
     training: ImageTextDataset
     validation: ImageTextDataset | None
@@ -111,7 +113,7 @@ class Task(ABC, Generic[Config]):
             raise UserError(
                 f"{saved.source} has learnt {len(theirs):,} answers, such as {theirs[0]!r}, and none of them is among "
                 f"the {len(ours):,} of this training's answer table, such as {ours[0]!r}; restore the table that it "
-                "was trained with"
+                f"was trained with, or begin with new answers: {self.with_new_answers}"
             )
 
     def check_start(self, trained_on: "TrainedOn") -> None:

@@ -60,6 +60,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
 
     architecture = "question_answering"
     best_and_last = True
+    with_new_answers = "--load_lxmert takes the trunk alone"
     files: ClassVar[type[QuestionFile]]
     predict_class: ClassVar[type[PredictConfig]] = PredictConfig
     refuses_seen_images: ClassVar[bool] = True  # to score questions about images that were trained on
