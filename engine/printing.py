@@ -43,6 +43,12 @@ def warn(told: str | None) -> None:
         print(f"warning: {told}", flush=True)
 
 
+def note(told: str | None) -> None:
+    """Tell of something that may be as it should be, if there is anything to tell."""
+    if told:
+        print(f"note: {told}", flush=True)
+
+
 def reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
     output = select.poll()

@@ -29,6 +29,9 @@ class Parser(HfArgumentParser):
         super().__init__(*arguments, allow_abbrev=False, **settings)
         told = "print versions, for a report of a bug, and stop"  # which `program` in launch/__init__.py does
         self.add_argument("--version", action="store_true", default=argparse.SUPPRESS, help=told)
+        for action in self._actions:
+            if isinstance(action, argparse._StoreFalseAction):  # --no_X has got X's help, and its own default
+                action.help, action.default = f"switch --{action.dest} off", argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
         unknown = "unrecognized arguments: "

@@ -22,6 +22,11 @@ from engine.model.clip_resnet import SHAPES, ResNetShape
 from engine.model.encoder import VisualShape
 
 OURS: dict[str, type[Checkpoint | ModelFolder]] = {"deepspeed": Checkpoint, "safetensors": ModelFolder}
+KINDS = {
+    "deepspeed": "a training state, in DeepSpeed's shards",
+    "safetensors": "a model to predict with, in safetensors",
+    "lxrt": "a file of the original's form",
+}
 
 
 @dataclass
@@ -77,7 +82,9 @@ def read_ours(kind: str, path: str) -> Source:
     saved = open_checkpoint(path, optimizers=False)
     if not isinstance(saved, OURS[kind]):
         theirs = next((name for name, form in OURS.items() if isinstance(saved, form)), "lxrt")
-        raise UserError(f"{saved.source} is not of kind {kind}; give --from {theirs} {saved.source}, or name another")
+        raise UserError(
+            f"{saved.source} is not of kind {kind}, but {KINDS[theirs]}; give --from {theirs} {saved.source}"
+        )
     return Source(
         *(kind, saved.source, saved.weights(), saved.unused()),
         description=saved.description,

@@ -1,12 +1,14 @@
 """Sentences with images as examples; what each task makes of them stands in engine/tasks."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from engine.data.annotations.store import AnnotationStore
 from engine.data.annotations.text import Vocabulary
 from engine.data.images.decoding import UnreadableImage
 from engine.data.images.folder import ImageSource
@@ -35,6 +37,8 @@ class ExampleOptions:
 class ImageTextDataset:
     """Sentences of one split. Ask with a Sample: the same Sample gives the same example, in any worker on any rank."""
 
+    cuts_texts = True  # those that are longer than max_seq_length, at the same place each time
+
     def __init__(self, split: Split, images: ImageSource, vocabulary: Vocabulary, options: ExampleOptions) -> None:
         self.split = split
         self.sentences = split.sentences
@@ -42,6 +46,11 @@ class ImageTextDataset:
         self.vocabulary = vocabulary
         self.options = options
         self._latest: tuple[str, dict[str, Any]] = ("", {})  # image that was loaded, and its pixels
+
+    def lost_words(self) -> str:
+        """What to say of words that the model doesn't get to see, or ""."""
+        longest = self.options.max_seq_length if self.cuts_texts else None
+        return lost_words(self.split.name, self.sentences, longest, self.vocabulary.unk_id)
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -119,3 +128,26 @@ class ImageTextDataset:
         options = self.options
         width, height = canvas_size(self.is_landscape(number), options.image_size_min, options.image_size_max)
         return np.zeros((3, height, width), dtype=np.uint8)
+
+
+def lost_words(name: str, sentences: AnnotationStore, max_seq_length: int | None, unk_id: int | None) -> str:
+    """What share of a split's sentences is cut and of its word pieces is unknown, and what helps; "" if none is.
+
+    Args:
+        max_seq_length: [CLS] and [SEP] included; None where no sentence is cut.
+        unk_id: of the vocabulary, if it has one.
+    """
+    longest = sys.maxsize if max_seq_length is None else max_seq_length - 2
+    count = sentences.count_words(longest, unk_id)
+    told = []
+    if count.longer:
+        told.append(
+            f"{count.longer:,} of {count.sentences:,} sentences ({count.longer / count.sentences:.1%}) are cut at "
+            f"--max_seq_length {max_seq_length}, which a training may raise"
+        )
+    if count.unknown:
+        told.append(
+            f"{count.unknown:,} of {count.pieces:,} word pieces ({count.unknown / count.pieces:.1%}) are unknown to "
+            "the vocabulary ([UNK]), which comes from --bert of the training"
+        )
+    return f"{name}: {'; '.join(told)}" if told else ""

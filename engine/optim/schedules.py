@@ -1,5 +1,6 @@
 """The two learning-rate schedules, as factors of the base rate by optimiser step."""
 
+import math
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
@@ -17,6 +18,19 @@ def epoch_decay(step: int, steps_per_epoch: int, milestones: Sequence[int]) -> f
     """x 0.1 at the start of each epoch in `milestones`."""
     epoch = step // max(1, steps_per_epoch)
     return 0.1 ** sum(epoch >= milestone for milestone in milestones)
+
+
+def length_in_steps(batches_per_epoch: int, epochs: int, accumulation: int) -> int:
+    """Optimiser steps that warm-up and decay take, as in the original: those of all epochs' micro-batches together."""
+    return batches_per_epoch * epochs // accumulation
+
+
+def course(rate: float, peak: float, step: int, warmup_steps: float, total_steps: int) -> str:
+    """What becomes of a rate where a schedule of another length takes over at a step, in words."""
+    told = f"goes from {rate:.4g} to {peak * linear_warmup_decay(step, warmup_steps, total_steps):.4g} at once"
+    if step < warmup_steps:
+        told += f", rises to {peak:.4g} until step {math.ceil(warmup_steps):,}"
+    return f"{told}, and falls to 0 until step {total_steps:,}"
 
 
 def hybrid_schedule(

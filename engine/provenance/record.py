@@ -85,7 +85,7 @@ class RunRecord:
         if self.rank != 0:
             return
         self.began = time.monotonic()
-        times = {"start": _now(), "end": None, "exit": RUNNING, "seconds": None, "step": None}
+        times = {"start": now(), "end": None, "exit": RUNNING, "seconds": None, "step": None}
         starts = [*(self._earlier() if resumed else []), times | start | {"results": None}]
         write_json(self.path, {STARTS: starts}, indent=1)
         self.starts = starts
@@ -104,7 +104,7 @@ class RunRecord:
         if not self.starts:  # it never began, or has ended, or this is another rank
             return
         self.starts[-1] |= {
-            "end": _now(),
+            "end": now(),
             "exit": reason,
             "seconds": round(time.monotonic() - self.began, 3),
             "step": self.state.step if self.state is not None else None,
@@ -138,5 +138,6 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, such as 2026-01-31T12:00:00+00:00."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

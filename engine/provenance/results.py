@@ -6,38 +6,41 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+TIMES = ("time", "seconds")  # when a record was written: in UTC, and since training began at this start
 SCORE = "score"  # in validations that have one, more is better; in others, a smaller loss is
 
 
 class Results:
-    """The last report, the last validation and the best one, without tables."""
+    """The last report, the last validation and the best one, without tables and times."""
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
         self.train: dict[str, Any] = {}
         self.valid: dict[str, Any] = {}
-        self.best: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}  # the latest of equal ones
+        self.first: dict[str, Any] = {}  # validation
         for record in records:
             self.add(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        values = {name: value for name, value in record.items() if name != "kind" and not isinstance(value, Mapping)}
+        left_out = ("kind", *TIMES)
+        values = {k: v for k, v in record.items() if k not in left_out and not isinstance(v, Mapping)}
         if record["kind"] == "train":
             self.train = values
         elif record["kind"] == "valid":
-            self.valid = values
-            if not self.best or is_better(values, self.best):
+            self.valid, self.first = values, self.first or values
+            if not self.best or is_better_or_equal(values, self.best):
                 self.best = values
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {"train": self.train, "valid": self.valid, "best": self.best}
 
 
-def is_better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a validation is better than another of the same run."""
+def is_better_or_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a validation is no worse than another of the same run; what isn't a number is worse than any other."""
     if SCORE in one and SCORE in other:
-        return bool(one[SCORE] > other[SCORE])
+        return bool(one[SCORE] >= other[SCORE])
     loss, least = (float(values.get("loss", math.inf)) for values in (one, other))
-    return loss < least or (math.isnan(least) and not math.isnan(loss))
+    return loss <= least or math.isnan(least)
 
 
 def each_record(path: Path) -> Iterator[dict[str, Any] | None]:

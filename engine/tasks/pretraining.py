@@ -97,6 +97,7 @@ class PretrainingDataset(ImageTextDataset):
         super().__init__(split, images, vocabulary, options)
         codes = self.sentences.images
         self.can_swap = bool(len(codes)) and bool((codes != codes[0]).any())
+        self.cuts_texts = options.long_captions == "cut"
 
     def examples(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         generators = [

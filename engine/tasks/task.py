@@ -19,6 +19,7 @@ from engine.data.splits import Split, open_images, read_split
 from engine.distributed.ranks import Ranks
 from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
+from engine.printing import note
 
 if TYPE_CHECKING:  # flags are checked, and --help answers, before anything heavy is imported
     from engine.checkpoint.state import SavedState
@@ -93,6 +94,7 @@ class Task(ABC, Generic[Config]):
         if self.ranks.rank == 0:
             for dataset in filter(None, (self.training, self.validation)):
                 print(dataset.split.summary, flush=True)
+                note(dataset.lost_words())
 
     def pretrained(self, *, verified: bool = True) -> "SavedState | None":
         """Weights to begin with instead of CLIP's and BERT's, where neither --load nor --resume gives any.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.configuration.flags import OptimizationConfig
 from engine.errors import UserError
 from engine.optim.hybrid import HybridOptimizer, parameter_groups
-from engine.optim.schedules import hybrid_schedule
+from engine.optim.schedules import hybrid_schedule, length_in_steps
 
 
 def groups_of(model: nn.Module, config: OptimizationConfig) -> list[dict[str, Any]]:
@@ -38,14 +38,13 @@ def build_engine(
 ) -> DeepSpeedEngine:
     """Both optimisers and schedules under ZeRO. The model holds its starting weights already.
 
-    The schedules are laid out in optimiser steps as in the original: all epochs' micro-batches divided by the
-    accumulation, and for the milestones those of one epoch.
+    The schedules are laid out in optimiser steps: those of all epochs, and for the milestones those of one.
 
     Raises:
         UserError: if DeepSpeed refuses the settings of one's own file.
     """
     optimizer = HybridOptimizer(groups_of(model, config))
-    total_steps = batches_per_epoch * config.epochs // config.gradient_accumulation_steps
+    total_steps = length_in_steps(batches_per_epoch, config.epochs, config.gradient_accumulation_steps)
     schedule = hybrid_schedule(
         optimizer,
         warmup_steps=total_steps * config.warmup_ratio,

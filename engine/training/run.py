@@ -78,10 +78,11 @@ def train_prepared(prepared: Prepared, record: RunRecord, monitors: Monitors) ->
         observers.append(Validator(reporter, saver, validation_batches, task.judge(), keeper))
     if keeper is not None:
         observers.append(keeper)
-    observers.append(Conclusion(task, saver, record.results))
+    observers.append(Conclusion(task, saver, record.results, reporter.ending))
 
     state = prepared.restore(saver)
     record.state = state
+    reporter.begin(state)
     StallWatch([loader for loader in (batches, validation_batches) if loader], engine.global_rank, lambda: state.step)
     with explained(config, prepared.device):
         train(engine, batches, state, config, metrics, observers)

@@ -23,6 +23,7 @@ from engine.training.run_folder import RunFolder
 MAY_CHANGE = frozenset(
     {"data_root", "bert", "clip_weights", "image_store", "cache_dir", "num_workers", "worker_start_method"}
     | {"gradient_accumulation_steps", "global_batch_size", "deepspeed_config", "stop_after_epoch", "max_steps"}
+    | {"epochs"}  # upwards
     | {"load", "from_scratch", "not_load_scheduler", "not_load_adam_optimizer", "valid", "max_unreadable_images"}
     | {"output", "report_step", "monitor", "stop_on", "save_step", "keep", "resume", "start_timeout"}
     | {"image_root", "answers", "load_lxmert", "load_lxmert_qa", "human_answers", "allow_trained_on"}
@@ -139,6 +140,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
     now = asdict(config)
     defaults = {field.name: field.default for field in fields(config)}
     before = {name: before.get(name, defaults[name]) for name in now}  # a flag that is newer than the run was off
+    if config.epochs < before["epochs"]:
+        raise UserError(
+            f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
+            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
+        )
     changed = [
         name
         for name in now

@@ -26,7 +26,8 @@ from engine.synthetic.demo import write_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of a report, what differs from run to run.
-TIMES = ("images_per_second", "samples_per_second", "seconds_per_step", "seconds_left", "data_wait", "peak_memory_gb")
+SPEEDS = ("images_per_second", "samples_per_second", "seconds_per_step", "seconds_left", "data_wait", "peak_memory_gb")
+TIMES = ("time", "seconds", *SPEEDS)
 TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 

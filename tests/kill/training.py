@@ -16,7 +16,8 @@ from tests.conftest import TINY_BERT, launch, start
 
 SAVE_STEP, KEEP = 2, 2
 # Of a report, what differs from run to run; so do warnings, some of which are about speed.
-TIMES = ("images_per_second", "samples_per_second", "seconds_per_step", "seconds_left", "data_wait", "peak_memory_gb")
+SPEEDS = ("images_per_second", "samples_per_second", "seconds_per_step", "seconds_left", "data_wait", "peak_memory_gb")
+TIMES = ("time", "seconds", *SPEEDS)
 
 
 class Training:

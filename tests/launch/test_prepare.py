@@ -205,6 +205,17 @@ def test_a_sound_data_set_has_no_problems(damaged):
     assert found["estimates"]["shm_mb_for_batches"] > 1000  # 32 workers of the real recipe
 
 
+def test_words_that_a_training_would_lose_are_told_and_are_no_problem(damaged, capsys):
+    change_items(damaged, lambda items: items[0]["sentf"]["mscoco"].__setitem__(0, "a zebra"))
+    assert verify(damaged, "--decode", "false")["problems"] == []
+    told = capsys.readouterr().out
+    assert "note: mscoco_train: 1 of " in told
+    assert "word pieces (0.1%) are unknown to the vocabulary ([UNK])" in told
+    assert "note: mscoco_minival" not in told
+    verify(damaged, "--decode", "false", "--max_seq_length", "3")
+    assert "sentences (100.0%) are cut at --max_seq_length 3" in capsys.readouterr().out
+
+
 def test_every_kind_of_problem_is_found(damaged):
     images = sorted((damaged / "mscoco" / "train2014").glob("*.jpg"))
     images[0].unlink()

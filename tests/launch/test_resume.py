@@ -113,6 +113,32 @@ def test_each_checkpoint_goes_on_bit_for_bit(flags: Flags, scenes: Path, dropout
     assert first["results"]["valid"]["step"] == 12
 
 
+@pytest.mark.slow
+def test_a_run_that_is_done_goes_on_with_more_epochs_and_is_resumed_bit_for_bit(flags: Flags, tmp_path: Path) -> None:
+    """An epoch has 6 steps and leaves 2 micro-batches over. Rates are those of a run that was begun for two epochs."""
+    common = ["--batchSize", "8", "--gradient_accumulation_steps", "3", "--report_step", "1", "--warmup_ratio", "0.2"]
+    common += ["--lr", "1e-3", "--sgd_lr", "1e-2", "--schedule", "1"]
+    done, whole, halted = (tmp_path / name for name in ("done", "whole", "halted"))
+    starts: list[tuple[Path, list[str]]] = [(done, ["--epochs", "1"]), (whole, ["--epochs", "2", *RESUME])]
+    starts += [(halted, ["--epochs", "2", *RESUME, "--max_steps", "8"]), (halted, ["--epochs", "2", *RESUME])]
+    told = []
+    for output, more in starts:
+        if output != done and not output.exists():
+            shutil.copytree(done, output)
+        run = launch("launch/pretrain.py", flags(*common, *more, "--output", str(output)), ranks=1, launcher="warm")
+        assert run.code == 0, run.stderr[-3000:]
+        told.append("--epochs has grown from 1 to 2: AdamW's rate goes from 0 to " in run.stdout)
+    assert told == [False, True, True, False]
+    rates = {record["step"]: (record["lr"], record["sgd_lr"]) for record in read_metrics(whole)}
+    assert rates[5] == pytest.approx((1e-3 * (6 - 5) / (6 - 1.2), 1e-2))
+    assert rates[7] == pytest.approx((1e-3 * (13 - 7) / (13 - 2.6), 1e-3))
+    assert rates[12] == pytest.approx((1e-3 * (13 - 12) / (13 - 2.6), 1e-3))
+    ends = [record for record in read_curve(halted) if (record["kind"], record["step"]) != ("valid", 8)]
+    assert ends == read_curve(whole)
+    assert_equal(weights(halted / "Epoch02_LXRT.pth"), weights(whole / "Epoch02_LXRT.pth"))
+    assert assert_same_training_state(Shards(halted / "Epoch02"), Shards(whole / "Epoch02")) > 100
+
+
 @pytest.mark.parametrize("shared", ["1", pytest.param("2", marks=pytest.mark.slow)], ids=["alone", "shared"])
 def test_ranks_may_change_within_an_epoch(
     shared: str, flags: Flags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_pretrained
-from engine.checkpoint.description import ModelDescription, word_pieces
+from engine.checkpoint.description import ModelDescription, Preprocessing, word_pieces
 from engine.checkpoint.formats.original import PREFIX, write_original
 from engine.checkpoint.formats.pretrained import save_pretrained
 from engine.checkpoint.manifest import read_manifest
@@ -92,6 +93,25 @@ def test_prepared_stores_are_those_that_fine_tuning_and_prediction_open(question
     assert sorted((question_files / "cache").iterdir()) == prepared
 
 
+def test_questions_that_are_cut_are_told_by_trainings_and_predictions(
+    scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data_root", str(scenes), "--bert", str(scenes / "bert")]
+    task = make_task(["--recipe", "demo_vqa", *flags, "--max_seq_length", "5"])
+    bert, tokenizer = read_bert(str(scenes / "bert"))
+    description = ModelDescription.of(bert, VisualShape(SHAPES["tiny"]), task.answers, tokenizer, task.architecture)
+    model = SimpleNamespace(
+        description=replace(description, preprocessing=Preprocessing(max_seq_length=5)), source="", trained_on=None
+    )
+    prediction.read_dataset(Vqa, PredictVqaConfig(test="minival", data_root=str(scenes)), model, ALONE)  # type: ignore[arg-type]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    words = "are cut at --max_seq_length 5, which a training may raise"
+    assert told[0] == f"note: train: 80 of 80 sentences (100.0%) {words}"
+    assert told[1] == told[-1] == f"note: minival: 30 of 30 sentences (100.0%) {words}"
+    make_task(["--recipe", "demo_vqa", *flags])
+    assert "note: " not in capsys.readouterr().out
+
+
 def test_a_few_images_leave_as_many_questions_to_score(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As --tiny does, with fewer images than the scenes have."""
     monkeypatch.setattr(VqaConfig, "most_images", 5)
@@ -110,12 +130,17 @@ def test_a_few_images_leave_as_many_questions_to_score(scenes: Path, monkeypatch
 def test_fine_tune_resume_and_predict(
     vqa_flags: Callable[..., list[str]], scenes: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    """80 questions in batches of 4 over 2 ranks: 10 steps an epoch. Within the first, --max_steps ends the run."""
+    """80 questions in batches of 4 over 2 ranks: 10 steps an epoch. Within the first, --max_steps ends the run.
+
+    It was to have one epoch, and goes on with three: rates that have fallen rise again.
+    """
     output, flags = tmp_path / "run", vqa_flags("--epochs", "3", "--keep", "1", "--sgd_lr", "0.002")
-    first = launch("launch/finetune_vqa.py", [*flags, "--max_steps", "3"], launcher="warm")
+    first = launch("launch/finetune_vqa.py", [*flags, "--max_steps", "3", "--epochs", "1"], launcher="warm")
     assert first.code == 0, first.stderr[-3000:]
     assert f"{pretrained}: " in first.stdout
     assert read_manifest(output / "BEST")["epoch"] == 0.3
+    for told in ("\ntrains to step 3: ", "\ndone after step 3: "):
+        assert f"{told}--max_steps 3 ends it, within the 10 steps of --epochs 1\n" in first.stdout
     assert f", after epoch 0.3\nin {output}: Step000003, BEST, LAST, " in first.stdout
     refused = launch("launch/finetune_vqa.py", flags, ranks=1, launcher="warm")
     assert refused.code == 2
@@ -123,6 +148,9 @@ def test_fine_tune_resume_and_predict(
     run = launch("launch/finetune_vqa.py", [*flags, "--resume", "auto"], launcher="warm")
     assert run.code == 0, run.stderr[-3000:]
     assert run.left == []
+    longer = "AdamW's rate goes from 0.0003889 to 0.0005 at once, and falls to 0 until step 30"
+    assert f"--epochs has grown from 1 to 3: {longer}; the backbone's goes on by --schedule 2\n" in run.stdout
+    assert "\ntrains to step 30: --epochs 3 ends it\n" in run.stdout
     names = {path.name for path in output.iterdir()}
     assert {"BEST", "LAST", "Epoch03", "config.yaml", "metrics.jsonl"} <= names
     assert not names & {"Epoch01", "Epoch02", "Epoch03_LXRT.pth"}  # --keep 1; the original has none of these
@@ -135,7 +163,7 @@ def test_fine_tune_resume_and_predict(
     assert [record["qa_score"] for record in validations] == pytest.approx([record["score"] for record in validations])
     scores = [record["score"] for record in validations]
     best = read_manifest(output / "BEST")
-    best_validation = validations[scores.index(max(scores))]
+    best_validation = validations[len(scores) - 1 - scores[::-1].index(max(scores))]
     assert (best["score"], best["epoch"]) == (max(scores), best_validation["epoch"])
     starts = read_starts(output / "run.json")
     assert [start["exit"] for start in starts] == ["finished"] * 2  # the one that was refused left no trace

@@ -15,7 +15,7 @@ What is read together lies together, since a look-up costs what its cache misses
 import hashlib
 import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from engine.data.images.places import name_in_place
 
 START, IMAGE, CATEGORY_AND_INDEX, LABELS = range(4)  # LABELS: 0 for a caption, else 1 + their number
 FIELDS = 4
-CHUNK = 1 << 16  # sentences that are digested at a time; another number gives other digests
+CHUNK = 1 << 16  # sentences that are looked at together; another number gives other digests
 COUNTED = tuple(f"_{index:03d}" for index in range(1000))  # how uids end
 
 
@@ -46,6 +46,15 @@ class Sentences(NamedTuple):
     img_ids: list[str]
     token_ids: list[tuple[int, ...]]
     labels: list[dict[int, float] | None]
+
+
+class WordCount(NamedTuple):
+    """How many sentences there are and how many are longer than a limit, of how many word pieces, how many unknown."""
+
+    sentences: int
+    longer: int
+    pieces: int
+    unknown: int
 
 
 @dataclass
@@ -196,12 +205,8 @@ class AnnotationStore(Sequence[Sentence]):
         words, scores = self.columns["words"], self.columns["score_values"]
         used = np.bincount(self.images) > 0
         image_numbers = np.cumsum(used) - 1
-        all_places = self.places
-        for first in range(0, self._length, CHUNK):
-            places = all_places[first : first + CHUNK]
-            rows, following = self._rows[places].astype(np.int64), self._rows[places + 1]
+        for rows, lengths in self._chunks():
             counts = 2 * np.maximum(rows[:, LABELS] - 1, 0)
-            lengths = following[:, START] - rows[:, START] - counts
             texts.update(lengths.astype("<u4").data)
             texts.update(_ranges(words, rows[:, START], lengths).astype("<u4").data)
             images.update(image_numbers[rows[:, IMAGE]].astype("<u4").data)
@@ -214,10 +219,34 @@ class AnnotationStore(Sequence[Sentence]):
             images.update(f"{name_in_place(names[code])}\0".encode())
         return {"texts": texts.hexdigest(), "images": images.hexdigest(), "labels": labels.hexdigest()}
 
+    def count_words(self, longest: int, unknown: int | None) -> WordCount:
+        """Of all sentences, a chunk at a time.
+
+        Args:
+            longest: word pieces of a sentence that isn't too long.
+            unknown: the id of what stands for unknown words.
+        """
+        longer = pieces = unknown_ones = 0
+        for rows, lengths in self._chunks():
+            longer += int(np.count_nonzero(lengths > longest))
+            pieces += int(lengths.sum())
+            if unknown is not None:
+                words = _ranges(self.columns["words"], rows[:, START], lengths)
+                unknown_ones += int(np.count_nonzero(words == unknown))
+        return WordCount(self._length, longer, pieces, unknown_ones)
+
     def select(self, chosen: np.ndarray) -> "AnnotationStore":
         """The sentences for which a bool array of shape (len,) is true."""
         places = np.flatnonzero(chosen) if self._places is None else self._places[chosen]
         return AnnotationStore(self.columns, SharedColumns.of({"places": places.astype("<u4")}))
+
+    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows of up to CHUNK sentences, int64 (n, FIELDS), and how many word pieces each has, int64 (n,)."""
+        all_places = self.places
+        for first in range(0, self._length, CHUNK):
+            places = all_places[first : first + CHUNK]
+            rows, following = self._rows[places].astype(np.int64), self._rows[places + 1]
+            yield rows, following[:, START] - rows[:, START] - 2 * np.maximum(rows[:, LABELS] - 1, 0)
 
     def _place(self, number: int) -> int:
         """Where a sentence of this selection lies in the columns."""

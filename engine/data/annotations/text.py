@@ -18,6 +18,7 @@ class Vocabulary(NamedTuple):
     sep_id: int
     mask_id: int
     size: int
+    unk_id: int | None  # of a piece that stands for all that it doesn't know
 
 
 class TextEncoder:
@@ -31,7 +32,8 @@ class TextEncoder:
         if lacking:
             raise UserError(f"the vocabulary lacks {lacking[0]}; give a BERT vocabulary with --bert")
         pad, cls, sep, mask = ids.values()
-        self.vocabulary = Vocabulary(pad, cls, sep, mask, size=tokenizer.get_vocab_size())
+        unknown = tokenizer.token_to_id("[UNK]")
+        self.vocabulary = Vocabulary(pad, cls, sep, mask, size=tokenizer.get_vocab_size(), unk_id=unknown)
 
     def __call__(self, text: str) -> list[int]:
         """WordPiece ids without special tokens."""

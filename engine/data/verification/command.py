@@ -12,7 +12,7 @@ from engine.data.annotations.formats.table import places_of
 from engine.data.annotations.questions.file import files_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
-from engine.data.dataset import ExampleOptions
+from engine.data.dataset import ExampleOptions, lost_words
 from engine.data.images.decoding import ImageShape
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
@@ -26,6 +26,7 @@ from engine.data.verification.annotations import (
 )
 from engine.data.verification.estimates import estimate
 from engine.data.verification.images import check_images
+from engine.printing import note
 
 MOST_PROBLEMS = 1000  # of a kind that are listed; all are counted
 
@@ -38,6 +39,7 @@ class PrepareVerify(PrepareAnnotations):
     image_decoder: Literal["pillow", "simplejpeg"] = HfArg(default="pillow", help="as in training")
     image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")
+    max_seq_length: int = HfArg(default=20, help="as in training: tokens per sentence, [CLS] and [SEP] included")
     batch_size: int = HfArg(aliases=["--batchSize"], default=32, help="samples per GPU and pass, for the estimates")
     num_workers: int = HfArg(aliases=["--numWorkers"], default=4, help="loading processes per rank, for the estimates")
     ranks: int = HfArg(default=8, help="ranks on this machine, for the estimates")
@@ -76,14 +78,14 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         if source.has_question_ids:
             problems += question_problems(names, store, source)
             of_tasks[names] = store, source
-            if told := lacking(names, store, source):
-                print(f"note: {told}")
+            note(lacking(names, store, source))
         else:
             problems += sentence_problems(names, store, source)
         img_ids |= dict.fromkeys(store.image_ids)
         store_bytes[next((file.folder for file in files_of(source.parts)), "")] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
         print_split(names, splits[names])
+        note(lost_words(names, store, config.max_seq_length, source.encoder.vocabulary.unk_id))
     problems += repeated_questions(of_tasks)
 
     missing = dict.fromkeys(images.missing(img_ids))

@@ -37,7 +37,7 @@ from engine.files import check_writable, write_json
 from engine.inference.pretrained import Pretrained
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
-from engine.printing import warn
+from engine.printing import note, warn
 from engine.progress import Bar
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
@@ -120,9 +120,11 @@ def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ra
     check_shared_memory(
         options, config.batch_size, num_workers=config.num_workers, local_world_size=ranks.local_world_size
     )
+    dataset = QuestionDataset(split, images, encoder.vocabulary, options)
     if first:
         print(split.summary, flush=True)
-    return QuestionDataset(split, images, encoder.vocabulary, options)
+        note(dataset.lost_words())
+    return dataset
 
 
 def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:

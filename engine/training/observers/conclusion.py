@@ -17,8 +17,11 @@ from engine.training.observers.saver import Saver
 class Conclusion(Observer):
     """Comes last among the observers, when everything has been saved."""
 
-    def __init__(self, task: Task[Any], saver: Saver, results: Results) -> None:
-        self.task, self.saver, self.results = task, saver, results
+    def __init__(self, task: Task[Any], saver: Saver, results: Results, reason: str) -> None:
+        """Args:
+        reason: why the training ends where it does, unless a signal stops it.
+        """
+        self.task, self.saver, self.results, self.reason = task, saver, results, reason
         self.folder = saver.checkpoints.folder
 
     def after_training(self, state: TrainState) -> None:
@@ -26,12 +29,13 @@ class Conclusion(Observer):
 
     def lines(self, state: TrainState) -> list[str]:
         saved, stopped, ranks = self.saver.saved, self.saver.stop_requested, self.task.ranks
-        lines = [f"{'stopped' if stopped else 'done'} after step {state.step}"]
-        if latest := self.results.train:
-            lines[0] += ", last report: " + ", ".join(losses(latest))
-        if validation := self.results.best:
-            name = SCORE if SCORE in validation else "loss"
-            lines.append(f"best validation: {name} {validation[name]:.4g}, after epoch {validation['epoch']:.4g}")
+        lines = [f"stopped after step {state.step}" if stopped else f"done after step {state.step}: {self.reason}"]
+        told = {"last report": self.results.train, "best validation": self.results.best}
+        if self.results.valid != self.results.best:
+            told["last validation"] = self.results.valid
+        lines += [f"{name}: {figures(record)}" for name, record in told.items() if record]
+        if not stopped and (lesson := not_learnt(self.results)):
+            lines.append(f"note: {lesson}")
         best = next((self.folder / name for name in (BEST, LAST) if (self.folder / name).is_dir()), None)
         kept = [name for name in (saved, f"{saved}_LXRT.pth", BEST, LAST) if name and (self.folder / name).exists()]
         lines.append(f"in {self.folder}: {', '.join([*kept, 'metrics.jsonl', 'config.yaml', 'run.json'])}")
@@ -44,10 +48,29 @@ class Conclusion(Observer):
         return lines
 
 
-def losses(record: Mapping[str, Any]) -> list[str]:
-    """The total, and those of the tasks where there are several."""
-    shown = [name for name in record if name.endswith("_loss")]
-    return [f"{name} {record[name]:.4g}" for name in ("loss", *(shown if len(shown) > 1 else ()))]
+def figures(record: Mapping[str, Any]) -> str:
+    """The score where there is one, the total loss, those of the tasks where there are several, and how far it was."""
+    losses = [name for name in record if name.endswith("_loss")]
+    names = [*([SCORE] if SCORE in record else []), "loss", *(losses if len(losses) > 1 else [])]
+    return ", ".join(f"{name} {record[name]:.4g}" for name in names) + f", after epoch {record['epoch']:.4g}"
+
+
+def not_learnt(results: Results) -> str:
+    """What it means that BEST scores nothing, or no more than the model of the first validation; "" otherwise."""
+    best, first = results.best, results.first
+    if SCORE not in best or SCORE not in first:
+        return ""
+    if best[SCORE] == 0:
+        return (
+            "BEST scores 0: it has no answer of the validation right, and is only the latest of models that have none; "
+            "train for longer, and start from a pre-trained model (--load_lxmert or --load_lxmert_qa)"
+        )
+    if best[SCORE] <= first[SCORE] and results.valid != first:
+        return (
+            f"BEST scores no more than the first model that was validated, after epoch {first['epoch']:.4g}: what was "
+            "trained since doesn't show in the answers; try another --lr, or more data"
+        )
+    return ""
 
 
 def with_resume(argv: Sequence[str]) -> list[str]:

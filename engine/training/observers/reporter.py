@@ -16,6 +16,7 @@ from engine.data.waiting import TimedLoader
 from engine.errors import UserError
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.diagnosis import first_non_finite
+from engine.training.observers.ending import ending
 from engine.training.reports.console import Console
 from engine.training.reports.health import Health
 from engine.training.reports.listener import Listener
@@ -50,9 +51,15 @@ class Reporter(Observer):
         self.pace = Pace(engine, batches)
         scaler = engine.optimizer.loss_scaler if config.fp16 else None
         self.health = Health(chance or {}, float(scaler.min_scale) if scaler is not None and scaler.dynamic else None)
-        steps = len(batches) // config.gradient_accumulation_steps * config.last_epoch
-        self.total_steps = min(steps, config.max_steps or steps)
+        self.total_steps, self.ending = ending(config, len(batches) // config.gradient_accumulation_steps)
         self.console = Console(engine.global_rank, self.total_steps, config.last_epoch)
+
+    def begin(self, state: TrainState) -> None:
+        """Say how far the training goes from here, and why no farther."""
+        if state.step < self.total_steps:
+            self.say(f"trains to step {self.total_steps:,}: {self.ending}")
+        else:
+            self.say(f"nothing is left to train after step {state.step:,}: {self.ending}; a larger number goes on")
 
     def after_micro_step(self, state: TrainState, batch: Batch, at_boundary: bool) -> None:
         self.pace.count(batch)

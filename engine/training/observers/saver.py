@@ -21,6 +21,7 @@ from engine.configuration.flags import TrainingConfig
 from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
 from engine.data.trained_on import TrainedOn
+from engine.optim.schedules import course, length_in_steps
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.reporter import Reporter
 from engine.training.observers.save_file import SaveFile
@@ -118,12 +119,26 @@ class Saver(Observer):
                 f"warning: a rank had {before} thread{'s' * (before > 1)} and now has {now}, which round sums "
                 f"otherwise; with OMP_NUM_THREADS={before} losses repeat those of an undisturbed run digit for digit"
             )
+        if (epochs := checkpoint.content["config"]["epochs"]) < self.config.epochs:
+            self.reporter.say(self._longer(epochs, checkpoint))
         self.saved, self.saved_step = checkpoint.folder.name, state.step
         weights = [Path(f"{checkpoint.folder}{SUFFIX}").exists()]
         dist.broadcast_object_list(weights, src=0)
         self.saved_weights = weights[0] or self.saved.startswith("Epoch")
         self._keep_last_step(state)
         return state
+
+    def _longer(self, epochs: int, checkpoint: Checkpoint) -> str:
+        """What --epochs that have grown change, once the schedules are restored."""
+        config, schedule = self.config, self.engine.lr_scheduler
+        total_steps = length_in_steps(len(self.sampler), config.epochs, config.gradient_accumulation_steps)
+        groups = self.engine.optimizer.optimizer.param_groups
+        assert checkpoint.scheduler is not None  # it has been restored
+        place = [group["schedule"] for group in groups].index("warmup")
+        rate, peak = checkpoint.scheduler["_last_lr"][place], schedule.base_lrs[place]
+        goes_on = course(rate, peak, schedule.last_epoch, total_steps * config.warmup_ratio, total_steps)
+        told = f"--epochs has grown from {epochs} to {config.epochs}: AdamW's rate {goes_on}"
+        return told if config.freeze_clip else f"{told}; the backbone's goes on by --schedule {config.schedule}"
 
     def agree(self) -> None:
         """One small reduction a step: has any rank been asked to stop or to save, and does any still write?

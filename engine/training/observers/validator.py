@@ -23,7 +23,10 @@ from engine.training.observers.saver import Saver
 
 
 class ModelKeeper(Observer):
-    """BEST and LAST in the run's folder: models to predict with, as engine.checkpoint.load_pretrained loads them."""
+    """BEST and LAST in the run's folder: models to predict with, as engine.checkpoint.load_pretrained loads them.
+
+    Of equal scores, the later one's model is BEST: it has trained for longer.
+    """
 
     def __init__(self, saver: Saver, folder: Path, description: ModelDescription, trained_on: TrainedOn) -> None:
         self.saver, self.folder = saver, folder
@@ -36,7 +39,7 @@ class ModelKeeper(Observer):
                 self.saver.reporter.say(f"{error}; it is replaced by the next validation's")
 
     def after_validation(self, state: TrainState, metric: str, score: float, epoch: float) -> None:
-        if score > self.best:
+        if score >= self.best:
             self.best = score
             self._save(BEST, state, {"metric": metric, "score": score, "epoch": epoch})
 

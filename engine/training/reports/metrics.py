@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.model.metrics import MetricSums
+from engine.provenance.record import now
 
 
 class Metrics:
@@ -72,16 +74,17 @@ class Metrics:
 
 
 class MetricsFile:
-    """One JSON object a line, appended and flushed; does nothing on other ranks than 0."""
+    """One JSON object a line, appended and flushed, with its time; does nothing on other ranks than 0."""
 
     def __init__(self, path: Path, rank: int) -> None:
-        self.path = path if rank == 0 else None
+        self.path, self.began = path if rank == 0 else None, time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
         if self.path is not None:
+            times = {"time": now(), "seconds": round(time.monotonic() - self.began, 3)}
             try:
                 with self.path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                    file.write(json.dumps({**record, **times}) + "\n")
             except OSError as error:
                 raise UserError(
                     f"{self.path} can't be written ({error.strerror}); free space or change --output"

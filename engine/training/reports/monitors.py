@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from engine.configuration.monitors import TOOLS
 from engine.files import replacing
+from engine.provenance.results import TIMES
 from engine.training.reports.listener import Listener
 from engine.training.run_folder import RUN_ID, drop_csv, drop_events
 
@@ -181,7 +182,7 @@ class Monitors(Listener):
 
 def values(record: Record) -> dict[str, float]:
     """The numbers of a record by their tags, such as valid/by_type/yes_no; the step is their x axis."""
-    own = {name: value for name, value in record.items() if name not in ("kind", "step")}
+    own = {name: value for name, value in record.items() if name not in ("kind", "step", *TIMES)}
     return dict(_flattened(own, record["kind"]))
 
 

@@ -325,10 +325,14 @@ def test_the_folder_of_a_run_is_read_as_the_model_that_it_stands_for(tmp_path: P
     }
     state = load_pretrained(earlier / "run").state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in found["deepspeed"].weights.items())
-    with pytest.raises(
-        UserError, match=r"vqa/BEST is not of kind deepspeed; give --from safetensors .*vqa/BEST, or name"
+    for kind, saved, is_rather, other in (
+        ("deepspeed", "vqa/BEST", "a model to predict with, in safetensors", "safetensors"),
+        ("safetensors", "run/Step000006", "a training state, in DeepSpeed's shards", "deepspeed"),
     ):
-        read_source("deepspeed", str(earlier / "vqa"))
+        with pytest.raises(UserError) as error:
+            read_source(kind, str(earlier / saved))
+        path = earlier / saved
+        assert str(error.value) == f"{path} is not of kind {kind}, but {is_rather}; give --from {other} {path}"
 
 
 def test_an_unnamed_head_and_a_taken_target_are_refused(files: Path, tmp_path: Path) -> None:

@@ -127,6 +127,14 @@ def test_no_flags_give_the_defaults():
     assert read() == PretrainConfig()
 
 
+def test_the_help_of_a_switch_says_which_flag_it_switches_off(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--no_task_matched, --no-task-matched switch --task_matched off --task_qa" in told
+    assert "--taskMatched [TASK_MATCHED] tell matched from swapped captions (default: True)" in told
+
+
 def test_tasks_that_are_on_can_be_turned_off():
     config = read("--no_task_matched", "--taskMaskLM", "false")
     assert (config.task_matched, config.task_mask_lm) == (False, False)

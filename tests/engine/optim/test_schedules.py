@@ -3,7 +3,7 @@ import torch
 from torch.optim import SGD
 from transformers import get_linear_schedule_with_warmup
 
-from engine.optim.schedules import epoch_decay, linear_warmup_decay
+from engine.optim.schedules import course, epoch_decay, linear_warmup_decay
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,15 @@ def test_epoch_decay_without_milestones_stays():
 
 def test_epoch_shorter_than_an_optimiser_step_counts_as_one_step():
     assert [epoch_decay(step, 0, [2]) for step in range(4)] == [1.0, 1.0, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "step", "warmup_steps", "words"),
+    [
+        (0.0, 566, 12.0, "goes from 0 to 0.5 at once, and falls to 0 until step 1,120"),
+        (0.5, 60, 112.5, "goes from 0.5 to 0.5333 at once, rises to 1 until step 113, and falls to 0 until step 1,120"),
+    ],
+    ids=["behind the warm-up", "within the warm-up"],
+)
+def test_what_a_longer_schedule_makes_of_a_rate_is_told(rate, step, warmup_steps, words):
+    assert course(rate, 1.0, step, warmup_steps, 1120) == words

@@ -54,7 +54,7 @@ def test_a_run_without_an_end_is_told_and_read_up_to_now(tmp_path: Path) -> None
     killed = write(tmp_path / "a", 1e-4, "abc", {"exit": "running", "step": None, "seconds": None, "results": None})
     other = write(tmp_path / "b", 1e-4, "abd", FINISHED)
     records = [
-        {"kind": "train", "step": 1, "loss": 3.0},
+        {"kind": "train", "step": 1, "loss": 3.0, "time": "2026-01-31T12:00:00+00:00", "seconds": 7.25},
         {"kind": "valid", "step": 2, "loss": 1.0},
         {"kind": "valid", "step": 4, "loss": 2.0},
     ]
@@ -64,6 +64,7 @@ def test_a_run_without_an_end_is_told_and_read_up_to_now(tmp_path: Path) -> None
     found = rows(table)
     assert (found["valid.loss"], found["best.loss"], found["best.step"]) == (["2", "-"], ["1", "-"], ["2", "-"])
     assert found["commit"] == ["abc", "abd"]
+    assert not {"train.time", "train.seconds"} & found.keys()  # when a line was written is no result
 
 
 def test_folders_of_earlier_versions_have_flags_and_metrics(tmp_path: Path) -> None:
@@ -84,6 +85,8 @@ def test_folders_of_earlier_versions_have_flags_and_metrics(tmp_path: Path) -> N
         ([{"loss": 2.0}, {"loss": 1.0}, {"loss": 3.0}], 1),
         ([{"loss": float("nan")}, {"loss": 1.0}, {"loss": float("nan")}], 1),
         ([{"loss": 1.0, "score": 0.2}, {"loss": 9.0, "score": 0.4}, {"loss": 0.5, "score": 0.3}], 1),
+        ([{"loss": 1.0, "score": 0.0}, {"loss": 2.0, "score": 0.0}, {"loss": 3.0, "score": 0.0}], 2),
+        ([{"loss": 2.0}, {"loss": 1.0}, {"loss": 1.0}], 2),
     ],
 )
 def test_the_best_validation(records: list[dict[str, float]], best: int) -> None:

@@ -211,6 +211,19 @@ def test_a_window_of_a_long_sentence_is_drawn_and_no_other_draw_changes(data_roo
     assert drawn == cut
 
 
+def test_words_that_the_model_does_not_see_are_told(data_root):
+    long = " ".join(f"word{number}" for number in range(7))
+    split = captions(data_root, {"one": [long, "word1 zebra"], "two": ["word1"]})
+    cut = "1 of 3 sentences (33.3%) are cut at --max_seq_length 8, which a training may raise"
+    unknown = (
+        "1 of 10 word pieces (10.0%) are unknown to the vocabulary ([UNK]), which comes from --bert of the training"
+    )
+    assert make(data_root, split).lost_words() == f"captions: {cut}; {unknown}"
+    assert make(data_root, split, max_seq_length=9).lost_words() == f"captions: {unknown}"
+    assert make(data_root, split, long_captions="window").lost_words() == f"captions: {unknown}"
+    assert make(data_root, captions(data_root, {"one": ["word1"]})).lost_words() == ""
+
+
 def test_the_longest_sequences_of_bert_make_batches(data_root):
     """Packed labels, masks and padding of 512 tokens, one of them of a text that fills them."""
     words = [" ".join(f"word{number % 40}" for number in range(count)) for count in (510, 600, 3)]

@@ -36,6 +36,7 @@ def test_paths_reports_and_ranks_may_change() -> None:
     now = replace(CONFIG, data_root="elsewhere", report_step=7, num_workers=1, resume="auto", max_steps=9, save_step=3)
     check_same_run(of_run(CONFIG), now, 2)
     check_same_run(of_run(CONFIG), replace(now, gradient_accumulation_steps=4), 1)
+    check_same_run(of_run(CONFIG), replace(CONFIG, epochs=CONFIG.epochs + 1), 2)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,11 @@ def test_paths_reports_and_ranks_may_change() -> None:
         (replace(CONFIG, lr=5e-5), 2, r"--lr was 0\.0001 and is 5e-05; .* --load run/Epoch01"),
         (replace(CONFIG, batch_size=4), 2, "--batch_size was 8 and is 4"),
         (replace(CONFIG, fp16=True), 2, "--fp16 was False and is True"),
+        (
+            replace(CONFIG, epochs=7),
+            2,
+            "of 20 epochs, and --epochs 7 is fewer; give 20 or more, .*--stop_after_epoch 7",
+        ),
         (replace(CONFIG, do_lower_case=False), 2, "--do_lower_case was None and is False"),
         (CONFIG, 1, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
     ],

@@ -21,7 +21,7 @@ from engine.data.annotations.answers import AnswerTable
 from engine.data.annotations.formats.lxmert import LxmertFile
 from engine.data.annotations.named import Part
 from engine.data.annotations.source import AnnotationSource
-from engine.data.annotations.store import LabelCount, Sentence
+from engine.data.annotations.store import LabelCount, Sentence, WordCount
 from engine.data.annotations.text import TextEncoder
 from engine.errors import UserError
 from tests.conftest import ROOT, in_shared_memory, left_in_shared_memory, small_tmpfs
@@ -192,6 +192,21 @@ def test_a_selection_numbers_its_sentences_anew(tmp_path):
         chosen.take([4])
 
 
+# --- words
+
+
+def test_long_sentences_and_unknown_words_are_counted(tmp_path):
+    """Without labels, whose answers and scores are numbers beside the words."""
+    item = {**ITEM, "sentf": {**ITEM["sentf"], "mscoco": ["a zebra", " zebra ! men "]}}
+    store = source(write(tmp_path, items=[item, OTHER])).open(tmp_path / "cache")
+    assert store.count_words(3, WORDS.index("[UNK]")) == WordCount(sentences=8, longer=2, pieces=19, unknown=3)
+    assert store.count_words(2, WORDS.index("?")) == WordCount(sentences=8, longer=3, pieces=19, unknown=4)
+    assert store.count_words(5, None) == WordCount(sentences=8, longer=0, pieces=19, unknown=0)
+    chosen = store.select(store.questions)
+    assert chosen.count_words(3, WORDS.index("?")) == WordCount(sentences=4, longer=2, pieces=13, unknown=4)
+    assert store.select(store.images > 9).count_words(3, 1) == WordCount(0, 0, 0, 0)
+
+
 # --- digests
 
 
@@ -254,6 +269,7 @@ def test_digests_of_many_sentences_are_those_of_few_at_a_time(tmp_path):
     changed = source(write(tmp_path, items=[*items[:3], {**items[3], "sentf": {"vg": ["a man"] * 39_999 + ["a men"]}}]))
     now = changed.open(tmp_path / "cache").digests()
     assert {kind for kind, digest in store.digests().items() if digest != now[kind]} == {"texts"}
+    assert store.count_words(1, WORDS.index("man")) == WordCount(160_000, 160_000, 320_000, 160_000)
 
 
 BAD = {

@@ -13,10 +13,19 @@ from engine.provenance.results import Results
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
 from engine.training.loop import TrainState
-from engine.training.observers.conclusion import Conclusion, with_resume
+from engine.training.observers.conclusion import Conclusion, not_learnt, with_resume
 
 TWO = Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2)
-TRAIN = {"kind": "train", "step": 10, "loss": 2.5, "mask_lm_loss": 2.0, "matched_loss": 0.5, "mask_lm_accuracy": 0.3}
+REASON = "--epochs 3 ends it"
+TRAIN = {
+    "kind": "train",
+    "epoch": 2.5,
+    "step": 10,
+    "loss": 2.5,
+    "mask_lm_loss": 2.0,
+    "matched_loss": 0.5,
+    "mask_lm_accuracy": 0.3,
+}
 
 
 def task_of(task_class: Any, config: Any, ranks: Ranks = TWO) -> Any:
@@ -33,7 +42,7 @@ def lines(task: Any, folder: Path, *, saved: str, stopped: bool = False, metric:
         results.add({**validation, "score": score} if metric else validation)
         results.add(TRAIN)
     saver: Any = SimpleNamespace(saved=saved, stop_requested=stopped, checkpoints=SimpleNamespace(folder=folder))
-    return Conclusion(task, saver, results).lines(TrainState(step=10))
+    return Conclusion(task, saver, results, REASON).lines(TrainState(step=10))
 
 
 def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
@@ -41,8 +50,10 @@ def test_stage_one_leads_to_stage_two(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     config = PretrainConfig(clip_model_name="RN50", data_root="/my data", task_qa=False)
     assert lines(task_of(Pretraining, config), tmp_path, saved="Epoch03") == [
-        "done after step 10, last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5",
+        "done after step 10: --epochs 3 ends it",
+        "last report: loss 2.5, mask_lm_loss 2, matched_loss 0.5, after epoch 2.5",
         "best validation: loss 1.25, after epoch 2",
+        "last validation: loss 1.75, after epoch 3",
         f"in {tmp_path}: Epoch03, Epoch03_LXRT.pth, metrics.jsonl, config.yaml, run.json",
         "next: deepspeed --num_gpus 2 launch/pretrain.py --recipe rn50_stage_two "
         f"--load {tmp_path}/Epoch03 --data_root '/my data'",
@@ -68,8 +79,9 @@ def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monk
         (tmp_path / name).mkdir()
     task = task_of(Vqa, VqaConfig(data_root=str(tmp_path)))
     told = lines(task, tmp_path, saved="Epoch03", metric="score")
-    assert told[1:] == [
-        "best validation: score 50, after epoch 2",
+    assert told[2:] == [
+        "best validation: score 50, loss 1.25, after epoch 2",
+        "last validation: score 45, loss 1.75, after epoch 3",
         f"in {tmp_path}: Epoch03, BEST, LAST, metrics.jsonl, config.yaml, run.json",
         "next: torchrun --nproc-per-node 2 launch/predict.py --task vqa "
         f"--load {tmp_path}/BEST --test minival --data_root {tmp_path}",
@@ -79,11 +91,30 @@ def test_fine_tuning_leads_to_predictions_of_the_best_model(tmp_path: Path, monk
     assert "--test test" in lines(task, tmp_path, saved="Epoch03")[-1]
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([0.0, 0.0], "BEST scores 0: it has no answer of the validation right, "),
+        ([0.0], "BEST scores 0: "),
+        ([40.0, 30.0, 40.0], "BEST scores no more than the first model that was validated, after epoch 1: "),
+        ([40.0, 30.0], "BEST scores no more than the first model that was validated, after epoch 1: "),
+        ([40.0, 50.0, 30.0], ""),
+        ([40.0], ""),  # there is nothing to compare it with
+        ([], ""),
+    ],
+)
+def test_a_best_model_that_has_learnt_nothing_is_told(scores: list[float], words: str) -> None:
+    results = Results({"kind": "valid", "epoch": epoch, "score": score} for epoch, score in enumerate(scores, 1))
+    assert not_learnt(results).startswith(words)
+    assert bool(not_learnt(results)) == bool(words)
+    assert not_learnt(Results({"kind": "valid", "epoch": 1, "loss": 0.0} for _ in range(2))) == ""  # has no BEST
+
+
 def test_a_stopped_run_goes_on_by_its_own_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["launch/pretrain.py", "--local_rank=0", "--recipe", "rn50_stage_one"]
     monkeypatch.setattr("sys.argv", argv)
     told = lines(task_of(Pretraining, PretrainConfig(), ALONE), tmp_path, saved="Step000010", stopped=True)
-    assert told[0].startswith("stopped after step 10")
+    assert told[0] == "stopped after step 10"
     assert told[-1] == "to go on: python launch/pretrain.py --recipe rn50_stage_one --resume auto"
     many = Ranks(rank=0, world_size=4, local_rank=0, local_world_size=2)
     told = lines(task_of(Pretraining, PretrainConfig(), many), tmp_path, saved="Step000010", stopped=True)
@@ -124,5 +155,5 @@ def test_rank_0_says_it_through_the_reporter(tmp_path: Path) -> None:
     said: list[str] = []
     told, folder = SimpleNamespace(say=said.append), SimpleNamespace(folder=tmp_path)
     saver: Any = SimpleNamespace(saved="", stop_requested=False, reporter=told, checkpoints=folder)
-    Conclusion(task_of(Pretraining, PretrainConfig()), saver, Results()).after_training(TrainState(step=3))
-    assert said == [f"done after step 3\nin {tmp_path}: metrics.jsonl, config.yaml, run.json"]
+    Conclusion(task_of(Pretraining, PretrainConfig()), saver, Results(), REASON).after_training(TrainState(step=3))
+    assert said == [f"done after step 3: {REASON}\nin {tmp_path}: metrics.jsonl, config.yaml, run.json"]
