@@ -27,6 +27,7 @@ from engine.data.images.places import name_in_place
 START, IMAGE, CATEGORY_AND_INDEX, LABELS = range(4)  # LABELS: 0 for a caption, else 1 + their number
 FIELDS = 4
 CHUNK = 1 << 16  # sentences that are digested at a time; another number gives other digests
+BASE = 0x9E3779B97F4A7C15  # of text_hashes; any odd number with its bits mixed
 COUNTED = tuple(f"_{index:03d}" for index in range(1000))  # how uids end
 
 
@@ -198,10 +199,7 @@ class AnnotationStore(Sequence[Sentence]):
         image_numbers = np.cumsum(used) - 1
         all_places = self.places
         for first in range(0, self._length, CHUNK):
-            places = all_places[first : first + CHUNK]
-            rows, following = self._rows[places].astype(np.int64), self._rows[places + 1]
-            counts = 2 * np.maximum(rows[:, LABELS] - 1, 0)
-            lengths = following[:, START] - rows[:, START] - counts
+            rows, counts, lengths = self._extents(all_places[first : first + CHUNK])
             texts.update(lengths.astype("<u4").data)
             texts.update(_ranges(words, rows[:, START], lengths).astype("<u4").data)
             images.update(image_numbers[rows[:, IMAGE]].astype("<u4").data)
@@ -214,10 +212,29 @@ class AnnotationStore(Sequence[Sentence]):
             images.update(f"{name_in_place(names[code])}\0".encode())
         return {"texts": texts.hexdigest(), "images": images.hexdigest(), "labels": labels.hexdigest()}
 
+    def text_hashes(self) -> np.ndarray:
+        """64 bits of a hash of each sentence's token ids, the same in every version: uint64, shape (len,)."""
+        found, words, all_places = np.empty(self._length, np.uint64), self.columns["words"], self.places
+        for first in range(0, self._length, CHUNK):
+            rows, _, lengths = self._extents(all_places[first : first + CHUNK])
+            ends = np.cumsum(lengths)
+            positions = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+            powers = np.cumprod(np.full(lengths.max() + 1, BASE, np.uint64))  # modulo 2^64, as all that follows
+            values = _ranges(words, rows[:, START], lengths).astype(np.uint64) + 1
+            sums = np.append(np.uint64(0), np.cumsum(values * powers[positions]))
+            found[first : first + len(rows)] = sums[ends] - sums[ends - lengths]
+        return found
+
     def select(self, chosen: np.ndarray) -> "AnnotationStore":
         """The sentences for which a bool array of shape (len,) is true."""
         places = np.flatnonzero(chosen) if self._places is None else self._places[chosen]
         return AnnotationStore(self.columns, SharedColumns.of({"places": places.astype("<u4")}))
+
+    def _extents(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of sentences, int64 (n, 4), and how many entries of `words` their labels and their tokens have, (n,)."""
+        rows, following = self._rows[places].astype(np.int64), self._rows[places + 1]
+        counts = 2 * np.maximum(rows[:, LABELS] - 1, 0)
+        return rows, counts, following[:, START] - rows[:, START] - counts
 
     def _place(self, number: int) -> int:
         """Where a sentence of this selection lies in the columns."""
