@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from engine.model.memory import gpu_operators
+from engine.model.activations import gpu_operators
 from engine.model.pretraining import ClipVilForPretraining
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own log would stand among the results

@@ -1,115 +1,140 @@
-"""How much GPU memory a training takes, and what fits, by --activation_checkpointing and by ZeRO's stage: counted.
+"""What fits into a GPU: the largest micro-batches of a training, by --activation_checkpointing and the GPU's memory.
 
-    python -m engine.benchmark.memory
+    python -m engine.benchmark.memory --recipe rn50_stage_one --batch_size 32
+    python -m engine.benchmark.memory --task vqa --recipe vqa_rn50x4 --gpus 4
 
-Nothing is run: engine.model.memory and engine.training.preflight.memory count on torch's meta device.
+It takes the flags of launch/pretrain.py, with --task those of launch/finetune.py, and --gpus, the number of GPUs among
+which the optimisers' state is divided. Nothing is run, and no GPU, weights or data are needed: it is counted.
 """
 
-import argparse
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable
+from dataclasses import make_dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from transformers import BertConfig
+from transformers.hf_argparser import HfArg
 
-from engine.benchmark.step.workload import TOKENS, Workload
+from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
-from engine.model.clip_resnet import SHAPES
-from engine.model.encoder import CHECKPOINTED_STAGES
-from engine.model.memory import activation_bytes, gpu_operators
-from engine.training.preflight.memory import RESERVE, training_bytes
+from engine.configuration.flags import AUTO, ModelConfig, TrainingConfig
+from engine.configuration.parsing import parse
+from engine.distributed.leaving import telling_errors
+from engine.errors import UserError
+from engine.importing import heavy_imports
+from engine.tasks.answering.task import AnsweringTask
+from engine.tasks.named import TASKS, picked_task
+from engine.tasks.pretraining import Pretraining
+from engine.tasks.task import Task
+from engine.training.program import RECIPES
 
 GB = 1e9
-HEIGHT, WIDTH, CELLS = 384, 640, 240
-DEVICES = (24, 40, 80)  # GB
-FEW, MANY = 16, 32  # samples that are counted; all that grows with them grows in proportion
+DEVICES = (16, 24, 40, 80)  # GB
+MOST = 1 << 14  # samples that are tried
+PRETRAINING_ANSWERS = 9500  # of LXMERT's table
+NOTES = """
+GB are 10^9 bytes. A tenth of a GPU's memory is left free: for its context, cuDNN's work space, and fragments between
+allocations. Without activation checkpointing (none), each activation is computed once; docs/tasks.md explains the rest.
+`--dry_run --find_batch_size` measures on a GPU what is counted here."""
 
-NOTES = f"""\
-Counted, not measured on a GPU. GB are 10^9 bytes. Pre-training without answers, BERT base, {TOKENS} tokens,
-{HEIGHT} x {WIDTH} images, fp16, ZeRO-2 on one GPU with the buckets of ds_configs/zero2_fp16.json.
+TaskClass = type[Task[Any]]
 
-cells      that a sequence has of each image; {CELLS} are all
-kept       activations that autograd keeps for the backward pass, GB a sample
-passes     the most that lives at once in forward and backward pass, GB a sample
-state      weights and buckets, fp32 weights and moments, GB; the same for any number of samples
-N GB       the largest micro-batch on a GPU of N GB, {RESERVE:.0%} of which are left to what isn't counted:
-           the GPU's context, cuDNN's work space, and fragments between allocations"""
 
-STAGES: dict[str, dict[str, Any]] = {  # what is changed in the section zero_optimization
-    "stage 1": {"stage": 1},
-    "stage 2": {},
-    "stage 2, offload": {"offload_optimizer": {"device": "cpu"}},
-}
-ACCUMULATION = 2
-STAGE_NOTES = f"""
-ZeRO's stages: as above, with 100 cells, no checkpointing and {ACCUMULATION} micro-batches to a step, on so many GPUs.
-state      weights and, of a GPU's share, fp32 weights and moments, GB; with offload, the host has the latter
-gradients  buckets, and gradients that are kept beside a pass or are on their way to the host, GB"""
+def read_flags(argv: list[str]) -> tuple[TaskClass, TrainingConfig, int]:
+    """The task, its flags, and the number of GPUs.
+
+    Raises:
+        UserError: as the training's program would, or for a flag that says nothing of memory.
+    """
+    task: TaskClass = Pretraining
+    if {"--help", "-h"} & set(argv):
+        print(f"{__doc__}\nThe tasks: {', '.join(TASKS)}.\n")
+    if any(word.split("=")[0] == "--task" for word in argv):
+        task, argv = picked_task(argv, str(__doc__))
+    gpus = ("gpus", int, HfArg(default=1, help="GPUs among which the optimisers' state is divided"))
+    flags: Any = make_dataclass("MemoryConfig", [gpus], bases=(task.config_class,))
+    config, program = parse(flags, argv, RECIPES)
+    for name in ("print_config", "dry_run", "find_batch_size"):
+        if getattr(program, name):
+            raise UserError(f"--{name} belongs to the training's own program; leave it out here")
+    if config.gpus < 1:
+        raise UserError(f"--gpus {config.gpus}: at least 1 is needed")
+    if config.batch_size == AUTO:
+        raise UserError("--micro_batch_size auto takes what is counted here; give a number, such as the recipe's")
+    config.check(config.gpus)
+    return task, config, config.gpus
+
+
+def answers_of(task: TaskClass, config: Any) -> int:
+    """Rows of the answer head: those of the published data, as no file is read; 0 for a model without one."""
+    return task.files.usual_answers if issubclass(task, AnsweringTask) else PRETRAINING_ANSWERS * config.task_qa
+
+
+def count(task: TaskClass, config: Any, gpus: int) -> Callable[..., int]:
+    """What counts the bytes that a micro-batch of so many samples takes at its peak.
+
+    Raises:
+        UserError: if there can be no such model.
+    """
+    from engine.training.model import describe_model
+    from engine.training.preflight.memory import peak_counter, what_to_count
+
+    # The default is BERT base, whose shape transformers knows without the hub.
+    is_usual = config.bert == ModelConfig().bert
+    bert = BertConfig() if is_usual else read_bert(config.bert, config.do_lower_case)[0]
+    answers = [str(row) for row in range(answers_of(task, config))] or None
+    without_data: Any = SimpleNamespace(
+        encoder=SimpleNamespace(tokenizer=None), answers=answers, architecture=task.architecture, fine_tuned_on=None
+    )
+    described, settings = describe_model(config, bert, without_data), deepspeed_settings(config, gpus)
+    return peak_counter(what_to_count(config, described, settings, gpus, float(config.sentences_per_image)))
+
+
+def largest(peak: Callable[..., int], limit: float, step: int = 1) -> int:
+    """The largest number of samples, a multiple of `step` up to MOST, that takes no more than `limit`; 0 for none.
+
+    Memory grows almost in proportion, so the next number to try lies where a line between two others meets the limit.
+    """
+    low, high = step, MOST - MOST % step
+    if peak(low) > limit:
+        return 0
+    if peak(high) <= limit:
+        return high
+    while high - low > step:
+        share = (limit - peak(low)) / (peak(high) - peak(low))
+        middle = low + min(max(int(share * (high - low)) // step * step, step), high - low - step)
+        low, high = (middle, high) if peak(middle) <= limit else (low, middle)
+    return low
+
+
+def report(task: TaskClass, config: Any, gpus: int) -> None:
+    """Print what is counted, a line for each --activation_checkpointing."""
+    with heavy_imports():
+        from engine.model.encoder import CHECKPOINTED_STAGES
+        from engine.training.preflight.memory import RESERVE
+
+    chosen = {part: replace(config, activation_checkpointing=part) for part in CHECKPOINTED_STAGES}
+    peaks = {part: count(task, flags, gpus) for part, flags in chosen.items()}
+    name = task.files.folder if issubclass(task, AnsweringTask) else "pre-training"
+    cells = config.sub_feat_num if config.sub_sampling else "all"
+    print(
+        f"Counted, not measured: {name}, {config.clip_model_name} and {config.bert}, {answers_of(task, config):,} "
+        f"answers,\n{config.max_seq_length} tokens, {cells} cells, {config.image_size_min} x {config.image_size_max} "
+        f"images, {config.precision}, GPUs: {gpus}, micro-batches to a step: {config.gradient_accumulation_steps}.\n\n"
+        f"{'':28}{'GB at the peak':>18}   largest micro-batch on a GPU of\n{'--activation_checkpointing':28}"
+        f"{f'with {config.batch_size} samples':>18}" + "".join(f"{device:6} GB" for device in DEVICES)
+    )
+    for part, peak in peaks.items():
+        print(f"{part:28}{peak(config.batch_size) / GB:18.2f}", end="", flush=True)
+        limits = ((1 - RESERVE) * device * GB for device in DEVICES)
+        print("".join(f"{largest(peak, limit, config.sentences_per_image):9,}" for limit in limits), flush=True)
+    print(NOTES)
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m engine.benchmark.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()  # it has no flags, and says so
-    print(NOTES)
-    fits = "".join(f"{device:>5} GB" for device in DEVICES)
-    print(f"\n{'backbone':10}{'cells':>5}  {'checkpointing':14}{'kept':>7}{'passes':>8}{'state':>7}{fits}")
-    for backbone in (name for name in SHAPES if name != "tiny"):
-        for cells in (100, CELLS):
-            for part in CHECKPOINTED_STAGES:
-                print(f"{backbone:10}{cells:5}  {part:14}{row(backbone, cells, part)}")
-    print(STAGE_NOTES)
-    print(f"\n{'backbone':10}{'GPUs':>5}  {'ZeRO':18}{'passes':>8}{'state':>7}{'gradients':>11}{fits}")
-    for backbone in ("RN50", "RN50x4", "RN50x16"):
-        for gpus in (1, 8):
-            for name, zero in STAGES.items():
-                print(f"{backbone:10}{gpus:5}  {name:18}{stage_row(backbone, gpus, zero)}", flush=True)
-
-
-def row(backbone: str, cells: int, part: str) -> str:
-    work = Workload(backbone, 12, 768, cells, HEIGHT, WIDTH, "fp16")
-    kept = []
-    for images in (FEW, MANY):
-        with gpu_operators():
-            kept.append(activation_bytes(*on_meta(work, images, part)) / GB)
-    found = count(work, part)
-    kept_a_sample = (kept[1] - kept[0]) / (MANY - FEW)
-    state = found["state"] + found["buckets"]
-    return f"{kept_a_sample:7.3f}{found['a_sample']:8.3f}{state:7.2f}" + largest(found)
-
-
-def stage_row(backbone: str, gpus: int, zero: Mapping[str, Any]) -> str:
-    work = Workload(backbone, 12, 768, 100, HEIGHT, WIDTH, "fp16")
-    found = count(work, "none", gpus=gpus, accumulation=ACCUMULATION, zero=zero)
-    return f"{found['a_sample']:8.3f}{found['state']:7.2f}{found['buckets']:11.2f}" + largest(found)
-
-
-def count(
-    work: Workload, part: str, *, gpus: int = 1, accumulation: int = 1, zero: Mapping[str, Any] | None = None
-) -> dict[str, float]:
-    """GB of state, of buckets, and of the passes: what each sample adds, and what is left of it without one."""
-    found = []
-    for images in (FEW, MANY):
-        settings = deepspeed_settings(work.config(images), gpus) | {"gradient_accumulation_steps": accumulation}
-        settings["zero_optimization"] |= zero or {}
-        counted = training_bytes(*on_meta(work, images, part), settings, world_size=gpus)
-        found.append({name: size / GB for name, size in counted.items()})
-    a_sample = (found[1]["passes"] - found[0]["passes"]) / (MANY - FEW)
-    return {**found[0], "a_sample": a_sample, "begin": found[0]["passes"] - FEW * a_sample}
-
-
-def largest(found: Mapping[str, float]) -> str:
-    """The largest micro-batches for all devices."""
-    rest = found["state"] + found["buckets"] + found["begin"]
-    fitting = (int(((1 - RESERVE) * device - rest) / found["a_sample"]) for device in DEVICES)
-    return "".join(f"{images:8}" for images in fitting)
-
-
-def on_meta(work: Workload, images: int, part: str) -> tuple[nn.Module, Mapping[str, Any]]:
-    model, inputs = work.on_meta(images)
-    model.bert.encoder.activation_checkpointing = part
-    return model, inputs
+    with telling_errors():
+        report(*read_flags(sys.argv[1:]))
 
 
 if __name__ == "__main__":

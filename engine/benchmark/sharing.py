@@ -33,7 +33,7 @@ from engine.distributed.joining import join
 from engine.distributed.leaving import telling_errors
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.model.memory import activation_bytes
+from engine.model.activations import activation_bytes
 
 GB = 1e9
 NOTES = """

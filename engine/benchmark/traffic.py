@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from engine.benchmark.backbones import casting_norm, run_plainly, torch_norm
 from engine.benchmark.counting import Traffic
+from engine.model.activations import activation_bytes, cast_parameters
 from engine.model.clip_resnet import SHAPES, ClipResNet
-from engine.model.memory import activation_bytes, cast_parameters
 from engine.progress import Bar
 from kernels.benchmark.shapes import DTYPES
 

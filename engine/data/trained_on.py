@@ -2,70 +2,98 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.annotations.store import AnnotationStore
 from engine.data.images.places import GQA
 from engine.data.splits import Split
 from engine.errors import UserError
 
+ID_FACTOR = np.uint64(0xD6E8FEB86659FD93)  # any odd number with its bits mixed
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Questions by id, images by 64 bits of a hash of theirs; both sorted int64."""
+    """Questions and images by 64 bits of a hash of theirs; all sorted int64.
 
-    question_ids: np.ndarray
+    A question has two hashes, one of its id with its text and one of its id with its image, and is known by either:
+    ids such as 1, 2, 3 occur in many files.
+    """
+
+    questions: np.ndarray
     images: np.ndarray
+    question_ids: np.ndarray = field(default_factory=_nothing)  # from earlier versions, which kept nothing else
 
     @classmethod
     def of(cls, split: Split) -> "TrainedOn":
-        names, store = split.sentences.image_ids, split.sentences
-        ids = store.question_ids if "question_ids" in store.columns else np.empty(0, np.int64)
-        return cls(np.unique(ids), np.unique(_hashes(names[code] for code in np.unique(store.images).tolist())))
+        questions, images = _hashes(split.sentences)
+        return cls(np.unique(questions), np.unique(images))
 
     def __or__(self, other: "TrainedOn | None") -> "TrainedOn":
         if other is None:
             return self
-        return TrainedOn(np.union1d(self.question_ids, other.question_ids), np.union1d(self.images, other.images))
+        names = ("questions", "images", "question_ids")
+        return TrainedOn(**{name: np.union1d(getattr(self, name), getattr(other, name)) for name in names})
 
-    def check_unseen(self, split: Split, *, images_too: bool = True) -> str:
-        """What to say of images of a split that were trained on, where that is no error; "" if none was.
+    def check_unseen(self, split: Split, *, images_too: bool = True, scored: bool = True) -> str:
+        """What to say of a split that was trained on, where that is no error; "" if it wasn't.
 
         Args:
             images_too: whether an image that was trained on with other texts is an error.
+            scored: whether answers are to be scored; where they aren't, nothing is an error.
 
         Raises:
             UserError: if a question of the split was trained on, or an image.
         """
-        other = TrainedOn.of(split)
-        questions = int(np.isin(other.question_ids, self.question_ids, assume_unique=True).sum())
-        images = int(np.isin(other.images, self.images, assume_unique=True).sum())
-        if questions or (images and images_too):
+        hashes, used = _hashes(split.sentences)
+        seen = np.isin(hashes[:, 0], self.questions) | np.isin(hashes[:, 1], self.questions)
+        if len(seen):
+            seen |= np.isin(split.sentences.question_ids, self.question_ids)
+        questions, images = int(seen.sum()), int(np.isin(used, self.images).sum())
+        of_images = f"{images:,} of {len(used):,} images of {split.name}"
+        found = f"{questions:,} of {len(seen):,} questions and {of_images}"
+        if scored and (questions or (images and images_too)):
             raise UserError(
-                f"{questions:,} of {len(other.question_ids):,} questions and {images:,} of {len(other.images):,} "
-                f"images of {split.name} were trained on, so a score on them says little; choose another split, or "
-                "pass --allow_trained_on"
+                f"{found} were trained on, so a score on them says little; choose another split, or pass "
+                "--allow_trained_on"
             )
+        if questions:
+            return f"{found} were trained on"
         if not images:
             return ""
-        return (
-            f"{images:,} of {len(other.images):,} images of {split.name} were trained on, with other texts; a score on "
-            "unseen images may be lower"
-        )
+        return f"{of_images} were trained on, with other texts" + "; a score on unseen images may be lower" * scored
 
     def to_tensors(self) -> dict[str, Tensor]:
-        return {"question_ids": torch.from_numpy(self.question_ids), "images": torch.from_numpy(self.images)}
+        return {name: torch.from_numpy(values) for name, values in vars(self).items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor] | None) -> "TrainedOn | None":
         """None where a checkpoint doesn't say."""
-        return cls(tensors["question_ids"].numpy(), tensors["images"].numpy()) if tensors else None
+        known = {name: values.numpy() for name, values in (tensors or {}).items()}
+        return cls(**{"questions": _nothing(), **known}) if known else None
 
 
-def _hashes(names: Iterable[str]) -> np.ndarray:
+def _hashes(store: AnnotationStore) -> tuple[np.ndarray, np.ndarray]:
+    """Of each question, int64 (N, 2), where the store has questions' ids, else (0, 2); of each image, int64 (I,)."""
+    names = store.image_ids
+    codes, places = np.unique(store.images, return_inverse=True)
+    images = _name_hashes(names[code] for code in codes.tolist())
+    if "question_ids" not in store.columns:
+        return _nothing().reshape(0, 2), np.unique(images)
+    known_by = np.stack([store.text_hashes(), images.view(np.uint64)[places]], axis=1)
+    ids = store.question_ids.astype(np.uint64)[:, None]
+    return (known_by + ID_FACTOR * ids).view(np.int64), np.unique(images)
+
+
+def _name_hashes(names: Iterable[str]) -> np.ndarray:
     names = (name.removeprefix(f"{GQA}:") for name in names)  # its numbers are those of Visual Genome's images
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), np.int64)

@@ -2,7 +2,9 @@
 
 import ast
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import engine
+from engine.benchmark import memory
+from engine.training.preflight.memory import RESERVE
 from tests.conftest import ROOT, packaging
 
 RECIPES = ROOT / "launch" / "recipes"
@@ -21,7 +25,12 @@ def rows(page: str) -> list[list[str]]:
     return [line.split(" | ") for line in lines]
 
 
-TABLE = {row[0].strip("`"): row for row in rows("recipes.md")}
+def recipes(columns: int) -> dict[str, list[str]]:
+    """The table of recipes that has so many columns, by their names."""
+    return {row[0].strip("`"): row for row in rows("recipes.md") if len(row) == columns}
+
+
+TABLE, TAKEN, FITTING = recipes(8), recipes(6), recipes(5)
 
 
 def test_every_recipe_is_in_the_table() -> None:
@@ -43,6 +52,43 @@ def test_the_table_says_what_the_recipe_says(name: str) -> None:
     else:
         before = yaml.safe_load((RECIPES / f"{start.split('`')[1]}.yaml").read_text())
         assert load == f"{before['output']}/Epoch{int(start.split()[-1]):02d}"
+
+
+def counted(name: str, part: str, gpus: str) -> tuple[Any, Callable[..., int]]:
+    """A recipe's flags, and what counts the memory of a micro-batch of it."""
+    task = ["--task", name.rpartition("_rn")[0]] if "stage" not in name else []
+    if name == "vqa_rn50x4_one_gpu":
+        task = ["--task", "vqa"]
+    flags = [*task, "--recipe", name, "--activation_checkpointing", part, "--gpus", gpus]
+    task_class, config, number = memory.read_flags(flags)
+    return config, memory.count(task_class, config, number)
+
+
+def test_what_every_recipe_takes_is_in_a_table() -> None:
+    assert TAKEN.keys() - {"recipe"} == {name for name in TABLE if not name.startswith("demo")} - {"recipe"}
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN.keys() - {"recipe"}))
+def test_the_table_says_what_a_recipe_takes(name: str) -> None:
+    _, samples, of_all, steps, memory_gb, hours = TAKEN[name]
+    config, peak = counted(name, "none", gpus=TABLE[name][4])
+    each = int(samples.replace(",", ""))
+    whole = each * config.last_epoch
+    assert of_all == f"{whole:,}"
+    assert steps == f"{config.last_epoch * -(-each // int(TABLE[name][6])):,}"
+    assert hours == f"{whole / 3600:,.0f} / R"
+    assert memory_gb == f"{peak(config.batch_size) / memory.GB:.1f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FITTING.keys() - {"recipe"}))
+def test_the_table_says_what_fits(name: str) -> None:
+    """The largest number is the one after which another sample would not fit."""
+    for place, part in enumerate(("none", "all")):
+        _, peak = counted(name, part, gpus="1")
+        for cell, device in zip(FITTING[name][1:], memory.DEVICES, strict=True):
+            samples = int(cell.split(", ")[place])
+            assert peak(samples) <= (1 - RESERVE) * device * memory.GB < peak(samples + 1), (part, device)
 
 
 def texts() -> list[str]:

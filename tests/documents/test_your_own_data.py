@@ -7,7 +7,6 @@ checkout), else on drawn scenes, with a checkpoint of the demo's kind.
 import csv
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Fine-tuning and prediction as a user runs them, on the small scenes."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ import torch
 from engine.checkpoint import load_pretrained
 from engine.checkpoint.description import ModelDescription, Preprocessing, word_pieces
 from engine.checkpoint.formats.original import PREFIX, write_original
-from engine.checkpoint.formats.pretrained import save_pretrained
+from engine.checkpoint.formats.pretrained import ModelFolder, save_pretrained
 from engine.checkpoint.manifest import read_manifest
 from engine.checkpoint.state import open_checkpoint
 from engine.configuration.bert import read_bert
@@ -390,6 +391,39 @@ def test_bad_input_of_a_prediction_is_told_before_it_starts(
 def test_flags_that_contradict_each_other(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PredictVqaConfig(**{"load": "x", "test": "minival", **values}).check()  # type: ignore[arg-type]
+
+
+def test_what_was_trained_on_is_predicted_and_not_scored(
+    vqa_flags: Callable[..., list[str]],
+    model: Path,
+    damaged: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ten human answers in the file are as good as labels to score by."""
+
+    class StartedError(Exception):
+        pass
+
+    def start(meeting: object) -> None:
+        raise StartedError
+
+    seen = TrainedOn.of(make_task(vqa_flags("--data_root", str(damaged), "--train", "minival")).training.split)
+    monkeypatch.setattr(ModelFolder, "trained_on", seen)
+    monkeypatch.setattr(prediction, "join", start)
+    with pytest.raises(UserError, match=r"^(\d+) of \1 questions and .* images of minival were trained on, so a score"):
+        predict(model, damaged)
+    with pytest.raises(StartedError):
+        predict(model, damaged, allow_trained_on=True)
+    assert "note:" not in capsys.readouterr().out
+    edit(damaged / "vqa" / "minival.json", lambda items: [item.pop("label") for item in items])
+    with pytest.raises(StartedError):
+        predict(model, damaged)
+    note = r"^note: (\d+) of \1 questions and .* images of minival were trained on$"
+    assert re.search(note, capsys.readouterr().out, re.MULTILINE)
+    edit(damaged / "vqa" / "minival.json", lambda items: [item.update(answers=["red"] * 10) for item in items])
+    with pytest.raises(UserError, match="were trained on, so a score"):
+        predict(model, damaged)
 
 
 def test_a_prediction_looks_at_its_libraries_first(

@@ -20,9 +20,9 @@ from engine.benchmark.step.switches import SWITCHES
 from engine.configuration.flags import OptimizationConfig
 from engine.data.loading import Batch
 from engine.errors import UserError
+from engine.model.activations import cast_parameters
 from engine.model.clip_resnet import SHAPES, STRIDE
 from engine.model.encoder import VisualShape, check_grid
-from engine.model.memory import cast_parameters
 from engine.model.pretraining import IGNORE, ClipVilForPretraining
 from engine.tasks.masking import pack_labels
 from engine.tasks.pretraining import PretrainingOptions

@@ -27,6 +27,7 @@ from engine.data.images.places import name_in_place
 START, IMAGE, CATEGORY_AND_INDEX, LABELS = range(4)  # LABELS: 0 for a caption, else 1 + their number
 FIELDS = 4
 CHUNK = 1 << 16  # sentences that are looked at together; another number gives other digests
+BASE = 0x9E3779B97F4A7C15  # of text_hashes; any odd number with its bits mixed
 COUNTED = tuple(f"_{index:03d}" for index in range(1000))  # how uids end
 
 
@@ -234,6 +235,18 @@ class AnnotationStore(Sequence[Sentence]):
                 words = _ranges(self.columns["words"], rows[:, START], lengths)
                 unknown_ones += int(np.count_nonzero(words == unknown))
         return WordCount(self._length, longer, pieces, unknown_ones)
+
+    def text_hashes(self) -> np.ndarray:
+        """64 bits of a hash of each sentence's token ids, the same in every version: uint64, shape (len,)."""
+        words, found = self.columns["words"], [np.empty(0, np.uint64)]
+        for rows, lengths in self._chunks():
+            ends = np.cumsum(lengths)
+            positions = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+            powers = np.uint64(BASE) ** np.arange(lengths.max(), dtype=np.uint64)  # modulo 2^64, as all that follows
+            values = _ranges(words, rows[:, START], lengths).astype(np.uint64) + 1
+            sums = np.append(np.uint64(0), np.cumsum(values * powers[positions]))
+            found.append(sums[ends] - sums[ends - lengths])
+        return np.concatenate(found)
 
     def select(self, chosen: np.ndarray) -> "AnnotationStore":
         """The sentences for which a bool array of shape (len,) is true."""

@@ -19,7 +19,7 @@ from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, build_network, open_checkpoint
 from engine.commands import command
 from engine.data.annotations.answers import ExactAnswers
-from engine.data.annotations.questions.file import check_unique, files_of, is_only_handed_in, names_of, read_questions
+from engine.data.annotations.questions.file import check_unique, files_of, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pixels
@@ -109,12 +109,6 @@ def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ra
     if not len(split.sentences):
         raise UserError(f"{names_of(files_of(parts))}: there is no question")
     check_unique(split.sentences.question_ids, files_of(parts), split.name)
-    if not (config.allow_trained_on or is_only_handed_in(files_of(parts), split.sentences)):
-        told = f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}"
-        if saved.trained_on is not None:
-            told = saved.trained_on.check_unseen(split, images_too=task.refuses_seen_images)
-        if told and first:
-            print(f"note: {told}", flush=True)
     values = {name: value for name, value in asdict(reads).items() if name != "orient_after_resize"}
     options = QuestionOptions(**values, seed=config.seed, num_answers=len(description.answers))
     check_shared_memory(
@@ -142,6 +136,13 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
         probe.unlink()
     dataset = read_dataset(task, config, saved, ranks)
     scorer = task.scorer(config, read_questions(files), files) if first else None
+    if scorer is not None and not config.allow_trained_on:
+        split, seen, images_too = dataset.split, saved.trained_on, task.refuses_seen_images
+        told = f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}"
+        if seen is not None:
+            told = seen.check_unseen(split, images_too=images_too, scored=scorer.can_score)
+        if told:
+            print(f"note: {told}", flush=True)
     batches = evaluation_loader(
         dataset,
         config.batch_size,
@@ -206,7 +207,7 @@ def write_results(
         ]
         write_json(results["top_k"], likely)
         print(f"wrote {results['top_k']}")
-    if scorer.questions[0].label is not None or scorer.questions[0].human_answers:
+    if scorer.can_score:
         score = scorer.score(chosen)
         write_json(results["score"], score, indent=1)
         print(f"{scorer.table(score)}\nwrote {results['score']}")

@@ -71,6 +71,11 @@ class Scorer:
     def __init__(self, questions: Sequence[Question]) -> None:
         self.questions = questions
 
+    @property
+    def can_score(self) -> bool:
+        """Whether the right answers are known."""
+        return self.questions[0].label is not None or bool(self.questions[0].human_answers)
+
     def score(self, answers: Mapping[QuestionId, str]) -> Score:
         """`score`, from 0 to 1, and what else the task tells; an answer is missing where the question has none."""
         return score_answers(self.questions, answers)

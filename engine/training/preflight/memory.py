@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from engine.checkpoint.description import ModelDescription
 from engine.configuration.deepspeed import is_offloaded
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
-from engine.model.memory import cast_parameters, pass_bytes
+from engine.model.activations import cast_parameters, pass_bytes
 from engine.optim.hybrid import parameter_groups
 from engine.tasks.masking import IGNORE, pack_labels
 from engine.tasks.pretraining import PretrainingOptions
@@ -213,8 +213,28 @@ def _count(
     sentences_per_pass: float,
 ) -> int:
     """`answer` in a process of its own: a backward pass starts threads, and loading workers are still to be forked."""
-    question = {
-        **question,
+    about = what_to_count(config, description, settings, world_size, sentences_per_pass)
+    counted = subprocess.run(
+        [sys.executable, "-m", "engine.training.preflight.memory"],
+        input=json.dumps({**question, **about}),
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return int(counted.stdout)
+
+
+def what_to_count(
+    config: TrainingConfig,
+    description: ModelDescription,
+    settings: Mapping[str, Any],
+    world_size: int,
+    sentences_per_pass: float,
+) -> dict[str, Any]:
+    """A training as `peak_counter` takes it, in values that JSON knows."""
+    return {
         "description": {**description.to_dict(), "vocabulary": None},
         "dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[config.precision],
         "checkpointing": config.activation_checkpointing,
@@ -225,23 +245,12 @@ def _count(
         "settings": settings,
         "sentences_per_pass": sentences_per_pass,
     }
-    counted = subprocess.run(
-        [sys.executable, "-m", "engine.training.preflight.memory"],
-        input=json.dumps(question),
-        cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return int(counted.stdout)
 
 
-def answer(question: Mapping[str, Any]) -> int:
-    """The peak of so many `samples`; or of `fewer`, or of `choices`, the largest number that is within `limit`, or 0.
+def peak_counter(question: Mapping[str, Any]) -> Callable[..., int]:
+    """What counts the bytes that a micro-batch of so many `samples` takes at its peak.
 
-    The last of the choices is a rank's whole share of a step. It needs no accumulated gradients, so it may take less
-    than a smaller one; among the others, the larger one takes more.
+    With a `share`, so many samples of a step are a rank's, and the accumulation follows; else the settings have it.
     """
     description = ModelDescription.from_dict(question["description"], "the question")
     with torch.device("meta"):
@@ -250,6 +259,7 @@ def answer(question: Mapping[str, Any]) -> int:
     model.bert.encoder.activation_checkpointing = question["checkpointing"]
     model.bert.encoder.visual_model.requires_grad_(not question["freeze_clip"])
 
+    @cache
     def peak(samples: int, share: int | None = None) -> int:
         settings = question["settings"]
         if share is not None:
@@ -257,6 +267,17 @@ def answer(question: Mapping[str, Any]) -> int:
         inputs = inputs_on_meta(description, samples, question["sentences_per_pass"])
         named = {name: question[name] for name in ("world_size", "use_adam_for_visual", "sgd_momentum")}
         return training_bytes(model, inputs, settings, **named)["peak"]
+
+    return peak
+
+
+def answer(question: Mapping[str, Any]) -> int:
+    """The peak of so many `samples`; or of `fewer`, or of `choices`, the largest number that is within `limit`, or 0.
+
+    The last of the choices is a rank's whole share of a step. It needs no accumulated gradients, so it may take less
+    than a smaller one; among the others, the larger one takes more.
+    """
+    peak = peak_counter(question)
 
     def largest(samples: list[int], share: int | None = None) -> int:
         fitting = bisect_right(samples, question["limit"], key=lambda number: peak(number, share))

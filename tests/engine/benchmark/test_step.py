@@ -23,7 +23,7 @@ from engine.benchmark.step.parts import PARTS, Recorder
 from engine.benchmark.step.switches import SWITCHES, nothing
 from engine.benchmark.step.workload import Workload
 from engine.errors import UserError
-from engine.model.memory import pass_bytes
+from engine.model.activations import pass_bytes
 from engine.model.metrics import NO_METRICS
 from engine.training.preflight.memory import training_bytes
 from engine.training.reports.metrics import Metrics

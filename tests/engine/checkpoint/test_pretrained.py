@@ -31,7 +31,7 @@ DESCRIPTION = ModelDescription(
     Preprocessing(14, 64, 96, orient_after_resize=True, aspect_ratio_group_factor=0),
     Splitting(do_lower_case=False, tokenize_chinese_chars=False),
 )
-SEEN = TrainedOn(np.array([3, 8]), np.array([-5, 7]))
+SEEN = TrainedOn(np.array([-3, 8]), np.array([-5, 7]), np.array([2]))
 
 
 def save(folder: Path, seed: int, score: float, **more: bool) -> ClipVilForQuestionAnswering:
@@ -67,8 +67,9 @@ def test_the_folder_says_all_that_a_prediction_needs(tmp_path: Path) -> None:
     assert saved.description == DESCRIPTION
     assert saved.answers == ["yes", "no"]
     assert saved.trained_on is not None
-    assert saved.trained_on.question_ids.tolist() == [3, 8]
+    assert saved.trained_on.questions.tolist() == [-3, 8]
     assert saved.trained_on.images.tolist() == [-5, 7]
+    assert saved.trained_on.question_ids.tolist() == [2]
     assert isinstance(load_pretrained(tmp_path / "BEST"), ClipVilForQuestionAnswering)
 
 

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig
 
+from engine.model.activations import activation_bytes, largest_block_bytes
 from engine.model.clip_resnet import RECOMPUTATION, SHAPES, BatchNorm2d, Bottleneck, ClipResNet
 from engine.model.encoder import CHECKPOINTED_STAGES, Layer, VisualShape
-from engine.model.memory import activation_bytes, largest_block_bytes
 from engine.model.pretraining import ClipVilForPretraining
 
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
+from engine.model.activations import activation_bytes
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import (
     ALIGNMENT,
@@ -19,7 +20,6 @@ from engine.model.encoder import (
     VisualShape,
     normalise_images,
 )
-from engine.model.memory import activation_bytes
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 

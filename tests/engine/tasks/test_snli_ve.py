@@ -72,7 +72,7 @@ def test_hypotheses_become_examples(data_root, capsys):
     examples = task.training.__getitems__([SimpleNamespace(index=n, position=n, epoch=0) for n in range(2)])
     assert [example["target"].tolist() for example in examples] == [[1, 0, 0], [0, 1, 0]]
     assert examples[0]["input_ids"][:4] == [2, 6, 7, 3]  # in lower case
-    seen = replace(TrainedOn.of(task.validation.split), question_ids=np.empty(0, np.int64))
+    seen = replace(TrainedOn.of(task.validation.split), questions=np.empty(0, np.int64))
     with pytest.raises(UserError, match="0 of 2 questions and 1 of 1 images of dev were trained on"):
         task.check_start(seen)
 

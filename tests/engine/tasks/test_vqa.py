@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -148,7 +149,6 @@ def test_predictions_have_the_ids_as_they_came(tmp_path):
 
 def test_questions_and_images_that_were_trained_on_are_refused(data_root):
     seen = TrainedOn.of(read(data_root))
-    assert seen.question_ids.tolist() == [50, 60, 70, 80]
     write(data_root, "val", [{**QUESTIONS[0], "question_id": 70}, {**QUESTIONS[1], "question_id": 71}])
     message = "1 of 2 questions and 2 of 2 images of val were trained on.*--allow_trained_on"
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,52 @@ def test_other_questions_on_other_images_are_fine(data_root):
     again = TrainedOn.from_tensors(seen.to_tensors())
     again.check_unseen(read(data_root, "other"))
     both = again | TrainedOn.of(read(data_root, "other"))
+    assert len(both.questions) == 2 * 2
     with pytest.raises(UserError, match="1 of 1 questions and 1 of 1 images of other"):
         both.check_unseen(read(data_root, "other"))
     assert (again | None) is again
     assert TrainedOn.from_tensors(None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({"img_id": "two", "sent": "word9"}, 0),
+        ({"img_id": "two"}, 1),
+        ({"sent": "word9"}, 1),
+        ({"question_id": 71}, 0),
+        ({"label": {"no": 1}}, 1),
+    ],
+    ids=["the id alone", "with its text", "with its image", "another id", "another answer"],
+)
+def test_an_id_counts_together_with_its_text_or_its_image(data_root, change, count):
+    write(data_root, "one", QUESTIONS[:1])
+    write(data_root, "own", [{**QUESTIONS[0], **change}])
+    seen, own = TrainedOn.of(read(data_root, "one")), read(data_root, "own")
+    with pytest.raises(UserError, match=f"^{count} of 1 questions and") if count else nullcontext():
+        told = seen.check_unseen(own, images_too=False)
+        assert told == (
+            "1 of 1 images of own were trained on, with other texts; a score on unseen images may be lower"
+            if "img_id" not in change
+            else ""
+        )
+
+
+def test_without_a_score_nothing_is_refused(data_root):
+    seen = TrainedOn.of(read(data_root))
+    write(data_root, "test", [{**QUESTIONS[0], "question_id": number} for number in (70, 71)])
+    told = seen.check_unseen(read(data_root, "test"), scored=False)
+    assert told == "1 of 2 questions and 1 of 1 images of test were trained on"
+    write(data_root, "test", [{**QUESTIONS[0], "question_id": 71}])
+    told = seen.check_unseen(read(data_root, "test"), scored=False)
+    assert told == "1 of 1 images of test were trained on, with other texts"
+
+
+def test_an_earlier_version_s_ids_count_alone(data_root):
+    """It kept nothing else; a training that begins with its checkpoint keeps both."""
+    before = {"question_ids": torch.tensor([50, 60]), "images": torch.tensor([], dtype=torch.int64)}
+    write(data_root, "one", QUESTIONS[:1])
+    seen = TrainedOn.of(read(data_root, "one")) | TrainedOn.from_tensors(before)
+    write(data_root, "own", [{**QUESTIONS[3], "question_id": number, "sent": "word9"} for number in (50, 70)])
+    with pytest.raises(UserError, match=r"^1 of 2 questions and 0 of 1 images of own were trained on, so a score"):
+        TrainedOn.from_tensors(seen.to_tensors()).check_unseen(read(data_root, "own"))

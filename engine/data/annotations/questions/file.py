@@ -53,6 +53,7 @@ class QuestionFile(AnnotationFile):
     leaderboard_repeats: ClassVar[bool] = False  # whether that one asks other files' questions again
     answered_only: ClassVar[bool] = False  # leave questions out of training that have no answer in the list
     whole: ClassVar[Mapping[str, tuple[int, int]]] = {}  # about how many questions and images a whole file has
+    usual_answers: ClassVar[int] = 0  # how many the published list has, for a count of memory without data
 
     @classmethod
     def parts(cls, names: str, data_root: Path) -> tuple[Part, ...]:

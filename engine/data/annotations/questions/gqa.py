@@ -18,6 +18,7 @@ class GqaFile(VqaFile):
     format: ClassVar[str] = "gqa"
     folder: ClassVar[str] = "gqa"
     train: ClassVar[tuple[str, ...]] = ("train", "valid")
+    usual_answers: ClassVar[int] = 1842
     answered_only: ClassVar[bool] = True
     leaderboard: ClassVar[str] = "submit"
     leaderboard_repeats: ClassVar[bool] = True

@@ -35,6 +35,7 @@ class EntailmentFile(QuestionFile):
         "dev": (17_850, 1_000),
         "test": (17_900, 1_000),
     }
+    usual_answers: ClassVar[int] = len(LABELS)
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -28,6 +28,7 @@ class VqaFile(QuestionFile, LxmertFile):
     format: ClassVar[str] = "vqa"
     folder: ClassVar[str] = "vqa"
     train: ClassVar[tuple[str, ...]] = ("train", "nominival")
+    usual_answers: ClassVar[int] = 3129
 
     def items(self, bar: Bar | None = None) -> Iterator[Any]:
         for number, item in enumerate(LxmertFile.items(self, bar)):

@@ -108,6 +108,18 @@ def test_a_number_outside_is_an_index_error(tmp_path, number):
             ask(number)
 
 
+def test_texts_have_hashes_that_stay(tmp_path):
+    """Checkpoints hold them: the number is by hand, a polynomial of the token ids, each with 1 added."""
+    store = source(write(tmp_path)).open(tmp_path / "cache")
+    base = 0x9E3779B97F4A7C15
+    by_hand = [sum((word + 1) * base**n for n, word in enumerate(store.token_ids(k))) % 2**64 for k in range(8)]
+    assert store.text_hashes().tolist() == by_hand
+    assert len(set(by_hand)) == 8
+    chosen = np.arange(8) % 2 == 1
+    assert store.select(chosen).text_hashes().tolist() == by_hand[1::2]
+    assert store.select(np.zeros(8, bool)).text_hashes().tolist() == []
+
+
 def test_texts_are_kept_if_asked_for(tmp_path):
     store = source(write(tmp_path), with_text=True).open(tmp_path / "cache")
     texts = [text for item in (ITEM, OTHER) for part in item["sentf"].values() for text in part]

@@ -14,9 +14,9 @@ from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import AUTO
 from engine.distributed.ranks import ALONE
 from engine.errors import UserError
+from engine.model.activations import cast_parameters
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
-from engine.model.memory import cast_parameters
 from engine.tasks.pretraining import PretrainConfig
 from engine.training import start
 from engine.training.preflight import memory
