@@ -76,6 +76,7 @@ def read_split(
     categories: Sequence[str] | None = None,
     most_images: int | None = None,
     answered_only: bool = False,
+    answers_needed: bool = True,
     progress: bool = False,
 ) -> Split:
     """The sentences of a source, with the sizes of their images.
@@ -84,6 +85,7 @@ def read_split(
         categories: those whose sentences count; None for all.
         most_images: sentences of the first images alone, in the order of the files; None for all.
         answered_only: whether questions without an answer in the answer table are left out.
+        answers_needed: whether an answer table that knows none of the answers is an error.
 
     Raises:
         UserError: for missing or broken files, categories that there aren't, images without a file (unless allowed),
@@ -110,7 +112,7 @@ def read_split(
             "add them, or pass --allow_missing_images to leave them out"
         )
     count = sentences.label_count
-    if count.unknown and not count.known and len(source.answers):
+    if answers_needed and count.unknown and not count.known and len(source.answers):
         raise UserError(
             f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
             f"first answer is {count.example!r}); the table belongs to other data"

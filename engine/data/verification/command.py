@@ -23,6 +23,7 @@ from engine.data.verification.annotations import (
     question_problems,
     repeated_questions,
     sentence_problems,
+    without_table,
 )
 from engine.data.verification.estimates import estimate
 from engine.data.verification.images import check_images
@@ -76,10 +77,12 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
         if source.has_question_ids:
             problems += question_problems(names, store, source)
             of_tasks[names] = store, source
-            if told := lacking(names, store, source):
-                print(f"note: {told}")
+            told = lacking(names, store, source)
         else:
             problems += sentence_problems(names, store, source)
+            told = without_table(names, store, source)
+        if told:
+            print(f"note: {told}")
         img_ids |= dict.fromkeys(store.image_ids)
         store_bytes[next((file.folder for file in files_of(source.parts)), "")] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))

@@ -96,7 +96,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
         return self.files.folder
 
     def read_answers(self) -> None:
-        self.table = self.files.answers(self.data_root)
+        self.table = self.files.answers(self.data_root, ",".join(self.config.splits.values()))
         self.answers = self.table.answers
 
     def source(self, names: str, split: str) -> AnnotationSource:
