@@ -155,7 +155,7 @@ class Task(ABC, Generic[Config]):
         self,
         source: AnnotationSource,
         images: ImageSource,
-        allow_missing_images: bool,
+        allow_missing_images: bool | None,
         categories: Sequence[str] | None = None,
         *,
         answered_only: bool = False,
@@ -165,7 +165,7 @@ class Task(ABC, Generic[Config]):
 
         Args:
             categories: those to keep; None for all.
-            answered_only, answers_needed: see read_split.
+            allow_missing_images, answered_only, answers_needed: see read_split.
         """
         first = self.ranks.rank == 0
         self.opened += 1  # the same files may be trained on and validated on

@@ -119,7 +119,8 @@ CASES: list[tuple[Damage, list[str]]] = [
         [
             "1 of 40 images of mscoco_train",
             "not in the image folders of",
-            "first is COCO_train2014_000000000007;",
+            "first is COCO_train2014_000000000007 (looked for",
+            "; the nearest names there are COCO_train2014_",
             "--allow_missing_images",
         ],
     ),

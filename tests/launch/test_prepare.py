@@ -251,7 +251,8 @@ def test_every_kind_of_problem_is_found(damaged):
     change_items(damaged, lambda items: items.append(items[5]))
     found = verify(damaged, code=1)
     told = "\n".join(found["problems"])
-    assert f"{images[0].stem} is not in the image folders of {damaged}" in told
+    assert f"{images[0].stem} (looked for {images[0]} and {damaged}/images/{images[0].name}, with any" in told
+    assert f" is not in the image folders of {damaged}" in told
     assert f"{images[1]}: " in told
     assert f"{images[2]} has 30 x 40 pixels, recorded are" in told
     assert f"mscoco_train: 4 sentences have the uid of another one, such as {images[5].stem}_mscoco_000" in told
@@ -274,6 +275,25 @@ def test_without_an_answer_table_questions_are_told_and_captions_not(damaged, ca
     (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert told.startswith("note: mscoco_minival has 30 questions, and there is no answer table: a training reads them")
     assert "answers` makes" in told
+
+
+def test_photos_of_ones_own_are_found_by_every_command(question_files, capsys):
+    """In the folder `images`, by ids with and without a suffix, which isn't that of the file."""
+    photo = first_image(question_files)
+    (question_files / "images").mkdir()
+    photo.rename(question_files / "images" / "IMG_0001.JPG")
+    for name, img_id in {"lxmert/mscoco_train": "IMG_0001.jpg", "vqa/train": "IMG_0001"}.items():
+        file = question_files / f"{name}.json"
+        file.write_text(file.read_text().replace(f'"{photo.stem}"', f'"{img_id}"'))
+    found = verify(question_files, *VQA)
+    assert found["problems"] == []
+    assert found["images"]["images"] == 59  # of 58 photos: one has two ids
+    main(["inspect", "mscoco_train", "--data_root", str(question_files), "--bert", str(question_files / "bert")])
+    assert "missing 0, unreadable 0" in capsys.readouterr().out
+    assert prepare("images", question_files, *TRAIN, "--workers", "0")["written"] == 55
+    (question_files / "images").rename(question_files / "elsewhere")
+    store = ["--image_store", str(question_files / "images.lmdb"), "--vqa", "train,nominival,minival"]
+    assert verify(question_files, *store)["problems"] == []
 
 
 def test_foreign_answers_are_a_problem(damaged):
@@ -342,7 +362,10 @@ def test_sound_files_of_the_other_tasks_have_no_problems(damaged, capsys):
     problems = verify(damaged, *tasks, code=1)["problems"]
     first = json.loads((damaged / "gqa" / "testdev.json").read_text())[0]["question_id"]
     assert f"occur more than once, the first is {first};" in problems[0]
-    assert problems[1] == f"gqa:n99 is not in the image folders of {damaged}"
+    assert problems[1] == (
+        f"gqa:n99 (looked for {damaged}/gqa_raw_images/images/n99.jpg and {damaged}/images/n99.jpg, with any usual "
+        f"suffix; the nearest names there are n9.jpg) is not in the image folders of {damaged}"
+    )
 
 
 def test_memory_is_that_of_the_larger_training(question_files, monkeypatch):
@@ -372,13 +395,14 @@ def test_every_kind_of_problem_of_vqa_is_found(question_files):
     found = verify(question_files, *VQA_ALONE, code=1)
     told = found["problems"]
     table = question_files / "vqa" / "trainval_label2ans.json"
-    assert told[:4] == [
+    assert told[:3] == [
         f"vqa/train,nominival: 1 labels have answers that {table} lacks, such as 'zebra'",
         "vqa/minival: 1 of 20 questions have no label, the first is 1000005001",
         "1 question ids of vqa/train,nominival and vqa/minival and vqa/test occur more than once, the first is "
         "1000001001; remove the repeats, or name each split once",
-        f"{TEST_IMAGE} is not in the image folders of {question_files}",
     ]
+    assert told[3].startswith(f"{TEST_IMAGE} (looked for {question_files / image_path(TEST_IMAGE)} and ")
+    assert told[3].endswith(f" is not in the image folders of {question_files}")
     assert told[4].startswith(f"{damaged_image}: ")
     assert len(told) == 5
     assert found["images"] == {"images": 58, "missing": 1, "unreadable": 1, "other_size": 0, "decoded_before": 0}

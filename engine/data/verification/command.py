@@ -14,6 +14,7 @@ from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions
 from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import not_found
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
 from engine.data.verification.annotations import (
@@ -90,7 +91,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     problems += repeated_questions(of_tasks)
 
     missing = dict.fromkeys(images.missing(img_ids))
-    problems += [f"{img_id} is not in {images}" for img_id in list(missing)[:MOST_PROBLEMS]]
+    problems += [f"{told} is not in {images}" for told in not_found(images, list(missing)[:MOST_PROBLEMS])]
     present = [img_id for img_id in img_ids if img_id not in missing]
     checked = {"images": len(img_ids), "missing": len(missing)}
     if config.decode:
