@@ -265,14 +265,12 @@ class ImageStore:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 
     def _value(self, img_id: str) -> bytes:
-        key = key_of(img_id)
         try:
             with environment_of(self.path).begin() as transaction:
-                value = None if key is None else transaction.get(key)
+                value = transaction.get(key_of(img_id) or NO_KEY)
                 if value is None:
                     with transaction.cursor() as cursor:
-                        key = find_key(cursor.set_key, img_id, self)
-                    value = None if key is None else transaction.get(key)
+                        value = transaction.get(find_key(cursor.set_key, img_id, self) or NO_KEY)
         except lmdb.Error as error:
             raise ValueError(short(error)) from None
         if value is None:

@@ -84,8 +84,13 @@ def image_path(img_id: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """What an image's file may be called: by its id with each usual suffix in place of its own, or behind it."""
+    """What an image's file may be called: by its id if that has a suffix, else with each usual one; the likely first.
+
+    Earlier versions wanted one more suffix behind that of an id.
+    """
     stem = without_suffix(name)
+    if stem != name:
+        yield name
     yield from (f"{stem}{suffix}" for suffix in SUFFIXES)
     if stem != name:
         yield f"{name}.jpg"
@@ -93,9 +98,8 @@ def spellings(name: str) -> Iterator[str]:
 
 def spelt_in(folder: Path, names: Collection[str], file: str) -> list[Path]:
     """Which of a folder's names may be meant by `file`: the file itself if it is there, else all other spellings."""
-    if without_suffix(file) != file and file in names:
-        return [folder / file]
-    return [folder / name for name in spellings(file) if name in names] if names else []
+    found = dict.fromkeys(name for name in spellings(file) if name in names) if names else ()
+    return [folder / name for name in ([file] if file in found else found)]
 
 
 def nearest_names(name: str, names: Iterable[str]) -> list[str]:
@@ -172,7 +176,7 @@ class OriginalFolders:
         if os.path.isfile(original):
             return original
         for folder in (own.parent, original.parent):
-            for file in (own.name, *spellings(own.name)):
+            for file in spellings(own.name):
                 if os.path.isfile(f"{folder}/{file}"):
                     return folder / file
         return original

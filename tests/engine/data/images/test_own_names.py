@@ -121,6 +121,15 @@ def test_an_id_that_is_a_files_name_means_that_file(tmp_path):
             source.missing(["a"])
 
 
+def test_a_file_without_a_suffix_is_no_image(tmp_path):
+    save(tmp_path / "images" / "a")
+    folder = ImageFolder(tmp_path, SHAPE)
+    assert folder.missing(["a"]) == ["a"]
+    path = save(tmp_path / "images" / "a.JPG")
+    assert folder.missing(["a"]) == []
+    assert folder.where("a") == str(path)
+
+
 @pytest.mark.parametrize("img_id", ["7", "gqa:7", "flickr30k:7"])
 def test_own_photos_stand_upright_though_their_names_could_be_the_originals(tmp_path, img_id):
     save(tmp_path / "images" / "7.jpg", (12, 20), orientation=6)
