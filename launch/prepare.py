@@ -2,7 +2,7 @@
 
     python launch/prepare.py download       the original's data: listed with --dry-run, or fetched, verified, unpacked
     python launch/prepare.py sizes          width_heigths.json beside the images, so that no training reads headers
-    python launch/prepare.py answers        an answer table from the annotations, where there is none
+    python launch/prepare.py answers        an answer table from the annotations, or with --task the list of a task
     python launch/prepare.py gqa            GQA's official question files in LXMERT's form, with an answer table
     python launch/prepare.py annotations    the stores that trainings open, built ahead of the first one
     python launch/prepare.py images         all images in one LMDB, resized or as they are

@@ -34,7 +34,8 @@ class DataConfig:
     """Which data, and how they become batches."""
 
     data_root: str = HfArg(
-        default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/, and vqa/ or another task's"
+        default="data",
+        help="folder that holds mscoco/, vg_raw_images/, images/ with your own, lxmert/, and vqa/ or another task's",
     )
     image_size_min: int = HfArg(default=384, help="short side of the padded image, in pixels")
     image_size_max: int = HfArg(default=640, help="long side of the padded image, in pixels")

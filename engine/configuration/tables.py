@@ -26,6 +26,7 @@ class AnswersConfig:
     """Which answers there are."""
 
     answers: str | None = HfArg(
-        default=None, help="answer table that `prepare answers` wrote; DATA_ROOT/lxmert/all_ans.json if not given"
+        default=None,
+        help="answer table that `prepare answers` wrote, for --taskQA; DATA_ROOT/lxmert/all_ans.json if not given",
     )
     qa_sets: str | None = HfArg(aliases=["--qaSets"], default=None, help="answers of these data sets only")

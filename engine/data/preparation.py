@@ -26,7 +26,8 @@ class PrepareConfig:
     """What every command of launch/prepare.py takes."""
 
     data_root: str = HfArg(
-        default="data", help="folder that holds mscoco/, vg_raw_images/, lxmert/, and vqa/ or another task's"
+        default="data",
+        help="folder that holds mscoco/, vg_raw_images/, images/ with your own, lxmert/, and vqa/ or another task's",
     )
     json: str | None = HfArg(default=None, help="also write the summary to this file")
 

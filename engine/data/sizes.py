@@ -28,8 +28,9 @@ class SizeCache:
         """
         self.path: Path | None = None
         self.count = count
-        if isinstance(images, ImageFolder) and images.places:
+        if isinstance(images, ImageFolder) and (images.places or images.own_folder):
             folders = {name: str(Path(str(place)).resolve()) for name, place in images.places.items()}
+            folders |= {"": str(images.own_folder.resolve())} if images.own_folder else {}
             name = hashlib.sha256(json.dumps([key, folders], sort_keys=True).encode()).hexdigest()
             self.path = cache / f"sizes-{name[:32]}.store"
 

@@ -12,7 +12,7 @@ from engine.data.annotations.columns import SharedColumns
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.images.decoding import Decoder, ImageShape
-from engine.data.images.folder import ImageFolder, ImageSource
+from engine.data.images.folder import SOUGHT, ImageFolder, ImageSource, not_found
 from engine.data.images.lmdb_store import ImageStore
 from engine.data.images.places import Place
 from engine.data.sampler import Weights
@@ -72,18 +72,21 @@ def read_split(
     images: ImageSource,
     cache: Path,
     *,
-    allow_missing_images: bool = False,
+    allow_missing_images: bool | None = None,
     categories: Sequence[str] | None = None,
     most_images: int | None = None,
     answered_only: bool = False,
+    answers_needed: bool = True,
     progress: bool = False,
 ) -> Split:
     """The sentences of a source, with the sizes of their images.
 
     Args:
+        allow_missing_images: whether sentences whose image has no file are left out; None where no flag allows it.
         categories: those whose sentences count; None for all.
         most_images: sentences of the first images alone, in the order of the files; None for all.
         answered_only: whether questions without an answer in the answer table are left out.
+        answers_needed: whether an answer table that knows none of the answers is an error.
 
     Raises:
         UserError: for missing or broken files, categories that there aren't, images without a file (unless allowed),
@@ -102,15 +105,17 @@ def read_split(
     used = np.zeros(len(names), dtype=bool)
     used[sentences.images] = True
     img_ids = [names[code] for code in np.flatnonzero(used).tolist()]
-    missing = set(images.missing(img_ids))
+    missing = dict.fromkeys(images.missing(img_ids))
     if missing and not allow_missing_images:
-        first = next(img_id for img_id in img_ids if img_id in missing)
+        told = ", then ".join(not_found(images, list(missing)[:SOUGHT]))
+        more = f", and {len(missing) - SOUGHT:,} more" if len(missing) > SOUGHT else ""
+        flag = "pass --allow_missing_images to leave them out"
         raise UserError(
-            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {first}; "
-            "add them, or pass --allow_missing_images to leave them out"
+            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {told}{more}; "
+            f"add them, or {'remove their texts' if allow_missing_images is None else flag}"
         )
     count = sentences.label_count
-    if count.unknown and not count.known and len(source.answers):
+    if answers_needed and count.unknown and not count.known and len(source.answers):
         raise UserError(
             f"none of the {count.unknown} answered questions of {name} has an answer in {source.answers.name} (the "
             f"first answer is {count.example!r}); the table belongs to other data"

@@ -1,9 +1,10 @@
 """Pre-training: masked words, swapped captions and, in stage two, questions, on LXMERT's annotations."""
 
 import random
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from transformers.hf_argparser import HfArg
 from engine.commands import command
 from engine.configuration.flags import TrainingConfig, of_flags
 from engine.configuration.tables import AnswersConfig, TableConfig
+from engine.data.annotations.answers import ANSWER_TABLE
 from engine.data.annotations.named import columns_of, is_own, read_answers, read_names, weight_of
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import Vocabulary
@@ -169,11 +171,12 @@ class Pretraining(Task[PretrainConfig]):
 
     def read_answers(self) -> None:
         config = self.config
-        self.table = read_answers(config, self.data_root / "lxmert", ",".join(config.splits.values()))
+        folder = self.data_root / "lxmert"
+        self.table = read_answers(config, folder)
         if config.task_qa and not len(self.table):
             raise UserError(
-                f"--taskQA needs an answer table, and there is none; `{command('prepare')} answers --train "
-                f"{config.train} --output FILE` makes one, then give --answers FILE"
+                f"--taskQA needs an answer table, and {folder / ANSWER_TABLE} is missing; `{answers_command(config)}` "
+                "makes one of the questions in these files, and --answers names another"
             )
         self.answers = self.table.answers if config.task_qa else None
 
@@ -191,7 +194,7 @@ class Pretraining(Task[PretrainConfig]):
         config, source = self.config, self.source(names, which)
         images = self.images(source)
         categories = config.limit_source.split(",") if config.limit_source else None
-        split = self.open_split(source, images, config.allow_missing_images, categories)
+        split = self.open_split(source, images, config.allow_missing_images, categories, answers_needed=config.task_qa)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
 
     def kept_answers(self, saved: "SavedState") -> list[str] | None:
@@ -222,6 +225,14 @@ class Pretraining(Task[PretrainConfig]):
             program, load = ["pretrain"], "--load"
             begin = ["--recipe", recipes[0]] if recipes else ["--clip_model_name", model, "--taskQA"]
         return [*program, *begin, load, str(checkpoint), *self.flags_of_data()]
+
+
+def answers_command(config: PretrainConfig) -> str:
+    """What makes an answer table of a training's files, ready to type."""
+    given = {"data_root": config.data_root, "train": config.train, "valid": config.valid}
+    given |= {field.name: getattr(config, field.name) for field in fields(TableConfig)}
+    flags = [word for name, value in given.items() if value for word in (f"--{name}", value)]
+    return f"{command('prepare')} answers {shlex.join(flags)}"
 
 
 def most_frequent_share(dataset: PretrainingDataset) -> float:

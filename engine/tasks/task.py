@@ -160,16 +160,17 @@ class Task(ABC, Generic[Config]):
         self,
         source: AnnotationSource,
         images: ImageSource,
-        allow_missing_images: bool,
+        allow_missing_images: bool | None,
         categories: Sequence[str] | None = None,
         *,
         answered_only: bool = False,
+        answers_needed: bool = True,
     ) -> Split:
         """Read once for all ranks of a machine.
 
         Args:
             categories: those to keep; None for all.
-            answered_only: see read_split.
+            allow_missing_images, answered_only, answers_needed: see read_split.
         """
         first = self.ranks.rank == 0
         self.opened += 1  # the same files may be trained on and validated on
@@ -184,6 +185,7 @@ class Task(ABC, Generic[Config]):
                 categories=categories,
                 most_images=self.config.most_images,
                 answered_only=answered_only,
+                answers_needed=answers_needed,
                 progress=first,
             ),
         )

@@ -28,6 +28,7 @@ MORE = {
     "launch/predict.py": "--num_workers 0",
     "launch/predict_vqa.py": "--num_workers 0",
     "launch/prepare.py download": "--dry-run",
+    "launch/prepare.py answers": "--force",  # the folder has all lists
     "launch/convert.py --from lxrt": "--bert bert-base-uncased",  # else the number of heads follows from the width
 }
 # Programs that train: each command has its flags read as printed, and the first one of a page and task trains as well.

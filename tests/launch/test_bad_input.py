@@ -83,12 +83,12 @@ def no_image_file(root: Path) -> list[str]:
 
 def no_answer_table(root: Path) -> list[str]:
     (root / "lxmert" / "all_ans.json").unlink()
-    return []
+    return ["--taskQA", "true"]
 
 
 def foreign_answers(root: Path) -> list[str]:
     (root / "lxmert" / "all_ans.json").write_text(json.dumps([{"ans": "zebra", "dsets": ["vqa"]}]))
-    return []
+    return ["--taskQA", "true"]
 
 
 def other_checkpoint(root: Path) -> list[str]:
@@ -119,11 +119,12 @@ CASES: list[tuple[Damage, list[str]]] = [
         [
             "1 of 40 images of mscoco_train",
             "not in the image folders of",
-            "first is COCO_train2014_000000000007;",
+            "first is COCO_train2014_000000000007 (looked for",
+            "; the nearest names there are COCO_train2014_",
             "--allow_missing_images",
         ],
     ),
-    (no_answer_table, ["all_ans.json is missing"]),
+    (no_answer_table, ["all_ans.json is missing", " answers --data_root", "--train mscoco_train --valid"]),
     (foreign_answers, ["none of the", "all_ans.json"]),
     (other_checkpoint, ["bert.pooler.dense.bias", "(7,)", "(32,)", "another size"]),
     (truncated_checkpoint, ["Epoch01_LXRT.pth", "copy or download it again"]),

@@ -1,6 +1,7 @@
 """launch/prepare.py: each command on the small scenes, and what a user can get wrong. In this process, but for one."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -124,6 +125,7 @@ def test_answers_are_those_that_occur_often_enough(tmp_path):
         {"ans": "man", "dsets": ["vqa"]},
     ]
     assert (summary["answers"], summary["different_answers"], summary["questions"]) == (2, 3, 4)
+    assert summary["questions_with_these_answers"] == 4
 
 
 def test_an_answer_table_is_not_replaced_unasked(damaged, capsys):
@@ -138,6 +140,42 @@ def test_an_answer_table_is_not_replaced_unasked(damaged, capsys):
 def test_too_rare_answers_are_told(damaged, capsys):
     flags = ["--data_root", str(damaged), *TRAIN, "--force", "--min_count", "1000"]
     assert "lower --min_count" in error_of(capsys, "answers", *flags)
+
+
+def test_files_without_questions_make_no_answer_table(damaged, capsys):
+    change_items(damaged, only_captions)
+    told = error_of(capsys, "answers", "--data_root", str(damaged), "--train", "mscoco_train", "--force")
+    assert told.endswith("no question of mscoco_train has an answer; pre-training needs a table with --taskQA alone")
+
+
+@pytest.mark.parametrize("task", ["vqa", "gqa"])
+def test_a_task_gets_the_list_of_its_answers_by_the_command_that_its_error_names(damaged, capsys, task):
+    folder = damaged / "my task" / task
+    items = [{"answers": ["Yes", "two"]}] * 9 + [{"answers": ["no"]}] * 10 + [{"answers": ["rare"]}, {"answers": []}]
+    items = [
+        {"question_id": f"q{n}", "img_id": "1", "sent": "Is it?", "label": dict.fromkeys(item["answers"], 1.0)}
+        for n, item in enumerate(items)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text(json.dumps(items))
+    (folder / "test.json").write_text(json.dumps([{"question_id": "q", "img_id": "1", "sent": "What?"}]))
+    files = ["--train", "", f"--{task}", "train,test"]
+    told = error_of(capsys, "verify", "--data_root", str(folder.parent), *files, "--valid", "")
+    assert f"{folder / 'trainval_label2ans.json'} is missing, the list of the answers that a model can give; " in told
+    words = shlex.split(told.split("`")[1])
+    argv = words[words.index("answers") :]
+    assert argv == ["answers", "--task", task, "--data_root", str(folder.parent), "--train", "train,test"]
+
+    assert main(argv) == 0
+    assert "3 of 4 answers, each of at least 9 questions; 19 of 20 questions (95.0%) have" in capsys.readouterr().out
+    assert json.loads((folder / "trainval_label2ans.json").read_text()) == ["no", "Yes", "two"]
+    assert json.loads((folder / "trainval_ans2label.json").read_text()) == {"no": 0, "Yes": 1, "two": 2}
+    more = ["--task", task, "--min_count", "1"]
+    assert "trainval_label2ans.json is there already" in error_of(capsys, "answers", *argv[3:], *more)
+    summary = prepare("answers", folder.parent, *more, "--force")
+    assert (summary["answers"], summary["different_answers"]) == (4, 4)
+    assert (summary["questions"], summary["questions_with_these_answers"]) == (20, 20)
+    assert json.loads((folder / "trainval_ans2label.json").read_text())["rare"] == 3
 
 
 # --- images
@@ -224,13 +262,49 @@ def test_every_kind_of_problem_is_found(damaged):
     change_items(damaged, lambda items: items.append(items[5]))
     found = verify(damaged, code=1)
     told = "\n".join(found["problems"])
-    assert f"{images[0].stem} is not in the image folders of {damaged}" in told
+    assert f"{images[0].stem} (looked for {images[0]} and {damaged}/images/{images[0].name}, with any" in told
+    assert f" is not in the image folders of {damaged}" in told
     assert f"{images[1]}: " in told
     assert f"{images[2]} has 30 x 40 pixels, recorded are" in told
     assert f"mscoco_train: 4 sentences have the uid of another one, such as {images[5].stem}_mscoco_000" in told
     assert len(found["problems"]) == 4
     assert found["splits"]["mscoco_train"]["repeated_sentences"] == 4
     assert (found["images"]["missing"], found["images"]["unreadable"], found["images"]["other_size"]) == (1, 1, 1)
+
+
+def only_captions(items):
+    """No questions are left of LXMERT's items."""
+    for item in items:
+        item["sentf"].pop("vqa", None)
+        item.pop("labelf", None)
+
+
+def test_without_an_answer_table_questions_are_told_and_captions_not(damaged, capsys):
+    (damaged / "lxmert" / "all_ans.json").unlink()
+    change_items(damaged, only_captions)
+    assert verify(damaged, "--decode", "false")["problems"] == []
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert told.startswith("note: mscoco_minival has 30 questions, and there is no answer table: a training reads them")
+    assert "answers` makes" in told
+
+
+def test_photos_of_ones_own_are_found_by_every_command(question_files, capsys):
+    """In the folder `images`, by ids with and without a suffix, which isn't that of the file."""
+    photo = first_image(question_files)
+    (question_files / "images").mkdir()
+    photo.rename(question_files / "images" / "IMG_0001.JPG")
+    for name, img_id in {"lxmert/mscoco_train": "IMG_0001.jpg", "vqa/train": "IMG_0001"}.items():
+        file = question_files / f"{name}.json"
+        file.write_text(file.read_text().replace(f'"{photo.stem}"', f'"{img_id}"'))
+    found = verify(question_files, *VQA)
+    assert found["problems"] == []
+    assert found["images"]["images"] == 59  # of 58 photos: one has two ids
+    main(["inspect", "mscoco_train", "--data_root", str(question_files), "--bert", str(question_files / "bert")])
+    assert "missing 0, unreadable 0" in capsys.readouterr().out
+    assert prepare("images", question_files, *TRAIN, "--workers", "0")["written"] == 55
+    (question_files / "images").rename(question_files / "elsewhere")
+    store = ["--image_store", str(question_files / "images.lmdb"), "--vqa", "train,nominival,minival"]
+    assert verify(question_files, *store)["problems"] == []
 
 
 def test_foreign_answers_are_a_problem(damaged):
@@ -299,7 +373,10 @@ def test_sound_files_of_the_other_tasks_have_no_problems(damaged, capsys):
     problems = verify(damaged, *tasks, code=1)["problems"]
     first = json.loads((damaged / "gqa" / "testdev.json").read_text())[0]["question_id"]
     assert f"occur more than once, the first is {first};" in problems[0]
-    assert problems[1] == f"gqa:n99 is not in the image folders of {damaged}"
+    assert problems[1] == (
+        f"gqa:n99 (looked for {damaged}/gqa_raw_images/images/n99.jpg and {damaged}/images/n99.jpg, with any usual "
+        f"suffix; the nearest names there are n9.jpg) is not in the image folders of {damaged}"
+    )
 
 
 def test_memory_is_that_of_the_larger_training(question_files, monkeypatch):
@@ -329,13 +406,14 @@ def test_every_kind_of_problem_of_vqa_is_found(question_files):
     found = verify(question_files, *VQA_ALONE, code=1)
     told = found["problems"]
     table = question_files / "vqa" / "trainval_label2ans.json"
-    assert told[:4] == [
+    assert told[:3] == [
         f"vqa/train,nominival: 1 labels have answers that {table} lacks, such as 'zebra'",
         "vqa/minival: 1 of 20 questions have no label, the first is 1000005001",
         "1 question ids of vqa/train,nominival and vqa/minival and vqa/test occur more than once, the first is "
         "1000001001; remove the repeats, or name each split once",
-        f"{TEST_IMAGE} is not in the image folders of {question_files}",
     ]
+    assert told[3].startswith(f"{TEST_IMAGE} (looked for {question_files / image_path(TEST_IMAGE)} and ")
+    assert told[3].endswith(f" is not in the image folders of {question_files}")
     assert told[4].startswith(f"{damaged_image}: ")
     assert len(told) == 5
     assert found["images"] == {"images": 58, "missing": 1, "unreadable": 1, "other_size": 0, "decoded_before": 0}
@@ -382,16 +460,23 @@ def test_downloads_are_listed_without_fetching(tmp_path, capsys):
         (["answers", "--min_count", "many"], "invalid int value: 'many'"),
         (["download", "--only", "coco"], "coco"),
         (["sizes", "--json", "/proc/none/x.json"], "/proc/none/x.json can't be written"),
-        (["verify", "--data_root", "nowhere"], "nowhere/lxmert/all_ans.json is missing"),
+        (["verify", "--data_root", "nowhere"], "nowhere/lxmert/mscoco_train.json is missing"),
         (["verify", "--data_root", "nowhere", *VQA_ALONE], "nowhere/vqa/trainval_label2ans.json is missing"),
         (
             ["images", *VQA_ALONE, "--vqa", ""],
             "no annotation file is named; give --train or --valid or --vqa",
         ),
-        (["answers", "--train", "", "--valid", ""], "no annotation file is named; give --train or --valid"),
         (["answers", *VQA], "unknown flag --vqa"),
+        (["answers", "--data_root", "nowhere"], "nowhere/lxmert/mscoco_train.json is missing"),
+        (["answers", "--data_root", "nowhere", "--task", "vqa"], "nowhere/vqa/train.json is missing"),
+        (["answers", "--task", "snli_ve"], "--task snli_ve: visual entailment has three labels, and needs no list"),
+        (["answers", "--task", "vaq"], "--task vaq: choose one of vqa, gqa"),
+        (["answers", "--task", "gqa", "--output", "x"], "--task gqa writes data/gqa/trainval_label2ans.json"),
     ],
-    ids=["command", "flag", "value", "name", "json", "root", "vqa_root", "no_file", "no_answers", "no_vqa"],
+    ids=[
+        *("command", "flag", "value", "name", "json", "root", "vqa_root", "no_file", "no_vqa", "no_answers"),
+        *("no_questions", "labels", "task", "output"),
+    ],
 )
 def test_bad_calls_are_one_line(capsys, argv, part):
     assert part in error_of(capsys, *argv)

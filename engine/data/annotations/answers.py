@@ -1,11 +1,15 @@
 """The answer table of LXMERT, and how a raw answer is normalised before it is looked up."""
 
 import json
-from collections.abc import Iterable
+from array import array
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+import numpy as np
 
 from engine.errors import UserError
 
+ANSWER_TABLE = "all_ans.json"  # of pre-training
 ANSWER_LIST, ANSWER_ROWS = "trainval_label2ans.json", "trainval_ans2label.json"  # of a task
 ARTICLES = ("a ", "an ", "the ")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -130,3 +134,50 @@ class ExactAnswers(AnswerTable):
     def label(self, scores: dict[str, float]) -> dict[int, float]:
         """Answers with scores to rows with scores; unknown answers are dropped."""
         return {self.ids[answer]: score for answer, score in scores.items() if answer in self.ids}
+
+
+class AnswerCounts:
+    """Which answers the questions of some files have; a question takes a few bytes."""
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}  # a number for each answer
+        self.categories: dict[str, set[str]] = {}  # in which each answer occurs
+        self.given = array("I")  # the codes of all questions' answers, one question after the other
+        self.ends = array("Q", [0])  # where those of each question end
+
+    def add(self, answers: Collection[str], category: str) -> None:
+        """A question with its answers, each once; one without an answer doesn't count."""
+        if not answers:
+            return
+        for answer in answers:
+            self.given.append(self.codes.setdefault(answer, len(self.codes)))
+            self.categories.setdefault(answer, set()).add(category)
+        self.ends.append(len(self.given))
+
+    @property
+    def questions(self) -> int:
+        """How many have an answer."""
+        return len(self.ends) - 1
+
+    def frequent(self, min_count: int) -> list[str]:
+        """The answers that at least so many questions have, the most frequent first, then by name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        counts = np.bincount(self.given, minlength=len(self.codes)).tolist()
+        ranked = sorted(self.codes, key=lambda answer: (-counts[self.codes[answer]], answer))
+        kept = [answer for answer in ranked if counts[self.codes[answer]] >= min_count]
+        if not kept:
+            raise UserError(
+                f"none of {len(ranked):,} answers occurs with {min_count} questions, and the most frequent one, "
+                f"{ranked[0]!r}, occurs with {counts[self.codes[ranked[0]]]:,}; lower --min_count, 1 keeps all answers"
+            )
+        return kept
+
+    def covered(self, answers: Iterable[str]) -> int:
+        """How many questions have at least one of these answers."""
+        known = np.zeros(len(self.codes), bool)
+        known[[self.codes[answer] for answer in answers]] = True
+        before = np.concatenate([[0], np.cumsum(known[np.asarray(self.given)])])[np.asarray(self.ends, np.int64)]
+        return int(np.count_nonzero(np.diff(before)))

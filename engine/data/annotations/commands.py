@@ -1,6 +1,5 @@
-"""prepare.py annotations: the stores that trainings open. prepare.py answers: an answer table, where there is none."""
+"""prepare.py annotations: the stores that trainings open. prepare.py answers: which answers a model can give."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,14 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.tables import AnswersConfig
-from engine.data.annotations.answers import AnswerTable, normalise_answer
+from engine.data.annotations.answers import (
+    ANSWER_LIST,
+    ANSWER_ROWS,
+    ANSWER_TABLE,
+    AnswerCounts,
+    AnswerTable,
+    normalise_answer,
+)
 from engine.data.annotations.formats.file import AnnotationFile, Texts
 from engine.data.annotations.named import Part, columns_of, read_answers, read_names
 from engine.data.annotations.questions.named import QUESTION_FILES
@@ -18,6 +24,8 @@ from engine.data.preparation import AnnotationFilesConfig, QuestionFilesConfig, 
 from engine.errors import UserError
 from engine.files import write_json
 from engine.progress import Bar
+
+TASKS_WITH_LISTS = tuple(folder for folder, file in QUESTION_FILES.items() if file.has_list)
 
 
 @dataclass
@@ -32,11 +40,58 @@ class PrepareAnnotations(AnswersConfig, QuestionFilesConfig):
 
 @dataclass
 class PrepareAnswers(AnnotationFilesConfig):
-    """Make an answer table of the answers that the annotations give often enough."""
+    """Make the answer table of pre-training, or with --task a task's list, of the answers that are given often enough.
 
-    min_count: int = HfArg(default=9, help="questions that an answer has to occur with")
-    output: str | None = HfArg(default=None, help="file to write; DATA_ROOT/lxmert/all_ans.json if not given")
-    force: bool = HfArg(default=False, help="replace a table that is there")
+    With --task, it writes DATA_ROOT/TASK/trainval_label2ans.json and trainval_ans2label.json.
+    """
+
+    task: str | None = HfArg(default=None, help="vqa or gqa, to fine-tune on; for pre-training's table if not given")
+    train: str = HfArg(
+        default="",
+        help="annotation files to take the answers of; without --train and --valid, those of LXMERT, or with --task "
+        "those that the task trains on",
+    )
+    valid: str = HfArg(default="", help="more of these files")
+    min_count: int = HfArg(default=9, help="questions that an answer has to occur with; 1 keeps all answers")
+    output: str | None = HfArg(
+        default=None, help="file to write for pre-training; DATA_ROOT/lxmert/all_ans.json if not given"
+    )
+    force: bool = HfArg(default=False, help="replace a table or a list that is there")
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written: a table, or a list and the rows of its answers."""
+        if self.task is not None:
+            return [Path(self.data_root, self.task, name) for name in (ANSWER_LIST, ANSWER_ROWS)]
+        return [Path(self.output or Path(self.data_root, "lxmert", ANSWER_TABLE))]
+
+    @property
+    def splits(self) -> dict[str, list[tuple[str, str]]]:
+        usual = (AnnotationFilesConfig.train, AnnotationFilesConfig.valid)
+        if self.task is not None:
+            file = QUESTION_FILES[self.task]
+            folder = Path(self.data_root, self.task)
+            there = [name for name in file.train if (folder / file.file_name.format(name)).exists()]
+            usual = (",".join(there or file.train), "")
+        train, valid = (self.train, self.valid) if self.train or self.valid else usual
+        named = [(names, which) for names, which in ((train, "train"), (valid, "valid")) if names]
+        return {self.task or "lxmert": named}
+
+    def check(self) -> None:
+        """Raises UserError, naming the flag to change."""
+        if self.task is not None and self.task not in TASKS_WITH_LISTS:
+            why = "visual entailment has three labels, and needs no list; " if self.task == "snli_ve" else ""
+            raise UserError(f"--task {self.task}: {why}choose one of {', '.join(TASKS_WITH_LISTS)}")
+        if self.task is not None and self.output is not None:
+            raise UserError(f"--output is for pre-training's table; --task {self.task} writes {self.files[0]}")
+        if self.min_count < 1:
+            raise UserError(f"--min_count {self.min_count}: at least 1 is needed")
+        for file in self.files:
+            if file.exists() and not self.force:
+                raise UserError(
+                    f"{file} is there already, and models that were trained with it depend on its order; --force "
+                    "replaces it" + ("" if self.task else ", and --output names another file")
+                )
 
 
 def prepare_annotations(config: PrepareAnnotations) -> Summary:
@@ -59,17 +114,19 @@ def annotation_sources(config: PrepareAnnotations) -> dict[str, AnnotationSource
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
     tables = {folder: _answer_table(config, folder) for folder, splits in config.splits.items() if splits}
+    splits = split_parts(config)
     encoder = TextEncoder(read_bert(config.bert, config.do_lower_case)[1])
     return {
         name: AnnotationSource(parts, encoder, tables[folder], config.with_text)
-        for name, (folder, parts) in split_parts(config).items()
+        for name, (folder, parts) in splits.items()
     }
 
 
 def _answer_table(config: PrepareAnnotations, folder: str) -> AnswerTable:
     if folder in QUESTION_FILES:
-        return QUESTION_FILES[folder].answers(Path(config.data_root))
-    return read_answers(config, Path(config.data_root, folder), ",".join(names for names, _ in config.splits[folder]))
+        names = ",".join(names for names, _ in config.splits[folder])
+        return QUESTION_FILES[folder].answers(Path(config.data_root), names)
+    return read_answers(config, Path(config.data_root, folder))
 
 
 def split_parts(config: AnnotationFilesConfig) -> dict[str, tuple[str, tuple[Part, ...]]]:
@@ -107,26 +164,33 @@ def annotation_files_of(config: AnnotationFilesConfig) -> list[AnnotationFile]:
 
 
 def prepare_answers(config: PrepareAnswers) -> Summary:
-    """[{"ans": answer, "dsets": [category, ...]}, ...], the most frequent first."""
-    if config.min_count < 1:
-        raise UserError(f"--min_count {config.min_count}: at least 1 is needed")
-    output = Path(config.output or Path(config.data_root) / "lxmert" / "all_ans.json")
-    if output.exists() and not config.force:
-        raise UserError(f"{output} is there already; name another --output, or replace it with --force")
-    counts: Counter[str] = Counter()
-    categories: dict[str, set[str]] = {}
-    questions = 0
+    """[{"ans": answer, "dsets": [category, ...]}, ...] for pre-training; of a task, [answer, ...] and {answer: row}.
+
+    The most frequent answer comes first. A task's answers stay as they are written, since its labels are compared with
+    them as they are; those of pre-training are normalised.
+    """
+    counts = AnswerCounts()
     for texts in read_texts(config):
         for scores in texts.labels or ():
-            questions += 1
-            for answer in {normalise_answer(answer) for answer in scores}:
-                counts[answer] += 1
-                categories.setdefault(answer, set()).add(texts.category)
-    kept = sorted(
-        (answer for answer, count in counts.items() if count >= config.min_count), key=lambda a: (-counts[a], a)
+            counts.add(scores if config.task else {normalise_answer(answer) for answer in scores}, texts.category)
+    if not counts.questions:
+        names = ", ".join(names for named in config.splits.values() for names, _ in named)
+        told = "name others with --train" if config.task else "pre-training needs a table with --taskQA alone"
+        raise UserError(f"no question of {names} has an answer; {told}")
+    kept = counts.frequent(config.min_count)
+    table = [{"ans": answer, "dsets": sorted(counts.categories[answer])} for answer in kept]
+    contents = (kept, {answer: row for row, answer in enumerate(kept)}) if config.task else (table,)
+    for file, content in zip(config.files, contents, strict=True):
+        write_json(file, content)
+    covered = counts.covered(kept)
+    print(
+        f"{config.files[0]}: {len(kept):,} of {len(counts.codes):,} answers, each of at least {config.min_count} "
+        f"questions; {covered:,} of {counts.questions:,} questions ({covered / counts.questions:.1%}) have one of them"
     )
-    if not kept:
-        raise UserError(f"none of {len(counts):,} answers occurs with {config.min_count} questions; lower --min_count")
-    write_json(output, [{"ans": answer, "dsets": sorted(categories[answer])} for answer in kept])
-    print(f"{output}: {len(kept):,} of {len(counts):,} answers, from {questions:,} questions")
-    return {"file": str(output), "answers": len(kept), "different_answers": len(counts), "questions": questions}
+    return {
+        "file": str(config.files[0]),
+        "answers": len(kept),
+        "different_answers": len(counts.codes),
+        "questions": counts.questions,
+        "questions_with_these_answers": covered,
+    }

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.commands import command
 from engine.configuration.tables import AnswersConfig, TableConfig
-from engine.data.annotations.answers import AnswerTable
+from engine.data.annotations.answers import ANSWER_TABLE, AnswerTable
 from engine.data.annotations.formats.dataset import SPLIT_NAMES, STATE, DatasetFolder
 from engine.data.annotations.formats.file import AnnotationFile
 from engine.data.annotations.formats.lines import CommaFile, JsonLinesFile, TabFile
@@ -88,23 +89,25 @@ def columns_of(config: TableConfig) -> Columns:
     )
 
 
-def read_answers(config: AnswersConfig, folder: Path, names: str) -> AnswerTable:
-    """The answer table of pre-training; an empty one where only one's own files are named and there is none.
+def read_answers(config: AnswersConfig, folder: Path) -> AnswerTable:
+    """The answer table of pre-training; an empty one where none is named and the folder has none.
+
+    Only who learns to answer questions needs one.
 
     Args:
         folder: where the original's files are.
-        names: of all files, with commas between them.
+
+    Raises:
+        UserError: if the table that is named isn't there, or if it is broken.
     """
-    file = Path(config.answers) if config.answers is not None else folder / "all_ans.json"
-    originals = [word for word in names.split(",") if word and not is_own(weight_of(word)[0], folder)]
-    if config.answers is None and not file.exists():
-        if not originals:
+    file = Path(config.answers) if config.answers is not None else folder / ANSWER_TABLE
+    if not file.exists():
+        if config.answers is None:
             return AnswerTable([])
-        if len(originals) < len(names.split(",")):
-            raise UserError(
-                f"{file} is missing, which {originals[0]} needs; to use files of your own alone, name one of them in "
-                "--valid as well, or give --valid ''"
-            )
+        raise UserError(
+            f"--answers {file} is missing; `{command('prepare')} answers --train FILES --output {file}` makes an "
+            "answer table of the questions in your files"
+        )
     return AnswerTable.read(file, config.qa_sets.split(",") if config.qa_sets else None)
 
 
@@ -136,7 +139,7 @@ def original_file(folder: Path, name: str, file_name: str) -> Path:
         found = ", ".join(sorted(names)) or "nothing"
         raise UserError(
             f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
-            "files of your own by their paths"
+            "files of your own by their paths, and give --valid '' if there are none to validate on"
         )
     return file
 

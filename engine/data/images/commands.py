@@ -12,7 +12,14 @@ from engine.data.annotations.commands import annotation_files_of, read_texts
 from engine.data.annotations.formats.table import places_of
 from engine.data.images.decoding import UNREADABLE_SIZE, ImageShape
 from engine.data.images.folder import ImageFolder
-from engine.data.images.places import COCO_SPLITS, GENOME_FOLDER, TASK_FOLDERS, image_path, sizes_file
+from engine.data.images.places import (
+    COCO_SPLITS,
+    GENOME_FOLDER,
+    OWN_FOLDER,
+    TASK_FOLDERS,
+    image_path,
+    sizes_file,
+)
 from engine.data.images.writer import write_image_store
 from engine.data.preparation import PrepareConfig, QuestionFilesConfig, Summary, print_problems
 from engine.errors import UserError
@@ -75,7 +82,10 @@ def prepare_sizes(config: PrepareSizes) -> Summary:
     )
     if not img_ids:
         folders = ", ".join(str(data_root / folder) for folder in ids)
-        raise UserError(f"there is no image in {folders}; point --data_root at the data")
+        raise UserError(
+            f"there is no image in {folders}; point --data_root at the data (sizes of images in {OWN_FOLDER}/ need no "
+            "file: trainings keep them in their cache)"
+        )
     sizes = ImageFolder(data_root, ImageShape(1, 1)).sizes(img_ids, progress=True).tolist()
     problems, entries = [], dict[Path, dict[str, list[int]]]()
     for img_id, (width, height) in zip(img_ids, sizes, strict=True):

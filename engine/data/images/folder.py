@@ -3,6 +3,7 @@
 Here are images that have a file each, or a part of one (places.py); lmdb_store.py has the LMDB store.
 """
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,15 @@ from engine.data.images.decoding import (
     reason,
     to_pixels,
 )
-from engine.data.images.places import SIZES, OriginalFolders, Place, image_path, is_originals, sizes_file
+from engine.data.images.places import (
+    OWN_FOLDER,
+    SIZES,
+    OriginalFolders,
+    Place,
+    image_path,
+    is_originals,
+    sizes_file,
+)
 from engine.data.images.transforms import Size
 from engine.distributed.workers import reading
 from engine.errors import UserError
@@ -33,6 +42,7 @@ from engine.printing import warn
 from engine.progress import Bar
 
 SIZES_FILE = Path("mscoco", SIZES)  # of COCO's and Visual Genome's images
+SOUGHT = 3  # images that aren't there for which a message says where they were looked for
 COMPARED_SIZES = 256  # recorded sizes that are compared with the images at each start
 
 
@@ -48,6 +58,9 @@ class ImageSource(Protocol):
         Raises:
             UserError: if the source can't be read.
         """
+
+    def sought(self, img_id: str) -> str:
+        """Of an image that isn't there: where it was looked for, and which names are nearest."""
 
     def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """Width and height of each image before any resizing: int32 (N, 2).
@@ -71,7 +84,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Image files: in the original project's folders below a data root, and in places of one's own."""
+    """Image files: in folders below a data root, the original project's and `images`, and in places of one's own."""
 
     data_root: Path
     shape: ImageShape
@@ -100,6 +113,34 @@ class ImageFolder:
         place, name = self.find(img_id)
         return place.where(name)
 
+    def as_original(self, img_id: str) -> bool:
+        """Whether an image is read as the original reads it; see `open_image`."""
+        place, name = self.find(img_id)
+        if not isinstance(place, OriginalFolders) or not is_originals(name):
+            return False
+        return os.path.isfile(place.original(name))  # else it is one's own with a name like theirs
+
+    def sought(self, img_id: str) -> str:
+        place, name = self.find(img_id)
+        return place.sought(name)
+
+    @property
+    def own_folder(self) -> Path | None:
+        """The folder `images` below the data root, if it is there."""
+        folder = self.data_root / OWN_FOLDER
+        return folder if folder.is_dir() else None
+
+    def is_own(self, img_ids: Sequence[str]) -> np.ndarray:
+        """Which images are one's own, bool (N,): in a place of one's own, or in the folder `images`."""
+        has_folder = self.own_folder is not None
+
+        def is_own(place: Place, name: str) -> bool:
+            if isinstance(place, OriginalFolders):
+                return has_folder and not os.path.isfile(place.original(name))
+            return True
+
+        return np.array([is_own(*self.find(img_id)) for img_id in img_ids], bool)
+
     def missing(self, img_ids: Iterable[str]) -> list[str]:
         """The ids without a file."""
         by_place: dict[Place, dict[str, str]] = {}
@@ -112,7 +153,7 @@ class ImageFolder:
 
     def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """(N, 2), from the files' headers, but for sizes that `width_heigths.json` lists or that are `known`."""
-        own = np.array([not isinstance(self.find(img_id)[0], OriginalFolders) for img_id in img_ids], bool)
+        own = self.is_own(img_ids)
         sizes = np.zeros((len(img_ids), 2), np.int32)
         if not own.all():
             originals = [img_ids[number] for number in np.flatnonzero(~own).tolist()]
@@ -125,7 +166,7 @@ class ImageFolder:
 
     def measure(self, img_id: str) -> Size:
         """Raises one of IMAGE_ERRORS."""
-        with self.open(img_id) as file, open_image(file, as_original=is_originals(img_id)) as image:
+        with self.open(img_id) as file, open_image(file, as_original=self.as_original(img_id)) as image:
             return image.size
 
     def stamp(self, img_id: str) -> str:
@@ -135,9 +176,14 @@ class ImageFolder:
     def load(self, img_id: str) -> np.ndarray:
         try:
             with reading(self.where(img_id)), self.open(img_id) as file:
-                return to_pixels(file.read(), self.shape, self.decoder, as_original=is_originals(img_id))
+                return to_pixels(file.read(), self.shape, self.decoder, as_original=self.as_original(img_id))
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.where(img_id)}: {reason(error)}") from None
+
+
+def not_found(images: ImageSource, missing: Sequence[str]) -> list[str]:
+    """What to say of images that aren't there: of the first few, where they were looked for, of the others the name."""
+    return [*(f"{img_id} ({images.sought(img_id)})" for img_id in missing[:SOUGHT]), *missing[SOUGHT:]]
 
 
 def recorded_or_measured_sizes(

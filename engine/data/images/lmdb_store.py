@@ -8,9 +8,10 @@ Other programs' LMDB files are read as well: see records.image_of.
 """
 
 import contextlib
+import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ from engine.data.images.decoding import (
     to_pixels,
 )
 from engine.data.images.folder import recorded_or_measured_sizes
-from engine.data.images.places import file_stamp, is_originals
+from engine.data.images.places import (
+    COMPARED_NAMES,
+    file_stamp,
+    is_originals,
+    spellings,
+    told_nearest,
+    without_suffix,
+)
 from engine.data.images.records import (
     FORMAT_KEY,
     INDEX_ENTRY,
@@ -141,6 +149,29 @@ def read_format(environment: lmdb.Environment, path: Path) -> StoreFormat | None
 # Reading
 
 
+def find_key(has: Callable[[bytes], bool], img_id: str, store: object) -> bytes | None:
+    """The key of an image: its id, else its id with the suffix in another spelling; None if no such key is there.
+
+    Images in a place of one's own go by their paths, which are exact.
+
+    Args:
+        has: whether a key is there.
+        store: what to call it in a message.
+
+    Raises:
+        UserError: if several keys may be meant.
+    """
+    if (key := key_of(img_id)) is not None and has(key):
+        return key
+    if "/" in img_id:
+        return None
+    others = dict.fromkeys((without_suffix(img_id), *spellings(img_id)))
+    found = [other for other in others if (key := key_of(other)) is not None and has(key)]
+    if len(found) > 1:
+        raise UserError(f"the image {img_id} may be {' or '.join(found)} in {store}; write the id with its suffix")
+    return key_of(found[0]) if found else None
+
+
 class ImageStore:
     """The source of images that a store holds, by their ids; ours, or another program's (`image_of`).
 
@@ -186,7 +217,20 @@ class ImageStore:
         with _briefly_open(self.path) as environment:
             keys = self._index(environment) if self.format else None
             with environment.begin(db=keys) as transaction, transaction.cursor() as cursor:
-                return [img_id for img_id in img_ids if (key := key_of(img_id)) is None or not cursor.set_key(key)]
+                return [img_id for img_id in img_ids if find_key(cursor.set_key, img_id, self) is None]
+
+    def sought(self, img_id: str) -> str:
+        wanted = key_of(img_id) or NO_KEY
+        with _briefly_open(self.path) as environment:
+            keys = self._index(environment) if self.format else None
+            with environment.begin(db=keys) as transaction, transaction.cursor() as cursor:
+                cursor.set_range(wanted)
+                before = itertools.islice(cursor.iterprev(values=False), COMPARED_NAMES // 2)
+                names = [key.decode(errors="replace") for key in before]
+                cursor.set_range(wanted)
+                after = itertools.islice(cursor.iternext(values=False), COMPARED_NAMES // 2)
+                names += [key.decode(errors="replace") for key in after]
+        return f"looked for that key, with any usual suffix{told_nearest(img_id, names)}"
 
     def sizes(self, img_ids: Sequence[str], *, known: np.ndarray | None = None, progress: bool = False) -> np.ndarray:
         """(N, 2), from the index; another program's store has none."""
@@ -195,14 +239,16 @@ class ImageStore:
                 return recorded_or_measured_sizes(img_ids, self.data_root, self._measure, progress=progress)
             unknown = INDEX_ENTRY.pack(*UNREADABLE_SIZE)
             with environment.begin(db=self._index(environment)) as transaction:
-                entries = [transaction.get(key_of(img_id) or NO_KEY, unknown) for img_id in img_ids]
+                with transaction.cursor() as cursor:
+                    keys = [find_key(cursor.set_key, img_id, self) for img_id in img_ids]
+                entries = [transaction.get(key or NO_KEY, unknown) for key in keys]
         return np.frombuffer(b"".join(entries), dtype="<i4").reshape(-1, 2).astype(np.int32)
 
     def _measure(self, img_id: str) -> Size:
-        image, _ = image_of(self._value(img_id))
+        image, _, is_own = image_of(self._value(img_id))
         if isinstance(image, np.ndarray):
             return image.shape[1], image.shape[0]
-        with open_image(image, as_original=is_originals(img_id)) as opened:
+        with open_image(image, as_original=is_originals(img_id) and not is_own) as opened:
             return opened.size
 
     def stamp(self, img_id: str) -> str:
@@ -212,16 +258,19 @@ class ImageStore:
         """Decoded, resized and padded: uint8 (3, H, W). Raises UnreadableImage."""
         try:
             with reading(f"{self.path}, key {img_id},"):
-                image, original = image_of(self._value(img_id))
-                return to_pixels(image, self.shape, self.decoder, original, as_original=is_originals(img_id))
+                image, original, is_own = image_of(self._value(img_id))
+                as_original = is_originals(img_id) and not is_own
+                return to_pixels(image, self.shape, self.decoder, original, as_original=as_original)
         except IMAGE_ERRORS as error:
             raise UnreadableImage(f"{self.path}, key {img_id}: {reason(error)}") from None
 
     def _value(self, img_id: str) -> bytes:
-        key = key_of(img_id)
         try:
             with environment_of(self.path).begin() as transaction:
-                value = None if key is None else transaction.get(key)
+                value = transaction.get(key_of(img_id) or NO_KEY)
+                if value is None:
+                    with transaction.cursor() as cursor:
+                        value = transaction.get(find_key(cursor.set_key, img_id, self) or NO_KEY)
         except lmdb.Error as error:
             raise ValueError(short(error)) from None
         if value is None:

@@ -1,13 +1,14 @@
 """A record of an image store: an lz4 frame of msgpack, and what else other programs' stores may hold.
 
 Ours is {"jpeg": bytes, "size": [width, height]} under the image's id. The bytes are those of the file, or a JPEG of the
-image resized but not padded; the size is the original's.
+image resized but not padded; the size is the original's. An image of one's own, whose id could be one of COCO's or
+Visual Genome's, has "own": true as well.
 """
 
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lz4.frame
 import msgpack
@@ -64,8 +65,16 @@ def _restore_array(mapping: dict[Any, Any]) -> Any:
     return msgpack_numpy.decode(mapping)
 
 
-def image_of(value: bytes) -> tuple[bytes | np.ndarray, Size | None]:
-    """An image file's bytes or uint8 (H, W, 3) RGB, and the original size where the record tells it as ours do.
+class StoredImage(NamedTuple):
+    """What a record holds."""
+
+    image: bytes | np.ndarray  # an image file's bytes, or uint8 (H, W, 3) RGB
+    size: Size | None = None  # the original's, where the record tells it as ours do
+    is_own: bool = False  # of one's own, whatever its id
+
+
+def image_of(value: bytes) -> StoredImage:
+    """The image of a record.
 
     A value may be an image file as it is, or an lz4 frame of msgpack of: an image file's bytes; a uint8 array
     (H, W, 3), or a flat one of an image file's bytes; a mapping with one of these under one of IMAGE_FIELDS.
@@ -74,9 +83,10 @@ def image_of(value: bytes) -> tuple[bytes | np.ndarray, Size | None]:
         ValueError: if it is none of these; see `unpack`.
     """
     if not value.startswith(b"\x04\x22\x4d\x18"):
-        return value, None
-    record, size = unpack(value), None
+        return StoredImage(value)
+    record, size, is_own = unpack(value), None, False
     if isinstance(record, dict):
+        is_own = record.get(b"own") is True
         if b"jpeg" in record and b"size" in record:
             size = record[b"size"]
             if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
@@ -85,11 +95,11 @@ def image_of(value: bytes) -> tuple[bytes | np.ndarray, Size | None]:
         record = next((record[field] for field in IMAGE_FIELDS if field in record), None)
     if isinstance(record, np.ndarray) and record.dtype == np.uint8:
         if record.ndim == 3 and record.shape[2] == 3 and record.size:
-            return record, size
+            return StoredImage(record, size, is_own)
         if record.ndim and record.size == record.shape[0]:  # OpenCV's encoder gives (N,) or (N, 1)
-            return record.tobytes(), size
+            return StoredImage(record.tobytes(), size, is_own)
     if isinstance(record, bytes):
-        return record, size
+        return StoredImage(record, size, is_own)
     found = f"{record.dtype} {record.shape}" if isinstance(record, np.ndarray) else type(record).__name__
     raise ValueError(f"the record holds no image: expected bytes or uint8 (H, W, 3), found {found}")
 

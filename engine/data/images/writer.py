@@ -80,6 +80,7 @@ def write_image_store(
     with contextlib.closing(_Writer(path.resolve(), store_format)) as writer:
         stored = writer.stored()
         todo = [img_id for img_id in wanted if key_of(img_id) not in stored]
+        images.missing(todo)  # refuses folders that can't be read and ids that may mean two files
         with contextlib.closing(_encode_all(todo, images, store_format, workers)) as encoded:
             for image in Bar(encoded, desc="images", total=len(todo), unit="image", disable=not progress):
                 if image.problem:
@@ -179,7 +180,8 @@ def encode(img_id: str, images: ImageFolder, store_format: StoreFormat) -> Encod
     try:
         with images.open(img_id) as file:
             content = file.read()
-        with open_image(content, as_original=is_originals(img_id)) as image:
+        as_original = images.as_original(img_id)
+        with open_image(content, as_original=as_original) as image:
             size = image.size
             if store_format.resize is None:
                 image.rgb()
@@ -190,7 +192,10 @@ def encode(img_id: str, images: ImageFolder, store_format: StoreFormat) -> Encod
                 content = buffer.getvalue()
     except IMAGE_ERRORS as error:
         return Encoded(key, problem=f"{images.where(img_id)}: {reason(error)}")
-    return Encoded(key, pack({"jpeg": content, "size": size}), size)
+    record: dict[str, object] = {"jpeg": content, "size": size}
+    if is_originals(img_id) and not as_original:
+        record["own"] = True
+    return Encoded(key, pack(record), size)
 
 
 def _encode_all(

@@ -79,7 +79,7 @@ def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
     if texts["questions"] and not texts["answer_table"]:
         yield (
             "A training learns to answer questions only with an answer table, which "
-            f"`{command('prepare')} answers` makes."
+            f"`{command('prepare')} answers` makes; without --taskQA, none is needed."
         )
     elif texts["questions_without_known_answer"]:
         yield (

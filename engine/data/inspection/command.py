@@ -77,7 +77,7 @@ def prepare_inspect(config: PrepareInspect) -> Summary:
     folder = Path(config.data_root, "lxmert")
     names = ",".join(config.files)
     parts = read_names(names, folder, columns=columns_of(config), split=config.split)
-    answers = read_answers(config, folder, names)
+    answers = read_answers(config, folder)
     reader = text_reader(config, answers)
     files = read_files([file for part in parts for file in part.files], reader)
     images = ImageFolder(

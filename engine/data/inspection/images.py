@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, open_image, reason
-from engine.data.images.folder import ImageFolder
-from engine.data.images.places import is_originals
+from engine.data.images.folder import SOUGHT, ImageFolder
 from engine.data.images.transforms import Size, aspect_ratio_bins, aspect_ratio_group, placement
 from engine.data.inspection.texts import Names, Problems
 from engine.errors import UserError
@@ -84,10 +83,12 @@ class ImageTable:
 def look_at_images(images: ImageFolder, names: Names, numbers: np.ndarray) -> ImageTable:
     """Find which images are missing, and decode those of these numbers on all cores, with progress."""
     found = ImageTable(numbers)
-    missing = find_missing(images, names)
+    missing = find_missing(images, names, found.missing_lines)
     for number in missing:
+        name = names[number]
+        told = f" ({images.sought(name)})" if len(found.missing) < SOUGHT else ""
         found.missing.append(number)
-        found.missing_lines.add(f"{images.where(names[number])}: no such file")
+        found.missing_lines.add(f"{images.where(name)}: no such file{told}")
     todo = np.flatnonzero(~np.isin(numbers, missing))
     with (
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
@@ -105,14 +106,18 @@ def look_at_images(images: ImageFolder, names: Names, numbers: np.ndarray) -> Im
     return found
 
 
-def find_missing(images: ImageFolder, names: Names) -> list[int]:
-    """Numbers of the images that listings of their folders don't have."""
+def find_missing(images: ImageFolder, names: Names, problems: Problems) -> list[int]:
+    """Numbers of the images that listings of their folders don't have.
+
+    Of a folder that can't be listed, each image will say so; a name that two files match is a problem, too.
+    """
     found: list[int] = []
     for start in range(0, len(names), LISTED_AT_ONCE):
         part = names[start : start + LISTED_AT_ONCE]
         try:
             missing = set(images.missing(part))
-        except UserError:  # a folder that can't be listed; each of its images will say so
+        except UserError as error:
+            problems.add(error)
             continue
         found += [start + n for n, name in enumerate(part) if name in missing]
     return found
@@ -124,7 +129,7 @@ def look_at(images: ImageFolder, img_id: str) -> Look:
     try:
         with images.open(img_id) as file:
             data = file.read()
-        with open_image(data, as_original=is_originals(img_id)) as image:
+        with open_image(data, as_original=images.as_original(img_id)) as image:
             size, _ = placement(image.size, shape.min_size, shape.max_size)
             extrema = list(chain(*image.rgb(size).getextrema()))
             one_colour = extrema[::2] == extrema[1::2]

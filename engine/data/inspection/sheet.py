@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from engine.data.images.decoding import IMAGE_ERRORS, open_image
 from engine.data.images.folder import ImageFolder
-from engine.data.images.places import is_originals
 from engine.errors import UserError
 from engine.files import replacing
 
@@ -76,7 +75,7 @@ def draw_cell(img_id: str, word: str, caption: str, images: ImageFolder, font: F
     draw = ImageDraw.Draw(cell)
     draw.rectangle((0, 0, WIDTH - 1, HEIGHT - 1), fill="gainsboro")
     try:
-        with images.open(img_id) as file, open_image(file, as_original=is_originals(img_id)) as opened:
+        with images.open(img_id) as file, open_image(file, as_original=images.as_original(img_id)) as opened:
             size = opened.size
             scale = min(WIDTH / size[0], HEIGHT / size[1])
             fitting = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.commands import command
 from engine.data.annotations.questions.file import QuestionId, check_unique, files_of, is_only_handed_in
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
@@ -61,6 +62,17 @@ def sentence_problems(name: str, store: AnnotationStore, source: AnnotationSourc
     elif share > 0.5:
         problems.append(f"{name}: {share:.0%} of the questions have no answer in the answer table")
     return problems
+
+
+def without_table(name: str, store: AnnotationStore, source: AnnotationSource) -> str:
+    """What to say of pre-training's questions where there is no answer table; "" if there is one, or no question."""
+    questions = int(store.questions.sum())
+    if len(source.answers) or not questions:
+        return ""
+    return (
+        f"{name} has {questions:,} questions, and there is no answer table: a training reads them, but learns to "
+        f"answer them (--taskQA) only with one, which `{command('prepare')} answers` makes"
+    )
 
 
 def question_problems(name: str, store: AnnotationStore, source: AnnotationSource) -> list[str]:

@@ -14,6 +14,7 @@ from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.store import AnnotationStore
 from engine.data.dataset import ExampleOptions, lost_words
 from engine.data.images.decoding import ImageShape
+from engine.data.images.folder import not_found
 from engine.data.preparation import Summary, print_problems
 from engine.data.splits import open_images
 from engine.data.verification.annotations import (
@@ -23,6 +24,7 @@ from engine.data.verification.annotations import (
     question_problems,
     repeated_questions,
     sentence_problems,
+    without_table,
 )
 from engine.data.verification.estimates import estimate
 from engine.data.verification.images import check_images
@@ -81,6 +83,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
             note(lacking(names, store, source))
         else:
             problems += sentence_problems(names, store, source)
+            note(without_table(names, store, source))
         img_ids |= dict.fromkeys(store.image_ids)
         store_bytes[next((file.folder for file in files_of(source.parts)), "")] += store.columns.nbytes
         most_sentences = max(most_sentences, len(store))
@@ -89,7 +92,7 @@ def verify(config: PrepareVerify, sources: dict[str, AnnotationSource], cache: P
     problems += repeated_questions(of_tasks)
 
     missing = dict.fromkeys(images.missing(img_ids))
-    problems += [f"{img_id} is not in {images}" for img_id in list(missing)[:MOST_PROBLEMS]]
+    problems += [f"{told} is not in {images}" for told in not_found(images, list(missing)[:MOST_PROBLEMS])]
     present = [img_id for img_id in img_ids if img_id not in missing]
     checked = {"images": len(img_ids), "missing": len(missing)}
     if config.decode:

@@ -97,7 +97,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
         return self.files.folder
 
     def read_answers(self) -> None:
-        self.table = self.files.answers(self.data_root)
+        self.table = self.files.answers(self.data_root, ",".join(self.config.splits.values()))
         self.answers = self.table.answers
 
     def source(self, names: str, split: str) -> AnnotationSource:
@@ -112,7 +112,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
         self.validation = None
         if config.valid:
             source = self.source(config.valid, "valid")
-            self.validation = self._read(source, allow_missing_images=False)
+            self.validation = self._read(source, allow_missing_images=None)
             files = files_of(source.parts)
             questions = read_questions(files)
             if questions[0].label is None:
@@ -121,7 +121,7 @@ class AnsweringTask(Task[Config], Generic[Config]):
             self.judged = self.scorer(config, [q for q in questions if q.number in asked], files)
 
     def _read(
-        self, source: AnnotationSource, allow_missing_images: bool, *, answered_only: bool = False
+        self, source: AnnotationSource, allow_missing_images: bool | None, *, answered_only: bool = False
     ) -> QuestionDataset:
         images = self.images(source)
         split = self.open_split(source, images, allow_missing_images, answered_only=answered_only)

@@ -241,8 +241,8 @@ def check_first_sentences(file: AnnotationFile, images: ImageSource, *, missing:
     if img_ids and not missing and len(images.missing(img_ids)) == len(img_ids):
         flag = "--data_root at the folder that holds mscoco/" if file.place is None else "--image_root at their folder"
         raise UserError(
-            f"none of the first images of {file.path} is in {images}, the first is {img_ids[0]}; add the images, or "
-            f"point {flag}"
+            f"none of the first images of {file.path} is in {images}, the first is {img_ids[0]} "
+            f"({images.sought(img_ids[0])}); add the images, or point {flag}"
         )
 
 

@@ -596,9 +596,10 @@ def test_digests_tell_which_sentences_have_a_weight(data_root):
 def test_missing_image_is_refused(data_root):
     (data_root / image_path("two")).unlink()
     with pytest.raises(UserError) as error:
-        read(data_root)
+        read(data_root, allow_missing_images=False)
     assert str(error.value) == (
-        f"1 of 3 images of train are not in the image folders of {data_root}, the first is two; "
+        f"1 of 3 images of train are not in the image folders of {data_root}, the first is two (looked for "
+        f"{data_root / image_path('two')} and {data_root}/images/two.jpg, with any usual suffix); "
         "add them, or pass --allow_missing_images to leave them out"
     )
 
@@ -607,9 +608,10 @@ def test_image_missing_in_a_store_is_refused(data_root):
     path = data_root / "lmdb"
     write_image_store(path, ["one"], data_root, resize=None, quality=95, workers=0, progress=False)
     with pytest.raises(UserError) as error:
-        read(data_root, image_store=path)
+        read(data_root, image_store=path, allow_missing_images=False)
     assert str(error.value) == (
-        f"2 of 3 images of train are not in the image store {path}, the first is two; "
+        f"2 of 3 images of train are not in the image store {path}, the first is two (looked for that key, with any "
+        "usual suffix), then three (looked for that key, with any usual suffix); "
         "add them, or pass --allow_missing_images to leave them out"
     )
 

@@ -16,11 +16,11 @@ from typing import Any
 from engine.data.annotations.answers import no_such_file
 from engine.data.annotations.formats.file import FieldError
 from engine.data.annotations.formats.table import Columns, Row, TableFile
-from engine.data.images.places import Folder, Place, file_stamp
+from engine.data.images.places import ENDINGS, Folder, Place, file_stamp
 from engine.errors import UserError
 from engine.progress import Bar
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm", "img")
+IMAGES = (*ENDINGS, "img")
 IMAGE, TEXT, FIELDS = "image file", "txt", "json"  # what a sample's row calls its files
 LARGEST_TEXT = 1 << 24  # bytes of a member that isn't an image
 

@@ -4,6 +4,7 @@ A task keeps its files in a folder of its own below the data root, and names the
 """
 
 import hashlib
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from engine.commands import command
 from engine.data.annotations.answers import ANSWER_LIST, AnswerTable, ExactAnswers
 from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
 from engine.data.annotations.named import Part, read_names
@@ -51,6 +53,7 @@ class QuestionFile(AnnotationFile):
     train: ClassVar[tuple[str, ...]] = ("train",)  # the files that together are trained on
     leaderboard: ClassVar[str] = "test"  # the file whose answers are handed in
     leaderboard_repeats: ClassVar[bool] = False  # whether that one asks other files' questions again
+    has_list: ClassVar[bool] = True  # of answers, in a file; else they are the same for all data
     answered_only: ClassVar[bool] = False  # leave questions out of training that have no answer in the list
     whole: ClassVar[Mapping[str, tuple[int, int]]] = {}  # about how many questions and images a whole file has
     usual_answers: ClassVar[int] = 0  # how many the published list has, for a count of memory without data
@@ -65,9 +68,26 @@ class QuestionFile(AnnotationFile):
         return read_names(names, data_root / cls.folder, original=cls, file_name=cls.file_name)
 
     @classmethod
-    def answers(cls, data_root: Path) -> AnswerTable:
-        """The answers that a model for this task can give, in the order of its head's rows."""
-        return ExactAnswers.of_task(data_root / cls.folder)
+    def answers(cls, data_root: Path, names: str = "") -> AnswerTable:
+        """The answers that a model for this task can give, in the order of its head's rows.
+
+        Args:
+            names: of the files that are read with them, for the message.
+
+        Raises:
+            UserError: if the list isn't there, with the command that makes it; if it is broken.
+        """
+        file = data_root / cls.folder / ANSWER_LIST
+        if not file.exists():
+            named = names.split(",") if names else cls.train
+            there = [name for name in named if (file.parent / cls.file_name.format(name)).exists()]
+            flags = ["--task", cls.folder, "--data_root", str(data_root), "--train", ",".join(there or named)]
+            raise UserError(
+                f"{file} is missing, the list of the answers that a model can give; `{command('prepare')} answers "
+                f"{shlex.join(flags)}` makes it of the questions in these files, and published data bring their own "
+                "(see 'Real data' in README.md)"
+            )
+        return ExactAnswers.of_task(file.parent)
 
     @classmethod
     def known_answers(cls, data_root: Path) -> AnswerTable | None:

@@ -30,6 +30,7 @@ class EntailmentFile(QuestionFile):
     format: ClassVar[str] = "snli_ve"
     folder: ClassVar[str] = "snli_ve"
     file_name: ClassVar[str] = "snli_ve_{}.jsonl"
+    has_list: ClassVar[bool] = False
     whole: ClassVar[Mapping[str, tuple[int, int]]] = {
         "train": (529_500, 29_783),
         "dev": (17_850, 1_000),
@@ -42,7 +43,7 @@ class EntailmentFile(QuestionFile):
         self.lines = JsonLinesFile(path)
 
     @classmethod
-    def answers(cls, data_root: Path) -> AnswerTable:
+    def answers(cls, data_root: Path, names: str = "") -> AnswerTable:
         return ExactAnswers(LABELS, "visual entailment")
 
     @classmethod

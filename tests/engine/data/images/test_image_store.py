@@ -120,8 +120,7 @@ def test_resized_images_have_the_folders_pixels_but_for_the_loss_of_jpeg(data_ro
     for img_id in ("1", "2", "3", "4"):  # whose sizes in the store are multiples of JPEG's 8 x 8 blocks
         ours, exact = store.load(img_id), folder.load(img_id)
         assert ours.shape == exact.shape
-        record, _ = image_of(stored[img_id.encode()])
-        bound = quantisation_error(record) + 1
+        bound = quantisation_error(image_of(stored[img_id.encode()]).image) + 1
         assert bound < 6
         inside = exact.max(axis=0) > 0  # the loss is the image's, the border has none
         assert np.all(ours[:, ~inside] == 0)
@@ -131,7 +130,8 @@ def test_resized_images_have_the_folders_pixels_but_for_the_loss_of_jpeg(data_ro
 def test_resized_records_are_jpegs_of_the_resized_image_with_the_original_size(data_root, path):
     write(path, data_root, resize=(96, 160), quality=80)
     for key, value in values(path).items():
-        record, original = image_of(value)
+        record, original, is_own = image_of(value)
+        assert not is_own
         assert original == SIZES[key.decode()]
         size = writer.placement(original, 96, 160)[0]
         with Image.open(data_root / image_path(key.decode())) as image:

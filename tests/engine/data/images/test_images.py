@@ -75,8 +75,8 @@ def test_missing_folder_is_refused_with_what_to_do(tmp_path, folder):
         folder.missing([COCO, GENOME])
     assert str(error.value) == (
         f"the image folder {tmp_path / 'vg_raw_images' / 'VG_100K'} can't be read (No such file or directory), and "
-        f"{GENOME} should be in it; unpack the images there or point --data_root at the folder that holds "
-        "vg_raw_images/"
+        f"{GENOME} should be in it; unpack the images there, put images of your own into {tmp_path / 'images'}, or "
+        "point --data_root at the folder that holds vg_raw_images/"
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 from engine.data.images.decoding import ImageShape
 from engine.data.images.folder import ImageFolder
 from engine.data.images.places import Folder, OriginalFolders
-from engine.data.inspection.images import find_missing, look_at_images, oddest
+from engine.data.inspection.images import look_at_images, oddest
 from engine.data.inspection.sheet import lines_of, read_font, write_sheet
 from engine.data.inspection.texts import Names
 from engine.errors import UserError
@@ -53,7 +53,10 @@ def look(folder, files=None, numbers=None):
 
 def test_every_image_is_described_or_named_with_a_reason(folder):
     found, names, _ = look(folder)
-    assert found.missing_lines.lines == [f"{folder}/{name}: no such file" for name in ("gone.jpg", "nowhere/gone.jpg")]
+    assert found.missing_lines.lines == [
+        f"{folder}/gone.jpg: no such file (looked for {folder}/gone.jpg)",
+        f"{folder}/nowhere/gone.jpg: no such file (looked for {folder}/nowhere/gone.jpg)",
+    ]
     reasons = dict(line.split(": ", 1) for line in found.unreadable_lines.lines)
     assert list(reasons) == [f"{folder}/{name}" for name in ("cut.png", "folder.jpg", "line.png", "text.jpg")]
     assert list(reasons.values())[1:] == [
@@ -99,10 +102,11 @@ def test_a_folder_that_is_not_there_makes_its_images_missing(tmp_path):
     names.add("COCO_val2014_000000000001")
     names.codes()
     images = ImageFolder(tmp_path, SHAPE)
-    assert find_missing(images, names) == []  # it can't be listed
     found = look_at_images(images, names, np.arange(1))
     path = OriginalFolders(tmp_path).path(names[0])
-    assert found.missing_lines.lines == [f"{path}: No such file or directory"]
+    folder, file = found.missing_lines.lines
+    assert folder.startswith(f"the image folder {path.parent} can't be read (No such file or directory), and COCO_val")
+    assert file == f"{path}: No such file or directory"
     assert found.missing == [0]
 
 

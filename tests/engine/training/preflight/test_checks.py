@@ -101,6 +101,37 @@ def test_other_cells_keep_a_training_from_running_that_draws_some(
     assert ["the drawn cells of 240" in problem for problem in found] == [True] * draws
 
 
+def test_only_who_learns_answers_needs_a_table(flags: Flags, damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, or with one of other answers, LXMERT's files train by name and path, with questions or without."""
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    table, file = damaged / "lxmert" / "all_ans.json", damaged / "lxmert" / "mscoco_train.json"
+    begin = flags("--data_root", str(damaged), "--valid", "")
+    table.unlink()
+    assert problems_of(begin) == []
+    (told,) = problems_of([*begin, "--task_qa", "true", "--question_column", "a b"], thorough=False)
+    assert told.startswith(f"--taskQA needs an answer table, and {table} is missing; `")
+    assert f" answers --data_root {damaged} --train mscoco_train --question_column 'a b'` makes one" in told
+    items = json.loads(file.read_text())
+    for item in items:
+        del item["sentf"]["vqa"], item["labelf"]
+    file.write_text(json.dumps(items))
+    assert problems_of([*begin, "--train", str(file)]) == []
+
+
+def test_a_table_of_other_answers_matters_to_who_learns_answers_alone(
+    flags: Flags, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", free_port())
+    (damaged / "lxmert" / "all_ans.json").write_text('["zebra"]')
+    begin = flags("--data_root", str(damaged), "--valid", "")
+    assert problems_of(begin) == []
+    assert any("the table belongs to other data" in told for told in problems_of([*begin, "--task_qa", "true"]))
+    with pytest.raises(
+        UserError, match=r"--answers .*mine\.json is missing; `.* answers --train FILES --output .*mine"
+    ):
+        Pretraining(configured([*begin, "--answers", "mine.json"]), read_bert(f"{damaged}/bert")[1], ALONE)
+
+
 def test_all_problems_are_told_in_one_go(
     flags: Flags, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
