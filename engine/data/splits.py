@@ -76,6 +76,7 @@ def read_split(
     categories: Sequence[str] | None = None,
     most_images: int | None = None,
     answered_only: bool = False,
+    remedy: str = "add them, or pass --allow_missing_images to leave them out",
     progress: bool = False,
 ) -> Split:
     """The sentences of a source, with the sizes of their images.
@@ -84,6 +85,7 @@ def read_split(
         categories: those whose sentences count; None for all.
         most_images: sentences of the first images alone, in the order of the files; None for all.
         answered_only: whether questions without an answer in the answer table are left out.
+        remedy: what to do where images are missing.
 
     Raises:
         UserError: for missing or broken files, categories that there aren't, images without a file (unless allowed),
@@ -106,8 +108,7 @@ def read_split(
     if missing and not allow_missing_images:
         first = next(img_id for img_id in img_ids if img_id in missing)
         raise UserError(
-            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {first}; "
-            "add them, or pass --allow_missing_images to leave them out"
+            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {first}; {remedy}"
         )
     count = sentences.label_count
     if count.unknown and not count.known and len(source.answers):

@@ -69,6 +69,8 @@ class FeatureFile:
         Raises:
             UserError: if it can't be written, another process writes it, or there is no room.
         """
+        if self.path.is_dir():
+            raise UserError(f"{self.path} is a folder; choose another name")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.partial.open("ab")

@@ -200,13 +200,13 @@ class Pretrained:
             UserError: if an image can't be read, or there are not as many images as sentences.
         """
         pairs = self._pairs(images, sentences)
-        found, notes = Features.empty(self.columns, len(pairs)), list[str]()
-        for first in range(0, len(pairs), batch_size):
+        found, notes = Features.empty(self.columns, len(pairs)), [""] * len(pairs)
+        for first in _starts(len(pairs), batch_size):
             chunk = pairs[first : first + batch_size]
             for members, pixels in self._by_shape(chunk):
-                text = self.text([chunk[n][1] for n in members])
-                notes += [note_of(*of_sentence) for of_sentence in zip(text.tokens, text.cut, strict=True)]
-                rows = [first + n for n in members]
+                text, rows = self.text([chunk[n][1] for n in members]), [first + n for n in members]
+                for row, tokens, cut in zip(rows, text.tokens, text.cut, strict=True):
+                    notes[row] = note_of(tokens, cut)
                 found.put(rows, self.features_of(text.input_ids, text.attention_mask, torch.from_numpy(pixels)))
         _warn(notes, stacklevel=3)
         return found
@@ -291,7 +291,7 @@ class Pretrained:
     ) -> Iterator[Reading]:
         """One after the other, so that images needn't be in memory all at once."""
         numbers = numbers if numbers is not None else [0] * len(pairs)
-        for first in range(0, len(pairs), batch_size):
+        for first in _starts(len(pairs), batch_size):
             chunk, readings = pairs[first : first + batch_size], dict[int, Reading]()
             for members, pixels in self._by_shape(chunk):
                 batch = self._read_batch(
@@ -423,6 +423,13 @@ def abilities_of(saved: SavedState) -> frozenset[str]:
     if saved.description.architecture == "pretraining":
         has |= {name for name, flag in ((FILL_MASK, "task_mask_lm"), (MATCH, "task_matched")) if config.get(flag, True)}
     return frozenset(has)
+
+
+def _starts(number: int, batch_size: int) -> range:
+    """Where batches of so many pairs begin."""
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: at least 1 is needed")
+    return range(0, number, batch_size)
 
 
 def _shown(sentence: str) -> str:

@@ -114,7 +114,8 @@ def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ra
     source = AnnotationSource(parts, encoder, answers)
     images = open_images(data_root, config.image_store, shape, config.image_decoder, places_of(source.files))
     cache, first = Path(config.cache_dir or data_root / "cache"), ranks.rank == 0
-    split = share_on_node(ranks, source.name, lambda: read_split(source, images, cache, progress=first))
+    remedy = "add them, or mend the paths" if config.pairs is None else "add them, or mend the paths (--image_root)"
+    split = share_on_node(ranks, source.name, lambda: read_split(source, images, cache, remedy=remedy, progress=first))
     if not len(split.sentences):
         raise UserError(f"{names_of(files_of(parts))}: there is no question")
     if source.has_question_ids:

@@ -101,5 +101,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     file = FeatureFile(tmp_path / "file" / "features.safetensors", COLUMNS, 5, {})
     with pytest.raises(UserError, match="can't be written"):
         file.create()
+    with pytest.raises(UserError, match="is a folder; choose another name"):
+        FeatureFile(tmp_path, COLUMNS, 5, {}).create()
     with pytest.raises(UserError, match=r"can't be opened .*; name a folder that all machines share"):
         FeatureFile(tmp_path / "features.safetensors", COLUMNS, 5, {}).open()

@@ -184,13 +184,14 @@ def test_python_warns_once_of_what_was_not_read(model: Pretrained, photos: list[
         model.answer(photos[0], "a ring " * 20)
         model.match(photos, ["a ring", "a zebra# ring", "ring " * 40])
         model.fill_mask(photos[0], "[MASK] zebra#")
-        model.features(photos, ["a ring", "ring " * 40, "ring " * 40])
+        model.features(photos, ["a ring", "ring " * 40, "ring " * 30])
     told = [str(warning.message) for warning in warned]
     assert told[0].startswith("the sentence: only the first 12 of 40 word pieces were read ('a ring a")
     assert told[1].startswith("sentence 2 of 3: ")
     assert told[1].endswith("unknown to the model's vocabulary (and 1 more were not read as they are)")
     assert "unknown" in told[2]
     assert told[3].startswith("sentence 2 of 3: only the first 12 of 40 word pieces")
+    assert " of 40 word pieces" in told[3]  # the portrait's, though the landscapes are computed first
     assert len(told) == 4
     assert {warning.filename for warning in warned} == {__file__}
     with warnings.catch_warnings():
@@ -264,6 +265,9 @@ def test_features_can_be_trained_on(model: Pretrained, photos: list[Path]) -> No
     head(model.features(photos, "a ring").pooled).sum().backward()
     assert head.weight.grad is not None
     assert len(model.features([], [])) == 0
+    for ask in (model.features, model.read):
+        with pytest.raises(UserError, match="batch_size=0: at least 1 is needed"):
+            ask(photos, "a ring", batch_size=0)
 
 
 def test_cells_are_drawn_by_the_seed_or_all_are_read(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
@@ -280,11 +284,26 @@ def test_cells_are_drawn_by_the_seed_or_all_are_read(scenes: Path, photos: list[
     assert whole.vision.shape == (3, 6, 32)
 
 
-def test_features_have_the_dtype_of_the_model(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
-    model = engine.load_pretrained(write_model(scenes, tmp_path / "model"), device="cpu", dtype=torch.bfloat16)
-    features = model.features(photos[0], "a ring")
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", None, torch.float32),
+        ("cpu", torch.bfloat16, torch.bfloat16),
+        pytest.param(
+            *("cuda", None, torch.float16),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_features_have_the_dtype_of_the_model_and_lie_in_main_memory(
+    scenes: Path, photos: list[Path], tmp_path: Path, device: str, dtype: torch.dtype | None, expected: torch.dtype
+) -> None:
+    folder = write_model(scenes, tmp_path / "model")
+    features = engine.load_pretrained(folder, device=device, dtype=dtype).features(photos, "a ring")
     parts = (features.language, features.vision, features.pooled, features.grid)
-    assert {part.dtype for part in parts} == {torch.bfloat16}
+    assert {part.dtype for part in parts} == {expected}
+    assert {tensor.device.type for tensor in features.tensors().values()} == {"cpu"}
+    assert torch.equal(features.cells, engine.load_pretrained(folder, device="cpu").features(photos, "a ring").cells)
 
 
 def test_the_network_alone_says_what_it_lacks(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
