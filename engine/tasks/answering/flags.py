@@ -50,13 +50,12 @@ class SoftScoresConfig(FineTuningConfig):
 
 
 @dataclass
-class PredictConfig(TableConfig):
-    """Answer the questions of a split with a fine-tuned model, and score them where their answers are known.
+class PredictionConfig:
+    """What a prediction takes beside the columns of tables, which --pairs may need."""
 
-    With --features, write what any model makes of images and sentences instead.
-    """
-
-    load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST, or the folder of its run")
+    load: str = HfArg(
+        default="", help="fine-tuned model, such as snap/vqa/NAME/BEST, or its run's folder; any for --features"
+    )
     test: str | None = HfArg(default=None, help="annotation files in the task's folder, such as VQA's minival or test")
     question: str | None = HfArg(default=None, help="one question, or hypothesis, with --image")
     image: str | None = HfArg(default=None, help="image file that --question is about")
@@ -125,3 +124,11 @@ class PredictConfig(TableConfig):
     @property
     def kept_parts(self) -> list[str]:
         return [part for part in self.feature_parts.split(",") if part]
+
+
+@dataclass
+class PredictConfig(TableConfig, PredictionConfig):
+    """Answer the questions of a split with a fine-tuned model, and score them where their answers are known.
+
+    With --features, write what any model makes of images and sentences instead.
+    """
