@@ -45,13 +45,17 @@ def publish(file: FeatureFile, rows: Iterable[dict[str, Any]]) -> None:
     """Give the file its name, and write beside it what each row is of.
 
     Raises:
-        UserError: if there are not as many rows any more.
+        UserError: if that can't be written, or there are not as many rows any more; the features stay.
     """
     names = file.path.with_suffix(".rows.json")
+    names.unlink(missing_ok=True)  # so that no older one lies beside the new features
+    file.publish()
     written = write_json_list(names, rows)
     if written != file.rows:
-        raise UserError(f"the annotations changed while they were read: {written:,} pairs now, {file.rows:,} before")
-    file.publish()
+        raise UserError(
+            f"{names} has {written:,} pairs, and {file.path} {file.rows:,}: the annotations changed in between; run "
+            "the same command again"
+        )
     print(f"wrote {file.path}, {file.rows:,} rows, and {names}")
 
 

@@ -16,8 +16,10 @@ from engine.checkpoint.formats.pretrained import save_pretrained
 from engine.data.images.places import image_path
 from engine.distributed.ranks import ALONE
 from engine.errors import UserError
-from engine.inference.features import NAMES
+from engine.inference.feature_file import FeatureFile
+from engine.inference.features import NAMES, Column
 from engine.tasks.answering import prediction
+from engine.tasks.answering.features import publish
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.named import TASKS, picked_task
 from tests.conftest import launch
@@ -160,6 +162,17 @@ def test_a_model_of_pre_training_leads_to_features(stage_one: Path, scenes: Path
     config = PredictConfig(load=str(stage_one), test="minival", data_root=str(scenes))
     with pytest.raises(UserError, match=r"fine-tune it first, with .*, or ask for its features, with --features NAME"):
         prediction.open_model(TASKS["vqa"], config, ALONE)
+
+
+def test_annotations_that_change_meanwhile_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    (tmp_path / "f.rows.json").write_text("of an older file")
+    with FeatureFile(path, {"pooled": Column(torch.float32, (1,))}, 2, {}) as file:
+        file.create()
+        with pytest.raises(UserError, match=r"has 1 pairs, and .*f.safetensors 2: the annotations changed in between"):
+            publish(file, [{"image": "0.jpg", "sentence": "a ring"}])
+    assert path.exists()
+    assert len(json.loads((tmp_path / "f.rows.json").read_text())) == 1
 
 
 def test_a_damaged_photo_ends_it_and_leaves_no_file(stage_one: Path, table: Path, tmp_path: Path) -> None:
