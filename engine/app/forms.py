@@ -80,8 +80,7 @@ def reply(form: Form, model: "Pretrained", photo: bytes, text: str, *, top_k: in
     [reading] = model.read(photo, text)
     return {
         "tables": _tables(form, reading, top_k),
-        "unknown": reading.unknown,
-        "cut": reading.cut,
+        "note": reading.note,
         "grid": reading.grid,
         "cells": reading.cells.tolist(),
         "picture": _data_uri(Image.fromarray(reading.pixels)),

@@ -219,12 +219,16 @@ def build_network(saved: SavedState, device: torch.device, dtype: torch.dtype) -
     return network.to(device).eval()
 
 
-def load_pretrained(folder: str | Path) -> Any:
+def load_pretrained(folder: str | Path, *, sub_sampling: bool = True) -> Any:
     """The network in a folder: BEST, LAST, a checkpoint, a run's folder, or what `launch/convert.py --to safetensors`
     wrote.
 
     One of engine.checkpoint.description.MODELS, in fp32, on the CPU, in evaluation mode. It takes tensors;
     `engine.load_pretrained` gives one that takes images and sentences.
+
+    Args:
+        sub_sampling: whether cells are drawn, if the model was trained so: it then takes a `sampling_state`, int64
+            (seed, step, number of the first image). If not, it reads all cells of an image.
 
     `read_description` gives the answers and the vocabulary of a folder with safetensors.
 
@@ -236,7 +240,9 @@ def load_pretrained(folder: str | Path) -> Any:
         raise UserError(
             f"{saved.source} doesn't say what model it is of; {command('convert')} makes a folder that does"
         )
-    return build_network(saved, torch.device("cpu"), torch.float32)
+    network = build_network(saved, torch.device("cpu"), torch.float32)
+    network.bert.encoder.sub_sampling_in_evaluation = sub_sampling
+    return network
 
 
 def check_words(saved: SavedState, description: ModelDescription) -> None:

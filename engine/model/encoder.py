@@ -167,13 +167,23 @@ class Encoder(nn.Module):
     def visual_tokens(
         self, grid: Tensor, sampling_state: Tensor | None, positions: Tensor | None, grid_of: Tensor | None
     ) -> Tensor:
-        """Sampled cells of grids (G, C, rows, columns), embedded by position and projected: (B, S, h)."""
+        """Sampled cells of grids (G, C, rows, columns), embedded by position and projected: (B, S, h).
+
+        Raises:
+            UserError: if cells have to be drawn, and neither `sampling_state` nor `positions` says which.
+        """
         tables: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.visual.use_positional_embedding:
             tables = (self.visual_pos.x_position_embedding.weight, self.visual_pos.y_position_embedding.weight)
-        num_samples = grid.shape[2] * grid.shape[3]
+        num_samples = num_cells = grid.shape[2] * grid.shape[3]
         if self.visual.sub_feat_num and (self.training or self.sub_sampling_in_evaluation):
             num_samples = self.visual.sub_feat_num
+        if num_samples < num_cells and sampling_state is None and positions is None:
+            raise UserError(
+                f"this model reads {num_samples} of the {num_cells} cells of an image, and nothing says which; give "
+                "sampling_state=torch.tensor([seed, 0, 0]) on the model's device, or in evaluation let it read all "
+                "cells, with sub_sampling=False of load_pretrained"
+            )
         tokens, _ = grid_subsample(grid, *tables, sampling_state, num_samples, positions=positions, grid_of=grid_of)
         return self.visn_fc(tokens)
 

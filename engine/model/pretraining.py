@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import ModelOutput
 
 from engine.model.encoder import Trunk, VisualShape, initialise_bert_weights
-from engine.model.metrics import MetricSums
+from engine.model.metrics import NO_METRICS, MetricSums
 
 IGNORE = -1  # the label that no loss and no metric counts
 
@@ -65,7 +65,7 @@ class PretrainingOutput(ModelOutput):
     DeepSpeed looks for tensors in it, as in any dict, to know when the backward pass begins.
     """
 
-    loss: Tensor
+    loss: Tensor | None = None  # None without labels
     losses: dict[str, Tensor] | None = None
     language: Tensor | None = None  # (B, L, h)
     vision: Tensor | None = None  # (B, S, h)
@@ -102,15 +102,15 @@ class ClipVilForPretraining(nn.Module):
         token_type_ids: Tensor,
         attention_mask: Tensor,
         images: Tensor,
-        masked_lm_labels: Tensor,
-        matched_label: Tensor,
-        ans: Tensor,
+        masked_lm_labels: Tensor | None = None,
+        matched_label: Tensor | None = None,
+        ans: Tensor | None = None,
         masked_positions: Tensor | None = None,
         sampling_state: Tensor | None = None,
         positions: Tensor | None = None,
         grid_of: Tensor | None = None,
     ) -> PretrainingOutput:
-        """Losses and scores of a batch; see Trunk.forward for the inputs.
+        """Scores of a batch, and the losses of what has labels; see Trunk.forward for the inputs.
 
         Labels are int64 with -1 for "doesn't count": masked_lm_labels (B, L), matched_label (B), ans (B). A loss is the
         mean over the labels that count, and 0 where none does (the original gives NaN there).
@@ -128,7 +128,7 @@ class ClipVilForPretraining(nn.Module):
         lm_scores = self.cls.predictions(words, self.bert.embeddings.word_embeddings.weight)
         matched_scores = self.cls.seq_relationship(pooled)
         scored = {
-            "mask_lm": (lm_scores.flatten(0, -2), masked_lm_labels.flatten()),
+            "mask_lm": (lm_scores.flatten(0, -2), masked_lm_labels),
             "matched": (matched_scores, matched_label),
         }
         answer_scores = None
@@ -139,11 +139,14 @@ class ClipVilForPretraining(nn.Module):
         losses: dict[str, Tensor] = {}
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (scores, labels) in scored.items():
+            if labels is None:
+                continue
+            labels = labels.flatten()
             total, count = cross_entropy(scores, labels)
             losses[name] = total / count.clamp(min=1)
             right = (scores.argmax(1) == labels).sum(dtype=torch.float32)
             metrics |= {f"{name}_loss": (total, count), f"{name}_accuracy": (right, count)}
-        loss = torch.stack(list(losses.values())).sum()
+        loss = torch.stack(list(losses.values())).sum() if losses else None
         return PretrainingOutput(
             loss=loss,
             losses=losses,
@@ -154,5 +157,5 @@ class ClipVilForPretraining(nn.Module):
             lm_scores=lm_scores,
             matched_scores=matched_scores,
             answer_scores=answer_scores,
-            metrics=MetricSums.of(metrics),
+            metrics=MetricSums.of(metrics) if metrics else NO_METRICS,
         )

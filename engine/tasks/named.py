@@ -12,11 +12,12 @@ from engine.tasks.vqa import Vqa
 TASKS: dict[str, TaskClass] = {task.files.folder: task for task in (Vqa, Gqa, VisualEntailment)}
 
 
-def picked_task(argv: list[str], text: str) -> tuple[TaskClass, list[str]]:
+def picked_task(argv: list[str], text: str, *, of_no_task: str = "") -> tuple[TaskClass, list[str]]:
     """The task that --task names, and the other flags.
 
     Args:
         text: the program's docstring, which --help prints where no task is named.
+        of_no_task: a flag with which none need be named, since all come to the same.
 
     Raises:
         UserError: if none is named, or there is no such task.
@@ -27,6 +28,8 @@ def picked_task(argv: list[str], text: str) -> tuple[TaskClass, list[str]]:
     if not found.task and {"--help", "-h"} & set(others):
         print(f"{usage(text)}\nThe tasks: {', '.join(TASKS)}.")
         raise SystemExit(0)
+    if not found.task and of_no_task in {word.split("=")[0] for word in others}:
+        found.task = next(iter(TASKS))
     if found.task not in TASKS:
         given = f"--task {found.task}: there is no such task; give" if found.task else "which task? add --task with"
         raise UserError(f"{given} one of {', '.join(TASKS)}")

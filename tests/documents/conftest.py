@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import BertConfig, BertForPreTraining
 
 from engine.data.images.places import image_path
@@ -62,8 +63,9 @@ def write_photos(folder: Path) -> None:
         rows = tables.rows_of(items, path_of=lambda img_id: image_path(img_id).as_posix())
         tables.write_jsonl(photos / f"{table}.jsonl", rows)
     (folder / "own").symlink_to("photos")
-    for name in ("photo.jpg", "cat.jpg"):
-        shutil.copy(next((folder / "data" / "mscoco" / "val2014").iterdir()), folder / name)
+    shutil.copy(next((folder / "data" / "mscoco" / "val2014").iterdir()), folder / "photo.jpg")
+    with Image.open(folder / "photo.jpg") as image:  # one is a landscape, the other a portrait
+        image.transpose(Image.Transpose.ROTATE_90).save(folder / "cat.jpg")
 
 
 def write_weights(folder: Path) -> None:

@@ -72,9 +72,7 @@ function showAnswers(result, told) {
       add(row, "td", `${(100 * probability).toFixed(1)} %`);
     }
   }
-  if (told.unknown === 1) add(result, "p", "The model doesn't know one of these words.", "note");
-  if (told.unknown > 1) add(result, "p", `The model doesn't know ${told.unknown} of these words.`, "note");
-  if (told.cut) add(result, "p", `This is too long for the model: the last ${told.cut} word pieces weren't read.`, "note");
+  if (told.note) add(result, "p", `Note: ${told.note}.`, "note");
 }
 
 async function ask(form, file) {

@@ -47,7 +47,7 @@ def read_names(
     original: type[AnnotationFile] = LxmertFile,
     file_name: str = "{}.json",
     columns: Columns | None = None,
-    split: str = "train",
+    split: str | None = "train",
 ) -> tuple[Part, ...]:
     """The parts of a comma-separated list of names.
 
@@ -56,7 +56,7 @@ def read_names(
         original: their format.
         file_name: what the file of a name is called.
         columns: of tables; None where only the original's files may be named.
-        split: train or valid, for tables that have a column for it.
+        split: train or valid, for tables that have a column for it; None for all of their rows, each once.
 
     Raises:
         UserError: if one isn't there, or is no file of a known format.
@@ -65,7 +65,8 @@ def read_names(
     for word in filter(None, names.split(",")):
         name, weight = weight_of(word)
         if weight != 1 and split != "train":
-            raise UserError(f"{word}: a validation takes each sentence once; leave out the weight behind the colon")
+            taker = "a validation" if split == "valid" else "--pairs"
+            raise UserError(f"{word}: {taker} takes each sentence once; leave out the weight behind the colon")
         if not is_own(name, folder):
             parts.append(Part(name, (original(original_file(folder, name, file_name)),), weight))
         elif columns is None:
@@ -144,7 +145,7 @@ def original_file(folder: Path, name: str, file_name: str) -> Path:
     return file
 
 
-def own_files(name: str, columns: Columns, split: str) -> tuple[AnnotationFile, ...]:
+def own_files(name: str, columns: Columns, split: str | None) -> tuple[AnnotationFile, ...]:
     """The files that a path, a range of shards or a pattern names."""
     paths = expanded(name)
     if missing := [path for path in paths if not path.exists()]:
@@ -157,7 +158,7 @@ def own_files(name: str, columns: Columns, split: str) -> tuple[AnnotationFile, 
     return files
 
 
-def own_file(path: Path, columns: Columns, split: str) -> AnnotationFile:
+def own_file(path: Path, columns: Columns, split: str | None) -> AnnotationFile:
     """Raises UserError for what is no file of a known format."""
     if path.is_dir():
         if (path / STATE).is_file() or (path / SPLIT_NAMES).is_file():

@@ -6,7 +6,11 @@ from typing import Literal
 from transformers.hf_argparser import HfArg
 
 from engine.configuration.flags import TrainingConfig
+from engine.configuration.tables import TableConfig
 from engine.errors import UserError
+
+SAFETENSORS = ".safetensors"
+PARTS = ("language", "vision", "pooled", "grid")  # of engine.inference.features.Features
 
 
 @dataclass
@@ -50,13 +54,22 @@ class SoftScoresConfig(FineTuningConfig):
 
 
 @dataclass
-class PredictConfig:
-    """Answer the questions of a split with a fine-tuned model, and score them where their answers are known."""
+class PredictionConfig:
+    """What a prediction takes beside the columns of tables, which --pairs may need."""
 
-    load: str = HfArg(default="", help="fine-tuned model, such as snap/vqa/NAME/BEST, or the folder of its run")
+    load: str = HfArg(
+        default="", help="fine-tuned model, such as snap/vqa/NAME/BEST, or its run's folder; any for --features"
+    )
     test: str | None = HfArg(default=None, help="annotation files in the task's folder, such as VQA's minival or test")
     question: str | None = HfArg(default=None, help="one question, or hypothesis, with --image")
     image: str | None = HfArg(default=None, help="image file that --question is about")
+    pairs: str | None = HfArg(
+        default=None, help="tables, shards or datasets with images and sentences of your own, for --features"
+    )
+    features: str | None = HfArg(
+        default=None, help="write features to this file, NAME.safetensors, instead of answers; any checkpoint will do"
+    )
+    feature_parts: str = HfArg(default=",".join(PARTS), help="what to write of each pair; `pooled` alone is small")
     output: str | None = HfArg(default=None, help="folder for the results; that of --load if not given")
     top_k: int | None = HfArg(default=None, help="also write this many answers of each question with probabilities")
     data_root: str = HfArg(default="data", help="folder that holds the images' and the task's folders")
@@ -82,10 +95,13 @@ class PredictConfig:
         """Raises UserError, naming the flag to change."""
         if not self.load:
             raise UserError("which model? add --load snap/vqa/NAME/BEST")
-        if (self.test is None) == (self.question is None):
-            raise UserError("either --test SPLIT or --question TEXT --image FILE is needed")
+        if sum(asked is not None for asked in (self.test, self.question, self.pairs)) != 1:
+            raise UserError(
+                "either --test SPLIT or --question TEXT --image FILE is needed; or --pairs FILE for --features"
+            )
         if (self.question is None) != (self.image is None):
             raise UserError("--question and --image go together; add the other one")
+        self._check_features()
         for name in ("batch_size", "top_k", "start_timeout"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value}: at least 1 is needed")
@@ -94,3 +110,29 @@ class PredictConfig:
                 raise UserError(f"--{name} {getattr(self, name)}: at least 0 is needed")
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other; drop one")
+
+    def _check_features(self) -> None:
+        if self.features is None:
+            if self.pairs is not None:
+                raise UserError("--pairs has no questions of a task to answer; add --features NAME.safetensors")
+            return
+        if not self.features.endswith(SAFETENSORS):
+            raise UserError(f"--features {self.features}: a name that ends in {SAFETENSORS} is needed")
+        unknown = [part for part in self.kept_parts if part not in PARTS]
+        if unknown or not self.kept_parts:
+            raise UserError(f"--feature_parts {self.feature_parts}: some of {', '.join(PARTS)} are needed")
+        for name in ("output", "top_k"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} is about answers, and --features writes none; drop one of the two")
+
+    @property
+    def kept_parts(self) -> list[str]:
+        return [part for part in self.feature_parts.split(",") if part]
+
+
+@dataclass
+class PredictConfig(TableConfig, PredictionConfig):
+    """Answer the questions of a split with a fine-tuned model, and score them where their answers are known.
+
+    With --features, write what any model makes of images and sentences instead.
+    """

@@ -4,6 +4,8 @@
 2. questions        read and checked, like the place of the results, before work starts
 3. answers          of this rank's share, gathered from all ranks
 4. results          SPLIT_predict.json for the server, SPLIT_score.json where answers are known, SPLIT_top_k.json
+
+With --features, a file of what any model makes of the pairs takes the place of 3 and 4.
 """
 
 import time
@@ -19,6 +21,8 @@ from engine.checkpoint.formats.pretrained import ModelFolder
 from engine.checkpoint.state import Checkpoint, build_network, open_checkpoint
 from engine.commands import command
 from engine.data.annotations.answers import ExactAnswers
+from engine.data.annotations.formats.table import places_of
+from engine.data.annotations.named import Part, columns_of, read_names
 from engine.data.annotations.questions.file import check_unique, files_of, names_of, read_questions
 from engine.data.annotations.source import AnnotationSource
 from engine.data.annotations.text import TextEncoder
@@ -26,6 +30,7 @@ from engine.data.images.decoding import IMAGE_ERRORS, ImageShape, reason, to_pix
 from engine.data.loading import Batch, evaluation_loader
 from engine.data.shared_memory import check_shared_memory
 from engine.data.splits import open_images, read_split
+from engine.data.waiting import TimedLoader
 from engine.distributed.device import pick_device
 from engine.distributed.joining import join
 from engine.distributed.launchers import end_with_launcher
@@ -35,6 +40,7 @@ from engine.distributed.sharing import share_on_node
 from engine.errors import UserError
 from engine.files import check_writable, write_json
 from engine.inference.pretrained import Pretrained
+from engine.inference.reading import note_of
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
 from engine.printing import note, warn
@@ -42,6 +48,7 @@ from engine.progress import Bar
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
+from engine.tasks.answering.features import feature_file, publish, rows_of
 from engine.tasks.answering.flags import PredictConfig
 from engine.tasks.answering.scoring import AnswerCollector, Predictions, Scorer
 from engine.tasks.answering.task import TaskClass
@@ -53,7 +60,7 @@ Saved = Checkpoint | ModelFolder
 
 
 def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
-    """A fine-tuned model: BEST, LAST, a checkpoint of the training, or the training's folder."""
+    """A fine-tuned model: BEST, LAST, a checkpoint of the training, or the training's folder. Any, for features."""
     name, data_root = task.files.folder, Path(config.data_root)
     saved = open_checkpoint(config.load, ranks, optimizers=False)
     if isinstance(saved, OriginalState):
@@ -63,18 +70,20 @@ def open_model(task: TaskClass, config: PredictConfig, ranks: Ranks) -> Saved:
             "folder to load"
         )
     assert isinstance(saved, Saved)
-    if saved.description.architecture != "question_answering":
+    if config.features is None and saved.description.architecture != "question_answering":
         raise UserError(
             f"{saved.source} is a model of {saved.description.architecture}; fine-tune it first, with "
-            f"{command('finetune')} --task {name}"
+            f"{command('finetune')} --task {name}, or ask for its features, with --features NAME.safetensors"
         )
     if saved.description.vocabulary is None:
         raise UserError(f"{saved.source} has no vocabulary; convert it again with --bert")
-    if (config.top_k or 1) > len(saved.answers or ()):
-        raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
     reads = saved.description.preprocessing
     for height, width in ((reads.image_size_min, reads.image_size_max), (reads.image_size_max, reads.image_size_min)):
         check_grid(saved.description.visual, height, width)
+    if config.features is not None:
+        return saved
+    if (config.top_k or 1) > len(saved.answers or ()):
+        raise UserError(f"--top_k {config.top_k}: the model knows {len(saved.answers or ())} answers")
     table = task.files.known_answers(data_root) if config.test is not None else None
     if table is not None and set(table.answers) != set(saved.answers or ()):
         raise UserError(
@@ -95,22 +104,23 @@ def build_model(saved: Saved, config: PredictConfig, device: torch.device) -> Cl
 
 
 def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks) -> QuestionDataset:
-    """The questions, each once, with their images, in the form that the model was trained on."""
+    """The questions, or pairs, each once, with their images, in the form that the model was trained on."""
     description, reads = saved.description, saved.description.preprocessing
-    assert description.answers is not None
+    answers = ExactAnswers((description.answers if config.features is None else None) or [], saved.source)
     encoder = TextEncoder(description.tokenizer())
     data_root = Path(config.data_root)
     shape = ImageShape(reads.image_size_min, reads.image_size_max, reads.orient_after_resize)
-    images = open_images(data_root, config.image_store, shape, config.image_decoder)
-    parts = task.files.parts(str(config.test), data_root)
-    source = AnnotationSource(parts, encoder, ExactAnswers(description.answers, saved.source))
+    parts = parts_of(task, config)
+    source = AnnotationSource(parts, encoder, answers)
+    images = open_images(data_root, config.image_store, shape, config.image_decoder, places_of(source.files))
     cache, first = Path(config.cache_dir or data_root / "cache"), ranks.rank == 0
-    split = share_on_node(ranks, str(config.test), lambda: read_split(source, images, cache, progress=first))
+    split = share_on_node(ranks, source.name, lambda: read_split(source, images, cache, progress=first))
     if not len(split.sentences):
         raise UserError(f"{names_of(files_of(parts))}: there is no question")
-    check_unique(split.sentences.question_ids, files_of(parts), split.name)
+    if source.has_question_ids:
+        check_unique(split.sentences.question_ids, files_of(parts), split.name)
     values = {name: value for name, value in asdict(reads).items() if name != "orient_after_resize"}
-    options = QuestionOptions(**values, seed=config.seed, num_answers=len(description.answers))
+    options = QuestionOptions(**values, seed=config.seed, num_answers=len(answers))
     check_shared_memory(
         options, config.batch_size, num_workers=config.num_workers, local_world_size=ranks.local_world_size
     )
@@ -119,6 +129,43 @@ def read_dataset(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ra
         print(split.summary, flush=True)
         note(dataset.lost_words())
     return dataset
+
+
+def parts_of(task: TaskClass, config: PredictConfig) -> tuple[Part, ...]:
+    """The files of the questions, or of pairs of one's own."""
+    data_root = Path(config.data_root)
+    if config.pairs is None:
+        return task.files.parts(str(config.test), data_root)
+    return read_names(config.pairs, data_root / "lxmert", columns=columns_of(config), split=None)
+
+
+def loader_of(dataset: QuestionDataset, config: PredictConfig, ranks: Ranks) -> TimedLoader[Batch]:
+    """This rank's share of them."""
+    return evaluation_loader(
+        dataset,
+        config.batch_size,
+        num_workers=config.num_workers,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        start_method=config.worker_start_method,
+    )
+
+
+class UnreadableImages:
+    """Those that were met; more than are allowed end the program."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.met = most, 0
+
+    def see(self, batch: Batch) -> None:
+        self.met += len(batch.unreadable)
+        for problem in batch.unreadable:
+            tqdm.write(f"an unreadable image, answered blindly: {problem}")
+        if self.met > self.most:
+            raise UserError(
+                f"{self.met} unreadable images ({batch.unreadable[-1]}); restore the files, or let them be "
+                f"answered blindly with --max_unreadable_images {self.met}"
+            )
 
 
 def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
@@ -143,28 +190,14 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
             told = seen.check_unseen(split, images_too=images_too, scored=scorer.can_score)
         if told:
             print(f"note: {told}", flush=True)
-    batches = evaluation_loader(
-        dataset,
-        config.batch_size,
-        num_workers=config.num_workers,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_method=config.worker_start_method,
-    )
+    batches = loader_of(dataset, config, ranks)
     join(meeting)
     model = build_model(saved, config, device)
-    collector, unreadable = AnswerCollector(config.top_k or 1, one_of_all=task.one_of_all), 0
+    collector = AnswerCollector(config.top_k or 1, one_of_all=task.one_of_all)
+    unreadable = UnreadableImages(config.max_unreadable_images)
 
     def see(batch: Batch, output: AnsweringOutput) -> None:
-        nonlocal unreadable
-        unreadable += len(batch.unreadable)
-        for problem in batch.unreadable:
-            tqdm.write(f"an unreadable image, answered blindly: {problem}")
-        if unreadable > config.max_unreadable_images:
-            raise UserError(
-                f"{unreadable} unreadable images ({batch.unreadable[-1]}); restore the files, or let them be "
-                f"answered blindly with --max_unreadable_images {unreadable}"
-            )
+        unreadable.see(batch)
         collector.see(batch, output)
 
     started = time.monotonic()
@@ -174,6 +207,32 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
     if scorer is not None:
         print(f"{len(dataset):,} questions in {seconds:.1f} s, {len(dataset) / seconds:.1f} a second", flush=True)
         write_results(task, results, scorer, predictions, saved.answers or [], top_k=config.top_k is not None)
+    meeting.end()
+    dist.destroy_process_group()
+
+
+def write_features(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, device: torch.device) -> None:
+    """Write what the model makes of all pairs; each rank writes those that it computes."""
+    meeting = Meeting(ranks, config.start_timeout)
+    dataset = read_dataset(task, config, saved, ranks)
+    first, description = ranks.rank == 0, saved.description
+    with feature_file(config, description, saved.source, dtype_of(config), len(dataset)) as file:
+        if first:
+            file.create()
+        batches = loader_of(dataset, config, ranks)
+        join(meeting)
+        if not first:
+            file.open()
+        model, unreadable = loaded(task, config, saved, device), UnreadableImages(config.max_unreadable_images)
+        for batch in Bar(batches, desc="features", unit="batch", disable=not first):
+            unreadable.see(batch)
+            inputs = batch.to(device).inputs
+            features = model.features_of(inputs["input_ids"], inputs["attention_mask"], inputs["images"])
+            file.write(batch.numbers, features.tensors())
+        file.sync()
+        dist.barrier()
+        if first:
+            publish(file, rows_of([f for part in parts_of(task, config) for f in part.files]))
     meeting.end()
     dist.destroy_process_group()
 
@@ -214,7 +273,7 @@ def write_results(
 
 
 def answer_one(task: TaskClass, config: PredictConfig, saved: Saved, device: torch.device) -> None:
-    """One question about one image file, in the terminal."""
+    """One question about one image file: answers in the terminal, or features."""
     assert config.question is not None
     assert config.image is not None
     reads = saved.description.preprocessing
@@ -223,10 +282,32 @@ def answer_one(task: TaskClass, config: PredictConfig, saved: Saved, device: tor
         pixels = to_pixels(Path(config.image).read_bytes(), shape, config.image_decoder)
     except IMAGE_ERRORS as error:
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
-    model = Pretrained(saved, device, dtype_of(config), config.seed, task)
-    model.network.bert.encoder.sub_sampling_in_evaluation = config.sub_sampling_in_evaluation
-    for answer, probability in model.answer(pixels, config.question, top_k=config.top_k or SHOWN_ANSWERS):
-        print(f"{probability:.3f}  {answer}")
+    model = loaded(task, config, saved, device)
+    text = model.text([config.question])
+    if note := note_of(text.tokens[0], text.cut[0]):
+        print(f"note: {note}", flush=True)
+    if config.features is None:
+        for answer, probability in model.read(pixels, config.question)[0].answers(config.top_k or SHOWN_ANSWERS):
+            print(f"{probability:.3f}  {answer}")
+        return
+    with feature_file(config, saved.description, saved.source, dtype_of(config), 1) as file:
+        file.create()
+        features = model.features_of(text.input_ids, text.attention_mask, torch.from_numpy(pixels)[None])
+        file.write([0], features.tensors())
+        file.sync()
+        publish(file, [{"image": config.image, "sentence": config.question}])
+
+
+def loaded(task: TaskClass, config: PredictConfig, saved: Saved, device: torch.device) -> Pretrained:
+    """The model as a script has it, which reads sentences as the task does, or pairs as its own task did."""
+    return Pretrained(
+        saved,
+        device,
+        dtype_of(config),
+        config.seed,
+        task if config.pairs is None else None,
+        sub_sampling=config.sub_sampling_in_evaluation,
+    )
 
 
 def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
@@ -237,7 +318,10 @@ def run(task: TaskClass, config: PredictConfig, ranks: Ranks) -> None:
         warn(check_versions())
     saved = open_model(task, config, ranks)
     check_draws(device if saved.description.visual.sub_feat_num is not None else None)
-    if config.question is None:
+    if config.question is not None:
+        if ranks.rank == 0:
+            answer_one(task, config, saved, device)
+    elif config.features is not None:
+        write_features(task, config, saved, ranks, device)
+    else:
         predict(task, config, saved, ranks, device)
-    elif ranks.rank == 0:
-        answer_one(task, config, saved, device)

@@ -1,4 +1,4 @@
-"""What a program of launch/ that predicts does: read its flags, and answer.
+"""What a program of launch/ that predicts does: read its flags, and answer, or write features.
 
 Nothing heavy is imported before the flags are checked, so that --help and a wrong flag answer at once.
 """

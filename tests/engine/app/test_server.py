@@ -59,15 +59,16 @@ def test_a_form_shows_what_the_first_model_that_can_do_it_says(port: int, models
         status, told = ask(port, f"/{ability}", form(image, text))
         assert status == 200, told
         assert [[tuple(row) for row in table["rows"]] for table in told["tables"]] == [list(rows) for rows in tables]
-    assert (told["grid"], len(told["cells"]), told["unknown"], told["cut"]) == ([2, 3], 5, 0, 0)
+    assert (told["grid"], len(told["cells"]), told["note"]) == ([2, 3], 5, "")
     [reading] = pretraining.read(image, "a red square")
     assert told["cells"] == reading.cells.tolist()
     assert told["picture"].startswith("data:image/png;base64,")
 
 
-def test_words_that_are_unknown_or_cut_off_are_counted(port: int) -> None:
+def test_words_that_are_unknown_or_cut_off_are_told(port: int) -> None:
     _, told = ask(port, "/answer", form(photo(), "xyzzy square " * 20))
-    assert (told["unknown"], told["cut"]) == (9, 22)  # of 40 pieces, 18 are read: [CLS] and [SEP] take two of 20
+    assert told["note"].startswith("only the first 18 of 40 word pieces were read")  # [CLS] and [SEP] take two of 20
+    assert told["note"].endswith("; 9 of them are unknown to the model's vocabulary")
 
 
 def test_what_no_model_can_do_is_said_on_the_page(serve: Serve, models: dict[str, Any]) -> None:

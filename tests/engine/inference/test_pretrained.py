@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import engine
+from engine.checkpoint import load_pretrained
 from engine.checkpoint.description import ModelDescription, Preprocessing
 from engine.checkpoint.formats.pretrained import save_pretrained
 from engine.configuration.bert import read_bert
@@ -20,6 +22,7 @@ from engine.errors import UserError
 from engine.inference import pixels
 from engine.inference.attention import attention_to_cells, projections
 from engine.inference.pretrained import Pretrained
+from engine.inference.reading import note_of
 from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from tests.conftest import ROOT
@@ -118,7 +121,9 @@ def test_one_comes_alone_and_several_in_a_list(model: Pretrained, photos: list[P
     assert one == model.answer([photos[0]], [SENTENCES[1]], top_k=3)[0]
     for several in (model.answer(photos, SENTENCES[1]), model.answer(photos[0], SENTENCES)):
         assert [len(answers) for answers in several] == [5, 5, 5]
-    assert sum(answer.probability for answer in model.answer(photos[0], "x", top_k=100)) == pytest.approx(1, abs=1e-5)
+    assert sum(answer.probability for answer in model.answer(photos[0], "ring", top_k=100)) == pytest.approx(
+        1, abs=1e-5
+    )
     assert [[len(guesses) for guesses in model.fill_mask(photos[0], SENTENCES[0], top_k=4)]] == [[4, 4]]
     assert isinstance(model.match(photos[0], SENTENCES[2]), float)
     assert model.match([], []) == []
@@ -148,6 +153,171 @@ def test_what_was_not_read_is_told(model: Pretrained, photos: list[Path]) -> Non
     assert (short.unknown, short.cut) == (short.tokens.count("[UNK]"), 0)
     assert short.unknown > 0
     assert (long.unknown, long.cut, len(long.tokens)) == (0, 28, 14)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cut", "told"),
+    [
+        ("a ring", 0, ""),
+        ("", 0, "there is no word in it, so that only the image was read"),
+        ("a ring", 3, "only the first 2 of 5 word pieces were read ('a ring')"),
+        ("a ru ##st ##y", 1, "only the first 4 of 5 word pieces were read ('a rusty')"),
+        ("a [UNK]", 0, "1 of its 2 word pieces is unknown to the model's vocabulary"),
+        ("[UNK] a [UNK]", 1000, "of 1,003 word pieces were read ('[UNK] a [UNK]'); 2 of them are unknown to the model"),
+        ("[UNK]", 0, "its only word piece is unknown to the model's vocabulary, so that only the image says anything"),
+        ("[UNK] [UNK]", 0, "all 2 of its word pieces are unknown to the model's vocabulary, so that only the image"),
+        ("[UNK] [UNK]", 1, "; all 2 of these are unknown to the model's vocabulary"),
+        ("ring " * 30, 1, "word pieces were read ('... ring ring"),
+    ],
+)
+def test_what_was_not_read_is_told_in_words(tokens: str, cut: int, told: str) -> None:
+    note = note_of(["[CLS]", *tokens.split(), "[SEP]"], cut)
+    assert told in note
+    assert bool(told) == bool(note)
+    assert len(note) < 200
+
+
+def test_python_warns_once_of_what_was_not_read(model: Pretrained, photos: list[Path]) -> None:
+    """At the line that asks; `read` has it in each reading instead."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        model.answer(photos[0], "a ring " * 20)
+        model.match(photos, ["a ring", "a zebra# ring", "ring " * 40])
+        model.fill_mask(photos[0], "[MASK] zebra#")
+        model.features(photos, ["a ring", "ring " * 40, "ring " * 30])
+    told = [str(warning.message) for warning in warned]
+    assert told[0].startswith("the sentence: only the first 12 of 40 word pieces were read ('a ring a")
+    assert told[1].startswith("sentence 2 of 3: ")
+    assert told[1].endswith("unknown to the model's vocabulary (and 1 more were not read as they are)")
+    assert "unknown" in told[2]
+    assert told[3].startswith("sentence 2 of 3: only the first 12 of 40 word pieces")
+    assert " of 40 word pieces" in told[3]  # the portrait's, though the landscapes are computed first
+    assert len(told) == 4
+    assert {warning.filename for warning in warned} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.answer(photos[0], SENTENCES[1])
+        assert "only the first 12" in model.read(photos[0], "ring " * 40)[0].note
+
+
+# --- features
+
+
+def tensors_of(model: Pretrained, photo: Path, sentence: str, number: int = 0) -> tuple[torch.Tensor, ...]:
+    """Those of the trunk for one pair, as a training computes them."""
+    text = model.text([sentence])
+    pixels = torch.from_numpy(to_pixels(photo.read_bytes(), ImageShape(64, 96), "pillow"))[None]
+    with torch.no_grad():
+        output: tuple[torch.Tensor, ...] = model.network.bert(
+            text.input_ids,
+            torch.zeros_like(text.input_ids),
+            text.attention_mask,
+            pixels,
+            sampling_state=torch.tensor([model.seed, 0, number]),
+        )
+    return output
+
+
+def test_features_are_those_of_the_trunk(model: Pretrained, photos: list[Path]) -> None:
+    """Of landscapes and a portrait, bit for bit where pairs are read one by one."""
+    features = model.features(photos, SENTENCES, batch_size=1)
+    assert len(features) == 3
+    shapes = {name: tuple(tensor.shape) for name, tensor in features.tensors().items()}
+    assert shapes == {
+        "input_ids": (3, 14),
+        "attention_mask": (3, 14),
+        "language": (3, 14, 32),
+        "vision": (3, 3, 32),
+        "cells": (3, 3),
+        "pooled": (3, 32),
+        "grid": (3, 6, SHAPES["tiny"].channels),
+        "grid_shape": (3, 2),
+    }
+    assert {str(tensor.dtype) for tensor in features.tensors().values()} == {"torch.int64", "torch.float32"}
+    assert features.grid_shape.tolist() == [[2, 3], [3, 2], [2, 3]]
+    for n, (photo, sentence) in enumerate(zip(photos, SENTENCES, strict=True)):
+        language, vision, pooled, grid = tensors_of(model, photo, sentence)
+        assert torch.equal(features.language[n], language[0])
+        assert torch.equal(features.vision[n], vision[0])
+        assert torch.equal(features.pooled[n], pooled[0])
+        assert torch.equal(features.grid_of(n), grid[0].permute(1, 2, 0))
+        reading = model.read(photo, sentence)[0]
+        assert features.cells[n].tolist() == reading.cells.tolist()
+        assert int(features.attention_mask[n].sum()) == len(reading.tokens)
+        assert model.encoder.tokenizer.id_to_token(int(features.input_ids[n, 1])) == reading.tokens[1]
+
+
+def test_features_of_a_pair_do_not_depend_on_the_others(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
+    model = engine.load_pretrained(write_model(scenes, tmp_path / "model"), device="cpu")
+    model.network.double()
+    model.dtype = torch.float64
+    together = model.features(photos * 2, SENTENCES * 2, batch_size=4)
+    for n in range(6):
+        alone = model.features(photos[n % 3], SENTENCES[n % 3])
+        for name, tensor in alone.tensors().items():
+            assert (together.tensors()[name][n] - tensor[0]).abs().max() <= REORDERED
+    assert (together.pooled[0] - together.pooled[1]).abs().max() > 1000 * REORDERED
+
+
+def test_features_can_be_trained_on(model: Pretrained, photos: list[Path]) -> None:
+    """They are no tensors of inference mode, which autograd refuses."""
+    head = torch.nn.Linear(32, 1)
+    head(model.features(photos, "a ring").pooled).sum().backward()
+    assert head.weight.grad is not None
+    assert len(model.features([], [])) == 0
+    for ask in (model.features, model.read):
+        with pytest.raises(UserError, match="batch_size=0: at least 1 is needed"):
+            ask(photos, "a ring", batch_size=0)
+
+
+def test_cells_are_drawn_by_the_seed_or_all_are_read(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
+    folder = write_model(scenes, tmp_path / "model", "question_answering")
+    one, same, other, whole = (
+        engine.load_pretrained(folder, device="cpu", **options).features(photos, "a ring")
+        for options in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {"sub_sampling": False, "seed": 1})
+    )
+    assert torch.equal(one.pooled, same.pooled)
+    assert not torch.equal(one.cells, other.cells)
+    assert not torch.equal(one.pooled, other.pooled)
+    assert torch.equal(one.grid, whole.grid)
+    assert whole.cells.tolist() == [list(range(6))] * 3
+    assert whole.vision.shape == (3, 6, 32)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", None, torch.float32),
+        ("cpu", torch.bfloat16, torch.bfloat16),
+        pytest.param(
+            *("cuda", None, torch.float16),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_features_have_the_dtype_of_the_model_and_lie_in_main_memory(
+    scenes: Path, photos: list[Path], tmp_path: Path, device: str, dtype: torch.dtype | None, expected: torch.dtype
+) -> None:
+    folder = write_model(scenes, tmp_path / "model")
+    features = engine.load_pretrained(folder, device=device, dtype=dtype).features(photos, "a ring")
+    parts = (features.language, features.vision, features.pooled, features.grid)
+    assert {part.dtype for part in parts} == {expected}
+    assert {tensor.device.type for tensor in features.tensors().values()} == {"cpu"}
+    assert torch.equal(features.cells, engine.load_pretrained(folder, device="cpu").features(photos, "a ring").cells)
+
+
+def test_the_network_alone_says_what_it_lacks(scenes: Path, photos: list[Path], tmp_path: Path) -> None:
+    """As a script calls what engine.checkpoint.load_pretrained gives: tensors, and no labels."""
+    model = engine.load_pretrained(write_model(scenes, tmp_path / "model"), device="cpu")
+    text, pixels = model.text(["a ring"]), to_pixels(photos[0].read_bytes(), ImageShape(64, 96), "pillow")
+    inputs = (text.input_ids, torch.zeros_like(text.input_ids), text.attention_mask, torch.from_numpy(pixels)[None])
+    network = load_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"reads 3 of the 6 cells of an image, and nothing says which; give sampling_s"):
+        network(*inputs)
+    drawn = network(*inputs, sampling_state=torch.tensor([9595, 0, 0]))
+    assert torch.equal(drawn.pooled, model.features(photos[0], "a ring").pooled)
+    whole = load_pretrained(tmp_path / "model", sub_sampling=False)(*inputs)
+    assert whole.vision.shape == (1, 6, 32)
 
 
 def test_attention_is_that_of_the_last_layer(model: Pretrained, photos: list[Path]) -> None:
@@ -218,7 +388,9 @@ def test_checkpoints_of_earlier_versions_are_read(scenes: Path) -> None:
     assert pretrained.source == str(EARLIER / "run" / "Step000006")
     photo = next((EARLIER / "data" / "mscoco" / "val2014").glob("*.jpg"))
     assert 0 < pretrained.match(photo, "a ring") < 1
-    with pytest.raises(UserError, match="was not trained for `answer`; load a model that was trained on questions"):
+    with pytest.raises(
+        UserError, match=r"not trained for `answer`; load .* This one has `fill_mask`, `match`, `features`"
+    ):
         pretrained.answer(photo, "what is it ?")
     for refused in (lambda: fine_tuned.match(photo, "a ring"), lambda: fine_tuned.fill_mask(photo, "a [MASK]")):
         with pytest.raises(UserError, match="load a pre-training's checkpoint"):

@@ -308,8 +308,16 @@ def test_without_sub_sampling_all_cells_are_kept_and_no_state_is_needed():
 
 
 def test_sub_sampling_without_a_state_is_refused():
-    with pytest.raises(ValueError, match="4 of 6 cells have to be drawn, but state is None"):
+    with pytest.raises(UserError, match=r"reads 4 of the 6 cells .* give sampling_state=torch\.tensor\(\[seed, 0, 0\]"):
         make()(**batch(sampling_state=None))
+
+
+def test_scores_need_no_labels():
+    model = make().eval()
+    labels = ("masked_lm_labels", "matched_label", "ans")
+    output = model(**{name: value for name, value in batch().items() if name not in labels})
+    assert (output.loss, output.losses) == (None, {})
+    assert torch.equal(output.matched_scores, model(**batch()).matched_scores)
 
 
 def test_position_tables_are_built_only_when_used():

@@ -31,12 +31,12 @@ class DatasetFolder(TableFile):
             names = json.loads((self.path / SPLIT_NAMES).read_bytes())["splits"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{self.path / SPLIT_NAMES} can't be read ({error}); save the dataset again") from None
-        found = [name for name in names if name in SPLITS[self.split]]
+        wanted = sorted(SPLITS[self.split]) if self.split else names
+        found = [name for name in names if name in wanted]
         if len(found) != 1:
-            wanted = ", ".join(sorted(SPLITS[self.split]))
             raise UserError(
-                f"{self.path} has the splits {', '.join(names)}, and one of {wanted} is needed; name the folder of a "
-                f"split, as in {self.path / names[0] if names else self.path}"
+                f"{self.path} has the splits {', '.join(names)}, and one of {', '.join(wanted)} is needed; name the "
+                f"folder of a split, as in {self.path / names[0] if names else self.path}"
             )
         return self.path / found[0]
 

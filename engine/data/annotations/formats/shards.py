@@ -31,7 +31,7 @@ class ShardFile(TableFile):
     format = "tar"
     unit = "sample"
 
-    def __init__(self, path: Path, columns: Columns | None = None, split: str = "train") -> None:
+    def __init__(self, path: Path, columns: Columns | None = None, split: str | None = "train") -> None:
         super().__init__(path, replace(columns or Columns(), image=IMAGE, image_root=None), split)
 
     @property

@@ -71,9 +71,9 @@ class TableFile(AnnotationFile):
     unit: ClassVar[str] = "row"
     repeats_images = True
 
-    def __init__(self, path: Path, columns: Columns | None = None, split: str = "train") -> None:
+    def __init__(self, path: Path, columns: Columns | None = None, split: str | None = "train") -> None:
         """Args:
-        split: train or valid, of a table that has a column for splits.
+        split: train or valid, of a table that has a column for splits; None for all rows.
         """
         super().__init__(path)
         self.columns, self.split = columns or Columns(), split
@@ -128,7 +128,7 @@ class TableFile(AnnotationFile):
         """
         names = tuple(row)
         roles = self.roles.get(names) or self.roles.setdefault(names, self.find_roles(names))
-        if roles.split is not None and (split := str(row[roles.split])) not in SPLITS[self.split]:
+        if self.split and roles.split is not None and (split := str(row[roles.split])) not in SPLITS[self.split]:
             self.others.add(split)
             self.dropped["of another split"] += 1
             return []
@@ -227,7 +227,7 @@ class TableFile(AnnotationFile):
     def nothing_found(self) -> UserError:
         """What to say of a file without a text."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        if self.others:
+        if self.split and self.others:
             names = ", ".join(sorted(self.others)[:10])
             wanted = ", ".join(sorted(SPLITS[self.split]))
             return UserError(

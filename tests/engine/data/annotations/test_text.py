@@ -153,4 +153,4 @@ def test_special_tokens_are_found_by_name():
     vocabulary = {word: number for number, word in enumerate(WORDS[::-1])}
     words = TextEncoder(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))).vocabulary
     last = len(WORDS) - 1
-    assert words == (last, last - 2, last - 3, last - 4, len(WORDS))
+    assert words == (last, last - 2, last - 3, last - 4, len(WORDS), last - 1)
