@@ -1,4 +1,4 @@
-"""The flags of one's own tables, and of answer tables (docs/own_data.md)."""
+"""The flags of one's own tables, and of answer tables (docs/formats.md)."""
 
 from dataclasses import dataclass
 
