@@ -118,7 +118,11 @@ class OptimizationConfig:
     memory_limit: float | None = HfArg(default=None, help="GB that auto may fill, instead of the GPU's memory")
     gradient_accumulation_steps: int = HfArg(default=1, help="passes per optimiser step")
     global_batch_size: int | None = HfArg(default=None, help="samples per optimiser step; sets the accumulation")
-    epochs: int = HfArg(aliases=["--epoch"], default=20, help="epochs that the schedules are laid out for")
+    epochs: int = HfArg(
+        aliases=["--epoch"],
+        default=20,
+        help="epochs that the schedules are laid out for; with --resume auto, there may be more than before",
+    )
     stop_after_epoch: int | None = HfArg(default=None, help="stop when this epoch (counted from 1) is done")
     max_steps: int | None = HfArg(default=None, help="stop after this many optimiser steps")
     lr: float = HfArg(default=1e-4, help="peak rate of AdamW")

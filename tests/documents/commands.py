@@ -180,12 +180,12 @@ class Shell:
         assert run.code in codes, f"{shlex.join(words)}\nended with code {run.code}:\n{told}"
         return run.stdout
 
-    def run_python(self, blocks: list[str]) -> None:
-        """Those of a page as one program, since a block may use the names of earlier ones."""
+    def run_python(self, blocks: list[str]) -> str:
+        """Those of a page as one program, since a block may use the names of earlier ones; what it printed."""
         # What transformers copies of a model's code stays in this folder, too.
         first = 'import transformers.dynamic_module_utils as code\n\ncode.HF_MODULES_CACHE = "modules"\n'
         (self.folder / "blocks.py").write_text("\n".join([first, *blocks]))
-        self.start([str(self.folder / "blocks.py")], 1)
+        return self.start([str(self.folder / "blocks.py")], 1)
 
 
 def make(words: list[str]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
+from safetensors import safe_open
 
+from engine.checkpoint.state import Checkpoint
 from engine.data.images.places import image_path
 from tests.conftest import ROOT
 from tests.documents.commands import Command, Shell, commands_of
@@ -61,9 +63,9 @@ def folder(start_folder: Path, tmp_path: Path) -> Path:
     captions = list(texts_of(data, ["mscoco_train", "mscoco_nominival"], "lxmert"))
     questions = list(texts_of(data, ["train", "nominival", "minival"], "vqa"))
     img_ids = list(dict.fromkeys(img_id for img_id, *_ in [*questions, *captions]))[:10]
-    names = {img_id: f"IMG_{n:04}{SUFFIXES[n % len(SUFFIXES)]}" for n, img_id in enumerate(img_ids, 1)}
+    names = {img_id: f"IMG_{n + 1:04}{SUFFIXES[n % len(SUFFIXES)]}" for n, img_id in enumerate(img_ids)}
     for n, (img_id, name) in enumerate(names.items()):
-        with Image.open(data / "mscoco" / image_path(img_id)) as image:
+        with Image.open(data / image_path(img_id)) as image:
             photo = ImageOps.exif_transpose(image).convert("RGB")
             (photo.rotate(90, expand=True) if n % 3 == 0 else photo).save(mine / "images" / name)
     rows = [(f"images/{names[img_id]}", text) for img_id, text, _ in captions if img_id in names][:CAPTIONS]
@@ -73,12 +75,24 @@ def folder(start_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_page_runs_word_for_word(folder: Path) -> None:
-    shell = WordForWord(folder)
+    shell, printed = WordForWord(folder), ""
     for block in blocks(PAGES[PAGE]):
         if block.language == "bash":
             for line in commands_of(block.text):
                 shell.run(Command.of(line))
         elif block.language == "python":
-            shell.run_python([block.text])
+            printed += shell.run_python([block.text])
+
+    mine, snap = folder / "mine", folder / "snap" / "mine"
+    asked = {name: json.loads((mine / "vqa" / f"{name}.json").read_text()) for name in ("train", "valid")}
+    answered = json.loads((snap / "vqa" / "valid_predict.json").read_text())
+    assert {row["question_id"] for row in answered} == {question["question_id"] for question in asked["valid"]}
+    answers = {answer for question in asked["train"] for answer in question["label"]}
+    assert {row["answer"] for row in answered} <= answers
+    before, after = (Checkpoint(path) for path in (folder / "snap/demo/stage_two/Epoch03", snap / "pretrain/Epoch05"))
+    assert after.answers == before.answers is not None
+    assert (snap / "hub" / "config.json").is_file()
+    with safe_open(snap / "features.safetensors", "pt") as file:
+        assert file.get_slice("pooled").get_shape() == [len((mine / "captions.csv").read_text().splitlines()) - 1, 32]
+    assert "\nlanguage (100, 14, 32) vision (100, 5, 32)\npooled (100, 32) grid of the first photo (" in printed
