@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from engine.inference.pretrained import load_pretrained
 
 __all__ = ["__version__", "load_pretrained"]
-__version__ = "0.2.0"  # below 0.9: see "Packaging" in docs/decisions.md
+__version__ = "0.3.0"  # below 0.9: see "Packaging" in docs/decisions.md
 
 # Said by DeepSpeed on standard output, the first as soon as it is imported: that there is no GPU (each program says
 # what it runs on), and that it doesn't know our optimiser (tests/test_ranks.py does).
