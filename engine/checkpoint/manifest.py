@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,16 @@ def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = Fal
             if hashes:
                 print(f"{error}; trying an older checkpoint")
     if candidates:
-        raise UserError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or start "
-            "another run, with another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
-        )
+        raise none_whole(candidates)
     return None
+
+
+def none_whole(checkpoints: Sequence[Path]) -> UserError:
+    """What to say of a run whose checkpoints, one or more, are all damaged."""
+    return UserError(
+        f"none of the {len(checkpoints)} checkpoints in {checkpoints[0].parent} is whole; restore one from a copy, or "
+        "start another run, with another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
+    )
 
 
 def best_or_newest(folder: Path, *, hashes: bool = True, progress: bool = False) -> Path | None:

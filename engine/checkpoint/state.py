@@ -144,7 +144,12 @@ def find_checkpoint(path: str, *, hashes: bool = True, progress: bool = False) -
         UserError: if there is none, or it is damaged.
     """
     folder = Path(path.removesuffix(SUFFIX).removesuffix(".pth"))
-    if (folder / CONFIG).exists() or (folder / MANIFEST).exists():
+    if (folder / CONFIG).exists() and not (folder / MANIFEST).exists():
+        raise UserError(
+            f"{folder} has {CONFIG} but no {MANIFEST}: it is no checkpoint of this engine, or not a whole one; of a "
+            "folder for transformers (--to hub), name the checkpoint that it was made from"
+        )
+    if (folder / MANIFEST).exists():
         verify(folder, hashes=hashes, progress=progress)
         return folder
     files = [Path(f"{folder}{SUFFIX}"), Path(f"{folder}.pth")]
