@@ -66,6 +66,8 @@ def find_start(
     if (path := share_on_node(ranks, "checkpoint", newest)) is not None:
         resumed = Checkpoint(path)
         check_same_run(resumed, config, ranks.world_size)
+        if Path(config.bert).parent == folder.path:  # its words are read, and config.yaml outlives what --keep deletes
+            config.bert = resumed.content["config"]["bert"]
         return resumed, resumed
     if config.load is not None:
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)

@@ -24,6 +24,8 @@ from engine.tasks.vqa import Vqa, VqaConfig
 from engine.training.preflight.checks import check_weights, find_problems
 from engine.training.preflight.inherited import inherit
 from engine.training.program import RECIPES
+from engine.training.run_folder import RunFolder
+from engine.training.start import find_start
 
 EARLIER = Path(__file__).parents[3] / "earlier" / "run"
 READS = Preprocessing(max_seq_length=14, image_size_min=64, image_size_max=96)
@@ -126,8 +128,12 @@ def test_a_run_that_goes_on_needs_none_of_these_flags(tmp_path: Path) -> None:
     assert config.bert == str(output / "Step000006")
     kept, _ = settled("--resume", "auto", "--output", str(output), "--recipe", str(output / "config.yaml"))
     assert kept.bert == "data/bert"  # as the run had it
+    kept.bert = config.bert
+    shutil.rmtree(output / "Step000009")
+    find_start(kept, RunFolder(output), ALONE, claim=False)
+    assert kept.bert == "data/bert"  # what config.yaml names is there when --keep has deleted the checkpoint
     (output / "Step000006" / "mp_rank_00_model_states.pt").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .*run is whole"):  # and no word of another BERT
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .*run is whole"):  # and no word of another BERT
         settled("--resume", "auto", "--output", str(output), "--load", "gone")
 
 
