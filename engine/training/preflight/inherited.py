@@ -11,7 +11,7 @@ from typing import Any
 from transformers import BertConfig
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints, none_whole
+from engine.checkpoint.manifest import complete_checkpoints, none_whole, unread_manifests
 from engine.checkpoint.state import describe
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
@@ -39,10 +39,10 @@ def inherit(
             look at the rest with.
     """
     given = typed | in_recipe
-    found, resumes = None, False
+    found, resumes, output = None, False, Path(config.output)
     try:
-        if config.resume is not None and (earlier := complete_checkpoints(Path(config.output))):
-            found, resumes = _first_readable(earlier), True
+        if config.resume is not None and (complete_checkpoints(output) or unread_manifests(output)):
+            found, resumes = _first_readable(output), True
         elif config.start is not None:
             found = describe(config.start)
     except UserError:  # which the checks before a run tell, with whatever else there is
@@ -60,18 +60,18 @@ def inherit(
     return None if resumes else told(source, description, config, taken)
 
 
-def _first_readable(folders: list[Path]) -> tuple[Path, ModelDescription]:
+def _first_readable(output: Path) -> tuple[Path, ModelDescription]:
     """All checkpoints of a run are of one model; the one to go on from is chosen later, once it is verified.
 
     Raises:
         UserError: if none can be read.
     """
-    for folder in folders:
+    for folder in complete_checkpoints(output):
         with suppress(UserError):
             found = describe(str(folder))
             assert found is not None  # it is no file of the original
             return found
-    raise none_whole(folders)
+    raise none_whole(output)
 
 
 def shaping_flags(description: ModelDescription) -> dict[str, Any]:
