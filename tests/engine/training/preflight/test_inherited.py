@@ -178,6 +178,12 @@ def test_a_folder_for_transformers_is_named_as_such(model: Path) -> None:
         settled("--load", str(model))
 
 
+def test_a_folder_without_rights_is_told_as_such(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != model)  # root may read all
+    with pytest.raises(UserError, match=r"the folder .*model can't be read \(Permission denied\); mend its rights"):
+        settled("--load", str(model))
+
+
 def test_other_words_than_the_checkpoints_are_refused(model: Path, scenes: Path, tmp_path: Path) -> None:
     bert = Path(shutil.copytree(scenes / "bert", tmp_path / "bert"))
     words = (bert / "vocab.txt").read_text().splitlines()
