@@ -142,11 +142,6 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
     now = asdict(config)
     defaults = {field.name: field.default for field in fields(config)}
     before = {name: before.get(name, defaults[name]) for name in now}  # a flag that is newer than the run was off
-    if config.epochs < before["epochs"]:
-        raise UserError(
-            f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
-            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
-        )
     changed = [
         name
         for name in now
@@ -157,6 +152,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
         raise UserError(
             f"{checkpoint.folder} is of a run with other flags: {values}; give the same ones, or start another run "
             f"from it with --load {checkpoint.folder} and a new --output"
+        )
+    if config.epochs < before["epochs"]:
+        raise UserError(
+            f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
+            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
         )
     batch_before = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
     if batch_before != world_size * config.gradient_accumulation_steps:
