@@ -213,6 +213,8 @@ class OriginalFolders:
                 raise UserError(
                     f"the image {name} may be {' or '.join(map(str, found))}; remove or rename all but one of them"
                 )
+            if not found and own.parent in errors and os.path.isdir(own.parent):
+                raise UserError(f"the image folder {own.parent} can't be read ({errors[own.parent]}); mend its rights")
             if not found and folder in errors and not has_own:
                 raise UserError(
                     f"the image folder {folder} can't be read ({errors[folder]}), and {name} should be in it; unpack "

@@ -174,6 +174,17 @@ def test_a_name_without_a_file_behind_it_is_an_unreadable_image(tmp_path, broken
     assert unreadable[0].startswith(f"{path}: ")
 
 
+def test_a_folder_of_ones_own_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    save(tmp_path / "images" / "IMG_0001.jpg")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refuse)  # root may read all
+    with pytest.raises(UserError, match=r"the image folder .*images can't be read \(Permission denied\); mend its"):
+        ImageFolder(tmp_path, SHAPE).missing(["IMG_0001"])
+
+
 @pytest.mark.parametrize("name", ["IMG_0001", "IMG_0001.heic"])
 def test_a_file_whose_name_is_not_that_of_an_image_is_told_as_such(tmp_path, name):
     (tmp_path / "images").mkdir()
