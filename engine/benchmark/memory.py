@@ -4,7 +4,8 @@
     python -m engine.benchmark.memory --task vqa --recipe vqa_rn50x4 --gpus 4
 
 It takes the flags of launch/pretrain.py, with --task those of launch/finetune.py, and --gpus, the number of GPUs among
-which the optimisers' state is divided. Nothing is run, and no GPU, weights or data are needed: it is counted.
+which the optimisers' state is divided. Nothing is run, and no GPU, weights or data are needed: it is counted. A
+checkpoint to start from (--load) says what the model is, as it does for a training.
 """
 
 import sys
@@ -16,7 +17,6 @@ from typing import Any
 from transformers import BertConfig
 from transformers.hf_argparser import HfArg
 
-from engine.configuration.bert import read_bert
 from engine.configuration.deepspeed import deepspeed_settings
 from engine.configuration.flags import AUTO, ModelConfig, TrainingConfig
 from engine.configuration.parsing import parse
@@ -32,6 +32,7 @@ from engine.training.program import RECIPES
 GB = 1e9
 DEVICES = (16, 24, 40, 80)  # GB
 MOST = 1 << 14  # samples that are tried
+MOST_GPUS = 1 << 16
 PRETRAINING_ANSWERS = 9500  # of LXMERT's table
 NOTES = """
 GB are 10^9 bytes. A tenth of a GPU's memory is left free: for its context, cuDNN's work space, and fragments between
@@ -60,9 +61,18 @@ def read_flags(argv: list[str]) -> tuple[TaskClass, TrainingConfig, int]:
             raise UserError(f"--{name} belongs to the training's own program; leave it out here")
     if config.gpus < 1:
         raise UserError(f"--gpus {config.gpus}: at least 1 is needed")
+    if config.gpus > MOST_GPUS:
+        raise UserError(f"--gpus {config.gpus}: {MOST_GPUS:,} at most are counted")
     if config.batch_size == AUTO:
         raise UserError("--micro_batch_size auto takes what is counted here; give a number, such as the recipe's")
+    if config.start is not None:
+        with heavy_imports():
+            from engine.training.preflight.inherited import inherit
+        if told := inherit(config, program.typed, program.in_recipe):
+            print(f"{told}\n")
     config.check(config.gpus)
+    if config.batch_size > MOST:
+        raise UserError(f"--batch_size {config.batch_size}: {MOST:,} samples at most are counted")
     return task, config, config.gpus
 
 
@@ -77,12 +87,13 @@ def count(task: TaskClass, config: Any, gpus: int) -> Callable[..., int]:
     Raises:
         UserError: if there can be no such model.
     """
+    from engine.checkpoint.state import read_words
     from engine.training.model import describe_model
     from engine.training.preflight.memory import peak_counter, what_to_count
 
     # The default is BERT base, whose shape transformers knows without the hub.
     is_usual = config.bert == ModelConfig().bert
-    bert = BertConfig() if is_usual else read_bert(config.bert, config.do_lower_case)[0]
+    bert = BertConfig() if is_usual else read_words(config.bert, config.do_lower_case)[0]
     answers = [str(row) for row in range(answers_of(task, config))] or None
     without_data: Any = SimpleNamespace(
         encoder=SimpleNamespace(tokenizer=None), answers=answers, architecture=task.architecture, fine_tuned_on=None

@@ -72,6 +72,18 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
+def unread_manifests(folder: Path) -> list[str]:
+    """What is wrong with checkpoints that `complete_checkpoints` can't see, as they can't be looked into."""
+    problems = []
+    for path in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+        try:
+            read_manifest(path)
+        except UserError as error:
+            if path.name not in (BEST, LAST) and (os.path.lexists(path / MANIFEST) or not os.access(path, os.X_OK)):
+                problems.append(str(error))
+    return problems
+
+
 def verify(folder: Path, *, hashes: bool = True, progress: bool = False) -> None:
     """Compare every file of a checkpoint with its manifest.
 
@@ -106,7 +118,10 @@ def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = Fal
     Raises:
         UserError: if there are some, and none of them verifies.
     """
-    candidates = complete_checkpoints(folder)
+    candidates, unread = complete_checkpoints(folder), unread_manifests(folder)
+    if hashes:
+        for problem in unread:
+            print(f"{problem}; trying another checkpoint")
     for path in candidates:
         try:
             verify(path, hashes=hashes, progress=progress)
@@ -114,12 +129,18 @@ def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = Fal
         except UserError as error:
             if hashes:
                 print(f"{error}; trying an older checkpoint")
-    if candidates:
-        raise UserError(
-            f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a copy, or start "
-            "another run, with another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
-        )
+    if candidates or unread:
+        raise none_whole(folder)
     return None
+
+
+def none_whole(folder: Path) -> UserError:
+    """What to say of a run whose checkpoints are all damaged."""
+    number = len(complete_checkpoints(folder)) + len(unread_manifests(folder))
+    return UserError(
+        f"none of the {number} checkpoints in {folder} is whole; restore one from a copy, or start another run, with "
+        "another --output (a --load of an EpochNN_LXRT.pth there starts from its weights)"
+    )
 
 
 def best_or_newest(folder: Path, *, hashes: bool = True, progress: bool = False) -> Path | None:

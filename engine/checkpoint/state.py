@@ -1,5 +1,6 @@
 """Where a training goes on from: a checkpoint of this engine or of the original, as one kind of object."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +145,14 @@ def find_checkpoint(path: str, *, hashes: bool = True, progress: bool = False) -
         UserError: if there is none, or it is damaged.
     """
     folder = Path(path.removesuffix(SUFFIX).removesuffix(".pth"))
-    if (folder / CONFIG).exists() or (folder / MANIFEST).exists():
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"the folder {folder} can't be read (Permission denied); mend its rights, or name another one")
+    if (folder / CONFIG).exists() and not (folder / MANIFEST).exists():
+        raise UserError(
+            f"{folder} has {CONFIG} but no {MANIFEST}: it is no checkpoint of this engine, or not a whole one; of a "
+            "folder for transformers (--to hub), name the checkpoint that it was made from"
+        )
+    if (folder / MANIFEST).exists():
         verify(folder, hashes=hashes, progress=progress)
         return folder
     files = [Path(f"{folder}{SUFFIX}"), Path(f"{folder}.pth")]

@@ -197,6 +197,15 @@ class Pretraining(Task[PretrainConfig]):
         split = self.open_split(source, images, config.allow_missing_images, categories, answers_needed=config.task_qa)
         return PretrainingDataset(split, images, self.encoder.vocabulary, of_flags(PretrainingOptions, config))
 
+    def check_answers(self, saved: "SavedState") -> None:
+        theirs = saved.description
+        if theirs is not None and theirs.architecture != self.architecture:
+            raise UserError(
+                f"{saved.source} is a fine-tuned model, which has no heads for masked words and matching any more; "
+                "name a checkpoint of pre-training, such as the one that it was fine-tuned from"
+            )
+        super().check_answers(saved)
+
     def kept_answers(self, saved: "SavedState") -> list[str] | None:
         return None if self.config.task_qa else saved.answers
 

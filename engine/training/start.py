@@ -66,6 +66,8 @@ def find_start(
     if (path := share_on_node(ranks, "checkpoint", newest)) is not None:
         resumed = Checkpoint(path)
         check_same_run(resumed, config, ranks.world_size)
+        if Path(config.bert).parent == folder.path:  # its words are read, and config.yaml outlives what --keep deletes
+            config.bert = resumed.content["config"]["bert"]
         return resumed, resumed
     if config.load is not None:
         optimizers = not (config.not_load_adam_optimizer and config.not_load_scheduler and not config.sgd_momentum)
@@ -140,11 +142,6 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
     now = asdict(config)
     defaults = {field.name: field.default for field in fields(config)}
     before = {name: before.get(name, defaults[name]) for name in now}  # a flag that is newer than the run was off
-    if config.epochs < before["epochs"]:
-        raise UserError(
-            f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
-            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
-        )
     changed = [
         name
         for name in now
@@ -155,6 +152,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
         raise UserError(
             f"{checkpoint.folder} is of a run with other flags: {values}; give the same ones, or start another run "
             f"from it with --load {checkpoint.folder} and a new --output"
+        )
+    if config.epochs < before["epochs"]:
+        raise UserError(
+            f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
+            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
         )
     batch_before = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
     if batch_before != world_size * config.gradient_accumulation_steps:

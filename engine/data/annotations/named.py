@@ -68,7 +68,11 @@ def read_names(
             taker = "a validation" if split == "valid" else "--pairs"
             raise UserError(f"{word}: {taker} takes each sentence once; leave out the weight behind the colon")
         if not is_own(name, folder):
-            parts.append(Part(name, (original(original_file(folder, name, file_name)),), weight))
+            own = "files of your own go there, too, and by such names"
+            if columns is not None:
+                own = "name files of your own by their paths"
+                own += ", and give --valid '' if there are none to validate on" * (split == "valid")
+            parts.append(Part(name, (original(original_file(folder, name, file_name, own)),), weight))
         elif columns is None:
             raise UserError(f"{name!r} is a path, and this task takes names of files in {folder} alone")
         else:
@@ -131,16 +135,15 @@ def is_own(name: str, folder: Path) -> bool:
     return not (folder / f"{name}.json").is_file() and ("/" in name or bool(Path(name).suffix) or Path(name).is_dir())
 
 
-def original_file(folder: Path, name: str, file_name: str) -> Path:
-    """Raises UserError if it isn't there, with the names of those that are."""
+def original_file(folder: Path, name: str, file_name: str, own: str) -> Path:
+    """Raises UserError if it isn't there, with the names of those that are and, in `own`, what else can be named."""
     file = folder / file_name.format(name)
     if not file.is_file():
         before, after = file_name.split("{}")
         names = (path.name.removeprefix(before).removesuffix(after) for path in folder.glob(file_name.format("*")))
         found = ", ".join(sorted(names)) or "nothing"
         raise UserError(
-            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; name "
-            "files of your own by their paths, and give --valid '' if there are none to validate on"
+            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; {own}"
         )
     return file
 

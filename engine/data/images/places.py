@@ -177,7 +177,7 @@ class OriginalFolders:
             return original
         for folder in (own.parent, original.parent):
             for file in spellings(own.name):
-                if os.path.isfile(f"{folder}/{file}"):
+                if os.path.lexists(f"{folder}/{file}"):  # as `missing` sees it: a link may lead nowhere
                     return folder / file
         return original
 
@@ -213,6 +213,8 @@ class OriginalFolders:
                 raise UserError(
                     f"the image {name} may be {' or '.join(map(str, found))}; remove or rename all but one of them"
                 )
+            if not found and own.parent in errors and os.path.isdir(own.parent):
+                raise UserError(f"the image folder {own.parent} can't be read ({errors[own.parent]}); mend its rights")
             if not found and folder in errors and not has_own:
                 raise UserError(
                     f"the image folder {folder} can't be read ({errors[folder]}), and {name} should be in it; unpack "
@@ -235,7 +237,10 @@ class OriginalFolders:
         original, own = self.original(name), self.own(name)
         names = names_in(original.parent) + names_in(own.parent)
         suffix = ".jpg" if without_suffix(own.name) == own.name else ""
-        return f"looked for {original} and {own}{suffix}, with any usual suffix{told_nearest(own.name, names)}"
+        told = told_nearest(own.name, names)
+        if own.name in names:
+            told = f"; {own.name} is there, but an image needs one of these: {', '.join(ENDINGS)}"
+        return f"looked for {original} and {own}{suffix}, with any usual suffix{told}"
 
     def stamp(self, name: str) -> str:
         return file_stamp(self.path(name))

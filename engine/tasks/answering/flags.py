@@ -86,7 +86,9 @@ class PredictionConfig:
     )
     seed: int = HfArg(default=9595, help="seed of the cells that are drawn")
     allow_trained_on: bool = HfArg(default=False, help="score questions or images that were trained on")
-    max_unreadable_images: int = HfArg(default=0, help="damaged images to answer blindly before giving up")
+    max_unreadable_images: int = HfArg(
+        default=0, help="damaged images to answer blindly, or to take as black ones for --features, before giving up"
+    )
     start_timeout: int = HfArg(default=60, help="seconds that the ranks of several machines may start apart")
     fp16: bool = HfArg(default=False, help="half precision; needs a GPU")
     bf16: bool = HfArg(default=False, help="bf16")

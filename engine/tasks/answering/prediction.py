@@ -154,17 +154,20 @@ def loader_of(dataset: QuestionDataset, config: PredictConfig, ranks: Ranks) -> 
 class UnreadableImages:
     """Those that were met; more than are allowed end the program."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.met = most, 0
+    def __init__(self, most: int, treated: str) -> None:
+        """Args:
+        treated: what is done with them, for messages.
+        """
+        self.most, self.treated, self.met = most, treated, 0
 
     def see(self, batch: Batch) -> None:
         self.met += len(batch.unreadable)
         for problem in batch.unreadable:
-            tqdm.write(f"an unreadable image, answered blindly: {problem}")
+            tqdm.write(f"an unreadable image, {self.treated}: {problem}")
         if self.met > self.most:
             raise UserError(
                 f"{self.met} unreadable images ({batch.unreadable[-1]}); restore the files, or let them be "
-                f"answered blindly with --max_unreadable_images {self.met}"
+                f"{self.treated} with --max_unreadable_images {self.met}"
             )
 
 
@@ -194,7 +197,7 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
     join(meeting)
     model = build_model(saved, config, device)
     collector = AnswerCollector(config.top_k or 1, one_of_all=task.one_of_all)
-    unreadable = UnreadableImages(config.max_unreadable_images)
+    unreadable = UnreadableImages(config.max_unreadable_images, "answered blindly")
 
     def see(batch: Batch, output: AnsweringOutput) -> None:
         unreadable.see(batch)
@@ -223,7 +226,8 @@ def write_features(task: TaskClass, config: PredictConfig, saved: Saved, ranks: 
         join(meeting)
         if not first:
             file.open()
-        model, unreadable = loaded(task, config, saved, device), UnreadableImages(config.max_unreadable_images)
+        model = loaded(task, config, saved, device)
+        unreadable = UnreadableImages(config.max_unreadable_images, "taken as black")
         for batch in Bar(batches, desc="features", unit="batch", disable=not first):
             unreadable.see(batch)
             inputs = batch.to(device).inputs

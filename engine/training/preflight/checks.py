@@ -251,17 +251,17 @@ def check_weights(config: TrainingConfig, task: Task[Any], description: ModelDes
     if config.resume is not None and complete_checkpoints(output):
         return  # the run's own, compared once it is opened
     given = open_checkpoint(config.load, optimizers=False, verified=False) if config.load is not None else None
-    if isinstance(given, ModelFolder) and not (config.not_load_adam_optimizer and config.not_load_scheduler):
-        raise UserError(
-            f"--load {given.source} holds weights alone, no state of optimisers and schedules; add "
-            "--not_load_adam_optimizer --not_load_scheduler, or name a checkpoint such as Epoch03"
-        )
     if (saved := given or task.pretrained(verified=False)) is None:
         if not config.from_scratch:
             check_parts(bert=config.bert, clip_weights=config.clip_weights, clip_model_name=config.clip_model_name)
         return
     check_words(saved, description)
     task.check_answers(saved)
+    if isinstance(given, ModelFolder) and not (config.not_load_adam_optimizer and config.not_load_scheduler):
+        raise UserError(
+            f"--load {given.source} holds weights alone, no state of optimisers and schedules; add "
+            "--not_load_adam_optimizer --not_load_scheduler, or name a checkpoint such as Epoch03"
+        )
     description = replace(description, answers=task.answers or task.kept_answers(saved))
     with torch.device("meta"):
         model = description.build()

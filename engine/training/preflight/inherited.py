@@ -4,13 +4,14 @@ What was typed counts first, then the recipe, then the checkpoint. Words are the
 a --bert, since others would be refused.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import BertConfig
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints
+from engine.checkpoint.manifest import complete_checkpoints, none_whole, unread_manifests
 from engine.checkpoint.state import describe
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
@@ -34,18 +35,19 @@ def inherit(
         What to tell, if a checkpoint was found that describes itself and the run doesn't merely go on.
 
     Raises:
-        UserError: if --load can't be read, and no --bert says what to look at the rest with.
+        UserError: if --load, or any checkpoint of a run that is to go on, can't be read, and no --bert says what to
+            look at the rest with.
     """
     given = typed | in_recipe
-    found, resumes = None, False
-    if config.resume is not None and (earlier := complete_checkpoints(Path(config.output))):
-        found, resumes = _first_readable(earlier), True
-    elif config.start is not None:
-        try:
+    found, resumes, output = None, False, Path(config.output)
+    try:
+        if config.resume is not None and (complete_checkpoints(output) or unread_manifests(output)):
+            found, resumes = _first_readable(output), True
+        elif config.start is not None:
             found = describe(config.start)
-        except UserError:  # which the checks before a run tell, with whatever else there is
-            if not only_print and "bert" not in given:
-                raise
+    except UserError:  # which the checks before a run tell, with whatever else there is
+        if not only_print and "bert" not in given:
+            raise
     if found is None:
         return None
     source, description = found
@@ -58,14 +60,18 @@ def inherit(
     return None if resumes else told(source, description, config, taken)
 
 
-def _first_readable(folders: list[Path]) -> tuple[Path, ModelDescription] | None:
-    """All checkpoints of a run are of one model; the one to go on from is chosen later, once it is verified."""
-    for folder in folders:
-        try:
-            return describe(str(folder))
-        except UserError:
-            continue
-    return None
+def _first_readable(output: Path) -> tuple[Path, ModelDescription]:
+    """All checkpoints of a run are of one model; the one to go on from is chosen later, once it is verified.
+
+    Raises:
+        UserError: if none can be read.
+    """
+    for folder in complete_checkpoints(output):
+        with suppress(UserError):
+            found = describe(str(folder))
+            assert found is not None  # it is no file of the original
+            return found
+    raise none_whole(output)
 
 
 def shaping_flags(description: ModelDescription) -> dict[str, Any]:
@@ -86,18 +92,20 @@ def shaping_flags(description: ModelDescription) -> dict[str, Any]:
 def told(source: Path, description: ModelDescription, config: TrainingConfig, taken: dict[str, Any]) -> str:
     """What a run has from its checkpoint, in a line, and what it has otherwise, in another."""
     parts = [f"--{name} {as_typed(value)}" for name, value in taken.items()]
+    bert = BertConfig.from_dict(description.bert)
     if config.bert == str(source):
-        bert = BertConfig.from_dict(description.bert)
         layers, words = bert.num_hidden_layers, len(description.vocabulary or ())
         parts.append(
             f"BERT ({layers} layer{'s' * (layers > 1)} of {bert.hidden_size}, {words:,} word pieces, "
             f"dropout {bert.hidden_dropout_prob:g})"
         )
     lines = [f"from {source}: {', '.join(parts)}"] if parts else []
+    if description.vocabulary is None:
+        lines.append(f"note: {source} doesn't say what its words are; those of --bert {config.bert} are taken")
     differs = [
         f"--{name} {as_typed(getattr(config, name))} (it had {as_typed(value)})"
-        for name, value in shaping_flags(description).items()
-        if getattr(config, name) != value and (name not in NEEDS or getattr(config, NEEDS[name]))
+        for name, value in (shaping_flags(description) | {"dropout": bert.hidden_dropout_prob}).items()
+        if getattr(config, name) not in (None, value) and (name not in NEEDS or getattr(config, NEEDS[name]))
     ]
     if differs:
         lines.append(f"note: this training differs from that of {source}: {', '.join(differs)}")

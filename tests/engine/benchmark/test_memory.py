@@ -39,6 +39,9 @@ def test_a_recipe_and_the_flags_over_it_count() -> None:
         (["--task", "nlvr"], "--task nlvr: there is no such task; give one of vqa, gqa, snli_ve"),
         (["--batch_size", "0"], "--batch_size 0: at least 1 is needed"),
         (["--gpus", "0"], "--gpus 0: at least 1 is needed"),
+        (["--gpus", "9" * 20], "--gpus 9+: 65,536 at most are counted"),
+        (["--batch_size", "99999999999"], "--batch_size 9+: 16,384 samples at most are counted"),
+        (["--load", "gone"], "there is no folder gone with manifest.json or config.json"),
         (["--micro_batch_size", "auto"], "--micro_batch_size auto takes what is counted here; give a number"),
         (["--dry_run"], "--dry_run belongs to the training's own program"),
         (["--print_config"], "--print_config belongs to the training's own program"),
@@ -47,6 +50,15 @@ def test_a_recipe_and_the_flags_over_it_count() -> None:
 def test_bad_flags_are_told_as_in_the_programs(flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_flags(flags)
+
+
+def test_a_checkpoint_to_start_from_says_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """As it does for the training."""
+    run = Path(__file__).parents[2] / "earlier" / "run"
+    task, config, gpus = read_flags(["--load", str(run / "Step000006"), "--batch_size", "4"])
+    assert (config.clip_model_name, config.image_size_max, config.bert) == ("tiny", 96, str(run / "Step000006"))
+    assert f"from {run / 'Step000006'}: --clip_model_name tiny" in capsys.readouterr().out
+    assert count(task, config, gpus)(4) < 0.1 * GB
 
 
 def test_heads_have_as_many_answers_as_the_published_data() -> None:
@@ -104,7 +116,7 @@ def test_a_line_for_each_choice_says_what_fits(
 
 def test_more_gpus_divide_the_state_of_the_usual_bert_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16: 8 bytes of AdamW's moments and 4 of fp32 weights, of 110 million values and more."""
-    monkeypatch.setattr(memory, "read_bert", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr("engine.checkpoint.state.read_words", lambda *_: pytest.fail("it was asked"))
     task, config, _ = read_flags(SMALL)
     alone, among_four = (count(task, config, gpus)(64) for gpus in (1, 4))
     assert alone > 110e6 * (2 + 12)

@@ -28,6 +28,8 @@ from engine.checkpoint.manifest import (
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.shards import MODEL_STATES, load_shard
 from engine.errors import UserError
+from engine.tasks.pretraining import PretrainConfig
+from engine.training.run_folder import RunFolder
 from tests.conftest import small_tmpfs
 
 OPTIM_STATES = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -153,6 +155,25 @@ def test_damage_of_all_checkpoints_is_no_reason_to_start_anew(tmp_path: Path) ->
     flip(save(Checkpoints(Engine(), tmp_path), 1) / MODEL_STATES)
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole"):
         newest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_whose_manifest_is_damaged_is_told_and_counts(tmp_path: Path, capsys) -> None:
+    """Else a run would go on from an older one without a word, or start anew over what it has saved."""
+    checkpoints = Checkpoints(Engine(), tmp_path)
+    older, newer = save(checkpoints, 9), save(checkpoints, 10)
+    (tmp_path / "tensorboard").mkdir()
+    (newer / MANIFEST).write_text("")
+    capsys.readouterr()
+    assert newest_checkpoint(tmp_path) == older
+    (told,) = capsys.readouterr().out.splitlines()
+    assert told.startswith(f"{newer / MANIFEST} is damaged (")
+    assert told.endswith("; trying another checkpoint")
+    (older / MANIFEST).write_text("")
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole"):
+        newest_checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    RunFolder(tmp_path).claim(PretrainConfig(resume="auto"))
+    assert (tmp_path / "metrics.jsonl").exists()
 
 
 def save_model(folder: Path) -> Path:

@@ -179,7 +179,9 @@ def test_a_damaged_photo_ends_it_and_leaves_no_file(stage_one: Path, table: Path
     (table.parent / "2.jpg").write_bytes((table.parent / "2.jpg").read_bytes()[:500])
     place = {"load": str(stage_one), "pairs": str(table), "data_root": str(tmp_path)}
     place["features"] = str(tmp_path / "out" / "f.safetensors")
-    with pytest.raises(UserError, match=r"1 unreadable images \(.*2.jpg.* with --max_unreadable_images 1"):
+    with pytest.raises(
+        UserError, match=r"1 unreadable images \(.*2.jpg.* be taken as black with --max_unreadable_images 1"
+    ):
         write_features(**place)
     assert list((tmp_path / "out").iterdir()) == []
     tensors, rows = write_features(**place, max_unreadable_images=1)

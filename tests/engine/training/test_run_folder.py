@@ -50,6 +50,7 @@ def test_paths_reports_and_ranks_may_change() -> None:
             2,
             "of 20 epochs, and --epochs 7 is fewer; give 20 or more, .*--stop_after_epoch 7",
         ),
+        (replace(CONFIG, epochs=7, lr=5e-5), 2, "of a run with other flags: --lr was"),  # it may be of another program
         (replace(CONFIG, do_lower_case=False), 2, "--do_lower_case was None and is False"),
         (CONFIG, 1, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
     ],

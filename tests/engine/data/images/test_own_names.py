@@ -19,6 +19,7 @@ from engine.data.images.writer import write_image_store
 from engine.data.inspection.images import look_at_images
 from engine.data.inspection.texts import Names
 from engine.data.splits import open_images, read_split
+from engine.data.verification.images import check_images
 from engine.errors import UserError
 from tests.engine.data.images.test_upright import photo
 from tests.engine.tasks.test_pretraining import tokenizer
@@ -161,6 +162,36 @@ def test_odd_ids_are_missing_and_no_error(tmp_path):
     assert folder.missing(odd) == odd
     assert all("looked for" in folder.sought(img_id) for img_id in odd)
     assert folder.sizes(odd).tolist() == [[1, 1]] * len(odd)
+
+
+@pytest.mark.parametrize("broken", ["link", "folder"])
+def test_a_name_without_a_file_behind_it_is_an_unreadable_image(tmp_path, broken):
+    path = tmp_path / "images" / "IMG_0001.jpg"
+    path.parent.mkdir()
+    path.mkdir() if broken == "folder" else path.symlink_to("gone.jpg")
+    unreadable, other_size, good = check_images(ImageFolder(tmp_path, SHAPE), ["IMG_0001"], tmp_path / "log.tsv")
+    assert (len(unreadable), other_size, good) == (1, [], 0)
+    assert unreadable[0].startswith(f"{path}: ")
+
+
+def test_a_folder_of_ones_own_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    save(tmp_path / "images" / "IMG_0001.jpg")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refuse)  # root may read all
+    with pytest.raises(UserError, match=r"the image folder .*images can't be read \(Permission denied\); mend its"):
+        ImageFolder(tmp_path, SHAPE).missing(["IMG_0001"])
+
+
+@pytest.mark.parametrize("name", ["IMG_0001", "IMG_0001.heic"])
+def test_a_file_whose_name_is_not_that_of_an_image_is_told_as_such(tmp_path, name):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).touch()
+    folder = ImageFolder(tmp_path, SHAPE)
+    assert folder.missing([name]) == [name]
+    assert f"; {name} is there, but an image needs one of these: jpg, jpeg, png," in folder.sought(name)
 
 
 def test_what_is_not_found_is_told_with_the_nearest_names(tmp_path):

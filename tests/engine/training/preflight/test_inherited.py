@@ -21,9 +21,11 @@ from engine.model.clip_resnet import SHAPES
 from engine.model.encoder import VisualShape
 from engine.tasks.pretraining import PretrainConfig, Pretraining
 from engine.tasks.vqa import Vqa, VqaConfig
-from engine.training.preflight.checks import find_problems
+from engine.training.preflight.checks import check_weights, find_problems
 from engine.training.preflight.inherited import inherit
 from engine.training.program import RECIPES
+from engine.training.run_folder import RunFolder
+from engine.training.start import find_start
 
 EARLIER = Path(__file__).parents[3] / "earlier" / "run"
 READS = Preprocessing(max_seq_length=14, image_size_min=64, image_size_max=96)
@@ -99,6 +101,12 @@ def test_a_flag_that_differs_is_told_with_both_values(model: Path) -> None:
     )
 
 
+def test_another_dropout_than_the_checkpoints_is_told(model: Path) -> None:
+    _, told = settled("--load", str(model), "--dropout", "0.3")
+    assert told is not None
+    assert told.splitlines()[1:] == [f"note: this training differs from that of {model}: --dropout 0.3 (it had 0.0)"]
+
+
 def test_a_recipe_counts_before_the_checkpoint_except_for_its_words(model: Path) -> None:
     """A recipe names a --bert always, and with another one than the checkpoint's nothing would go on."""
     config, told = settled("--recipe", "rn50_stage_two", "--load", str(model), "--clip_model_name", "tiny")
@@ -120,6 +128,13 @@ def test_a_run_that_goes_on_needs_none_of_these_flags(tmp_path: Path) -> None:
     assert config.bert == str(output / "Step000006")
     kept, _ = settled("--resume", "auto", "--output", str(output), "--recipe", str(output / "config.yaml"))
     assert kept.bert == "data/bert"  # as the run had it
+    kept.bert = config.bert
+    shutil.rmtree(output / "Step000009")
+    find_start(kept, RunFolder(output), ALONE, claim=False)
+    assert kept.bert == "data/bert"  # what config.yaml names is there when --keep has deleted the checkpoint
+    (output / "Step000006" / "mp_rank_00_model_states.pt").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"none of the 1 checkpoints in .*run is whole"):  # and no word of another BERT
+        settled("--resume", "auto", "--output", str(output), "--load", "gone")
 
 
 def test_files_that_say_nothing_leave_the_flags_alone(model: Path, tmp_path: Path, described: ModelDescription) -> None:
@@ -129,7 +144,11 @@ def test_files_that_say_nothing_leave_the_flags_alone(model: Path, tmp_path: Pat
     wordless = replace(described, vocabulary=None)
     save_pretrained(tmp_path / "wordless", wordless.build().state_dict(), {}, wordless, "a test")
     config, told = settled("--load", str(tmp_path / "wordless"))
-    assert (told, config.bert) == (f"from {tmp_path / 'wordless'}: {TAKEN}", "bert-base-uncased")
+    assert told is not None
+    assert told.splitlines() == [
+        f"from {tmp_path / 'wordless'}: {TAKEN}",
+        f"note: {tmp_path / 'wordless'} doesn't say what its words are; those of --bert bert-base-uncased are taken",
+    ]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
@@ -139,6 +158,30 @@ def test_a_checkpoint_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> Non
     assert settled("--load", str(tmp_path / "gone"), "--bert", "x")[1] is None
     config, arguments = parse(PretrainConfig, ["--load", str(tmp_path / "gone")], RECIPES)
     assert inherit(config, arguments.typed, arguments.in_recipe, only_print=True) is None
+
+
+def test_a_fine_tuned_model_is_refused_in_a_pre_training(described: ModelDescription, tmp_path: Path) -> None:
+    """At once, and not after flags were added that an error asked for."""
+    answering = replace(described, architecture="question_answering")
+    save_pretrained(tmp_path / "BEST", answering.build().state_dict(), {}, answering, "a test")
+    config, _ = settled("--load", str(tmp_path / "BEST"))
+    task = Pretraining.__new__(Pretraining)
+    task.config, task.answers = config, None
+    with pytest.raises(UserError, match=r"BEST is a fine-tuned model, which has no heads for masked words"):
+        check_weights(config, task, replace(described, answers=None), tmp_path / "run")
+
+
+def test_a_folder_for_transformers_is_named_as_such(model: Path) -> None:
+    """It has a config.json, too."""
+    (model / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"model has config\.json but no manifest\.json: .*folder for transformers"):
+        settled("--load", str(model))
+
+
+def test_a_folder_without_rights_is_told_as_such(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != model)  # root may read all
+    with pytest.raises(UserError, match=r"the folder .*model can't be read \(Permission denied\); mend its rights"):
+        settled("--load", str(model))
 
 
 def test_other_words_than_the_checkpoints_are_refused(model: Path, scenes: Path, tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_names_are_those_of_the_splits(tmp_path):
     write(tmp_path / "snli_ve", {})
     [part] = EntailmentFile.parts("dev", tmp_path)
     assert part.name == "dev"
-    with pytest.raises(UserError, match=r"snli_ve_train\.jsonl is missing; .*snli_ve holds dev\."):
+    with pytest.raises(
+        UserError, match=r"snli_ve_train\.jsonl is missing; .*snli_ve holds dev\..*; files of your own go there, too"
+    ):
         EntailmentFile.parts("dev,train", tmp_path)
 
 
