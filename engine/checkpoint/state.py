@@ -14,7 +14,7 @@ from engine.checkpoint.answers import known_answers, match_answers
 from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.original import SUFFIX, read_original
 from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder, read_description
-from engine.checkpoint.manifest import MANIFEST, best_or_newest, verify
+from engine.checkpoint.manifest import BEST, LAST, MANIFEST, best_or_newest, verify
 from engine.checkpoint.shards import Shards
 from engine.checkpoint.weights import HEAD, POSITION_TABLES, POSITIONS, LoadReport, State, load_state, resize_rows
 from engine.commands import command
@@ -170,7 +170,8 @@ def no_checkpoint(folder: Path, files: list[Path]) -> UserError:
         seen = next(parent for parent in folder.parents if parent.is_dir() or parent == parent.parent)
         place = f"there is no folder {folder} with {MANIFEST} or {CONFIG}"
     inside = seen.iterdir() if seen.is_dir() else []
-    found = sorted(path.name for path in inside if path.suffix == ".pth" or (path / MANIFEST).is_file())
+    names = [path.name for path in inside if path.suffix == ".pth" or (path / MANIFEST).is_file()]
+    found = sorted(names, key=lambda name: (name in (BEST, LAST), name))  # the last ones are shown
     if (seen / MANIFEST).exists():
         rest = f"the checkpoint is {seen} itself: name that folder"
     elif found:

@@ -447,5 +447,5 @@ def _warn(notes: Sequence[str], stacklevel: int) -> None:
     if told:
         number, note = told[0]
         which = "the sentence" if len(notes) == 1 else f"sentence {number:,} of {len(notes):,}"
-        more = f" (and {len(told) - 1:,} more were not read as they are)" if len(told) > 1 else ""
+        more = f" (of {len(told) - 1:,} more, something wasn't read either)" if len(told) > 1 else ""
         warnings.warn(f"{which}: {note}{more}", stacklevel=stacklevel)

@@ -156,14 +156,18 @@ def check_same_run(checkpoint: Checkpoint, config: TrainingConfig, world_size: i
     if config.epochs < before["epochs"]:
         raise UserError(
             f"{checkpoint.folder} is of a run of {before['epochs']} epochs, and --epochs {config.epochs} is fewer; "
-            f"give {before['epochs']} or more, and --stop_after_epoch {config.epochs} to end the run earlier"
+            f"give {before['epochs']} or more, and --stop_after_epoch to end the run earlier"
         )
-    batch_before = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
-    if batch_before != world_size * config.gradient_accumulation_steps:
+    passes = len(checkpoint.content["ranks"]) * before["gradient_accumulation_steps"]
+    if passes != world_size * config.gradient_accumulation_steps:
+        samples, fitting = passes * config.batch_size, [n for n in range(1, passes + 1) if passes % n == 0]
+        remedy = f"add --global_batch_size {samples}"
+        if world_size not in fitting:
+            remedy = f"{world_size} ranks can't share {samples} in micro-batches of {config.batch_size}, which have to "
+            remedy += f"stay: go on with {' or '.join(map(str, fitting))}, or start another run with --load"
         raise UserError(
-            f"{checkpoint.folder} is of a run with {batch_before * config.batch_size} samples per step, now there are "
-            f"{world_size * config.gradient_accumulation_steps * config.batch_size}; add --global_batch_size "
-            f"{batch_before * config.batch_size}"
+            f"{checkpoint.folder} is of a run with {samples} samples per step, now there are "
+            f"{world_size * config.gradient_accumulation_steps * config.batch_size}; {remedy}"
         )
 
 

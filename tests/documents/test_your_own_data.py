@@ -55,7 +55,7 @@ def write_table(path: Path, names: list[str], rows: list[tuple[str, ...]]) -> No
 def folder(start_folder: Path, tmp_path: Path) -> Path:
     """What the page takes to be there: the demo's checkpoint and words, photos, captions and questions."""
     folder, mine = tmp_path / "folder", tmp_path / "folder" / "mine"
-    (mine / "images").mkdir(parents=True)
+    (mine / "images" / "trip").mkdir(parents=True)
     (folder / "data" / "demo").mkdir(parents=True)
     shutil.copytree(start_folder / "data" / "bert", folder / "data" / "demo" / "bert")
     shutil.copytree(start_folder / "runs" / "pretrain" / "Epoch01", folder / "snap" / "demo" / "stage_two" / "Epoch03")
@@ -64,6 +64,7 @@ def folder(start_folder: Path, tmp_path: Path) -> Path:
     questions = list(texts_of(data, ["train", "nominival", "minival"], "vqa"))
     img_ids = list(dict.fromkeys(img_id for img_id, *_ in [*questions, *captions]))[:10]
     names = {img_id: f"IMG_{n + 1:04}{SUFFIXES[n % len(SUFFIXES)]}" for n, img_id in enumerate(img_ids)}
+    names[img_ids[-1]] = "trip/IMG_0001.jpg"  # the name of another photo
     for n, (img_id, name) in enumerate(names.items()):
         with Image.open(data / image_path(img_id)) as image:
             photo = ImageOps.exif_transpose(image).convert("RGB")
@@ -88,7 +89,7 @@ def test_the_page_runs_word_for_word(folder: Path) -> None:
     asked = {name: json.loads((mine / "vqa" / f"{name}.json").read_text()) for name in ("train", "valid")}
     answered = json.loads((snap / "vqa" / "valid_predict.json").read_text())
     assert {row["question_id"] for row in answered} == {question["question_id"] for question in asked["valid"]}
-    answers = {answer for question in asked["train"] for answer in question["label"]}
+    answers = {answer for questions in asked.values() for question in questions for answer in question["label"]}
     assert {row["answer"] for row in answered} <= answers
     before, after = (Checkpoint(path) for path in (folder / "snap/demo/stage_two/Epoch03", snap / "pretrain/Epoch05"))
     assert after.answers == before.answers is not None

@@ -63,7 +63,8 @@ def not_learnt(results: Results) -> str:
     if best[SCORE] == 0:
         return (
             "BEST scores 0: it has no answer of the validation right, and is only the latest of models that have none; "
-            "train for longer, and start from a pre-trained model (--load_lxmert or --load_lxmert_qa)"
+            "train for longer, from a pre-trained model (--load_lxmert or --load_lxmert_qa), unless the line of that "
+            "split says that its answers are not in the table"
         )
     if best[SCORE] <= first[SCORE] and results.valid != first:
         return (

@@ -188,7 +188,7 @@ def test_python_warns_once_of_what_was_not_read(model: Pretrained, photos: list[
     told = [str(warning.message) for warning in warned]
     assert told[0].startswith("the sentence: only the first 12 of 40 word pieces were read ('a ring a")
     assert told[1].startswith("sentence 2 of 3: ")
-    assert told[1].endswith("unknown to the model's vocabulary (and 1 more were not read as they are)")
+    assert told[1].endswith("unknown to the model's vocabulary (of 1 more, something wasn't read either)")
     assert "unknown" in told[2]
     assert told[3].startswith("sentence 2 of 3: only the first 12 of 40 word pieces")
     assert " of 40 word pieces" in told[3]  # the portrait's, though the landscapes are computed first

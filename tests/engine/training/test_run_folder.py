@@ -48,11 +48,17 @@ def test_paths_reports_and_ranks_may_change() -> None:
         (
             replace(CONFIG, epochs=7),
             2,
-            "of 20 epochs, and --epochs 7 is fewer; give 20 or more, .*--stop_after_epoch 7",
+            "of 20 epochs, and --epochs 7 is fewer; give 20 or more, and --stop_after_epoch to",
         ),
         (replace(CONFIG, epochs=7, lr=5e-5), 2, "of a run with other flags: --lr was"),  # it may be of another program
         (replace(CONFIG, do_lower_case=False), 2, "--do_lower_case was None and is False"),
         (CONFIG, 1, "with 32 samples per step, now there are 16; add --global_batch_size 32"),
+        (
+            CONFIG,
+            3,
+            "with 32 samples per step, now there are 48; 3 ranks can't share 32 in micro-batches of 8, which have to "
+            "stay: go on with 1 or 2 or 4, or start another run",
+        ),
     ],
 )
 def test_another_run_is_told_from_a_resumed_one(now: PretrainConfig, world_size: int, words: str) -> None:
