@@ -118,9 +118,9 @@ def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = Fal
     Raises:
         UserError: if there are some, and none of them verifies.
     """
-    candidates, unread = complete_checkpoints(folder), unread_manifests(folder)
+    candidates = complete_checkpoints(folder)
     if hashes:
-        for problem in unread:
+        for problem in unread_manifests(folder):
             print(f"{problem}; trying another checkpoint")
     for path in candidates:
         try:
@@ -129,7 +129,7 @@ def newest_checkpoint(folder: Path, *, hashes: bool = True, progress: bool = Fal
         except UserError as error:
             if hashes:
                 print(f"{error}; trying an older checkpoint")
-    if candidates or unread:
+    if candidates:
         raise none_whole(folder)
     return None
 

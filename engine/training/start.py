@@ -9,7 +9,7 @@ import torch.distributed as dist
 import yaml
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint
+from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, none_whole, unread_manifests
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
 from engine.data.annotations.named import short_name, weight_of
@@ -61,7 +61,10 @@ def find_start(
             folder.claim(config)
         if config.resume is None:
             return None
-        return newest_checkpoint(folder.path, progress=ranks.rank == 0)
+        found = newest_checkpoint(folder.path, progress=ranks.rank == 0)
+        if found is None and unread_manifests(folder.path):
+            raise none_whole(folder.path)
+        return found
 
     if (path := share_on_node(ranks, "checkpoint", newest)) is not None:
         resumed = Checkpoint(path)

@@ -68,10 +68,11 @@ def read_names(
             taker = "a validation" if split == "valid" else "--pairs"
             raise UserError(f"{word}: {taker} takes each sentence once; leave out the weight behind the colon")
         if not is_own(name, folder):
-            own = "files of your own go there, too, and by such names"
-            if columns is not None:
-                own = "name files of your own by their paths"
-                own += ", and give --valid '' if there are none to validate on" * (split == "valid")
+            own = "name files of your own by their paths"
+            if columns is None:
+                own = "files of your own go there, too, and by such names"
+            elif split == "valid":
+                own = "name files of your own by their paths, and give --valid '' if there are none to validate on"
             parts.append(Part(name, (original(original_file(folder, name, file_name, own)),), weight))
         elif columns is None:
             raise UserError(f"{name!r} is a path, and this task takes names of files in {folder} alone")

@@ -27,9 +27,11 @@ from engine.checkpoint.manifest import (
 )
 from engine.checkpoint.saving import Checkpoints
 from engine.checkpoint.shards import MODEL_STATES, load_shard
+from engine.distributed.ranks import ALONE
 from engine.errors import UserError
 from engine.tasks.pretraining import PretrainConfig
 from engine.training.run_folder import RunFolder
+from engine.training.start import find_start
 from tests.conftest import small_tmpfs
 
 OPTIM_STATES = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -169,10 +171,9 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_told_and_counts(tmp_path: Pat
     assert told.startswith(f"{newer / MANIFEST} is damaged (")
     assert told.endswith("; trying another checkpoint")
     (older / MANIFEST).write_text("")
-    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole"):
-        newest_checkpoint(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    RunFolder(tmp_path).claim(PretrainConfig(resume="auto"))
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* is whole"):
+        find_start(PretrainConfig(resume="auto"), RunFolder(tmp_path), ALONE)
     assert (tmp_path / "metrics.jsonl").exists()
 
 
