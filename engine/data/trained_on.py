@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.data.annotations.store import AnnotationStore
-from engine.data.images.places import GQA
+from engine.data.images.places import GQA, without_suffix
 from engine.data.splits import Split
 from engine.errors import UserError
 
@@ -94,6 +94,7 @@ def _hashes(store: AnnotationStore) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _name_hashes(names: Iterable[str]) -> np.ndarray:
+    names = (name if "/" in name else without_suffix(name) for name in names)  # IMG_1.jpg is IMG_1; paths are exact
     names = (name.removeprefix(f"{GQA}:") for name in names)  # its numbers are those of Visual Genome's images
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), np.int64)
