@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,9 @@ def test_load_alone_says_what_the_model_and_its_input_are(model: Path, scenes: P
     bert, tokenizer = read_words(config.bert)
     theirs, words = read_bert(str(scenes / "bert"))
     assert (bert.to_diff_dict(), words_of(tokenizer)) == (theirs.to_diff_dict(), words_of(words))
-    assert config.aspect_ratio_group_factor == 5  # of the batches, not of the model
+    of_batches = {"aspect_ratio_group_factor"}  # neither of the model nor of what it reads
+    assert {field.name for field in fields(Preprocessing)} - of_batches <= SHAPED.keys()
+    assert config.aspect_ratio_group_factor == 5
 
 
 @pytest.mark.parametrize("flag", ["--load_lxmert", "--load_lxmert_qa", "--load"])
