@@ -49,6 +49,11 @@ def note(told: str | None) -> None:
         print(f"note: {told}", flush=True)
 
 
+def counted(number: int, name: str) -> str:
+    """A number of things, by what one of them is called."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
 def reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more, as behind `| head`."""
     output = select.poll()

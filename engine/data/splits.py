@@ -18,6 +18,7 @@ from engine.data.images.places import Place
 from engine.data.sampler import Weights
 from engine.data.sizes import SizeCache
 from engine.errors import UserError
+from engine.printing import counted
 
 
 def open_images(
@@ -130,14 +131,16 @@ def read_split(
     size_cache.keep(known, sizes)
     if missing:
         sentences = sentences.select(present[sentences.images])
-    summary = f"{name}: {len(sentences):,} sentences, {len(there):,} images"
+    summary = f"{name}: {counted(len(sentences), 'sentence')}, {counted(len(there), 'image')}"
     if sentences.dropped:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in sentences.dropped.items())
         summary += f"; rows or texts left out: {reasons}"
     if missing:
-        summary += f", {len(missing):,} images without a file left out"
+        summary += f", {counted(len(missing), 'image')} without a file left out"
     if count.unknown and len(source.answers):
-        summary += f", {count.unknown:,} questions whose answers are not in the table (such as {count.example!r})"
+        summary += (
+            f", {counted(count.unknown, 'question')} whose answers are not in the table (such as {count.example!r})"
+        )
         summary += " left out" if answered_only else ""
     return Split(
         name,

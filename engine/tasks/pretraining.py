@@ -174,11 +174,19 @@ class Pretraining(Task[PretrainConfig]):
         folder = self.data_root / "lxmert"
         self.table = read_answers(config, folder)
         if config.task_qa and not len(self.table):
+            output = Path(self.own_files[0]).parent / "answers.json" if self.own_files else None
+            named = f"--answers {shlex.quote(str(output))} reads it" if output else "--answers names another"
             raise UserError(
-                f"--taskQA needs an answer table, and {folder / ANSWER_TABLE} is missing; `{answers_command(config)}` "
-                "makes one of the questions in these files, and --answers names another"
+                f"--taskQA needs an answer table, and {folder / ANSWER_TABLE} is missing; "
+                f"`{answers_command(config, output)}` makes one of the questions in these files, and {named}"
             )
         self.answers = self.table.answers if config.task_qa else None
+
+    @property
+    def own_files(self) -> list[str]:
+        """What --train names by paths."""
+        names = (weight_of(word)[0] for word in self.config.train.split(","))
+        return [name for name in names if is_own(name, self.data_root / "lxmert")]
 
     def source(self, names: str, split: str) -> AnnotationSource:
         parts = read_names(names, self.data_root / "lxmert", columns=columns_of(self.config), split=split)
@@ -223,7 +231,7 @@ class Pretraining(Task[PretrainConfig]):
 
     def next_command(self, checkpoint: Path, best: Path | None) -> list[str]:
         """Stage two, then the fine-tuning on questions; behind a training on data of one's own, the way out of here."""
-        if any(is_own(weight_of(word)[0], self.data_root / "lxmert") for word in self.config.train.split(",")):
+        if self.own_files:
             return ["convert", "--from", "deepspeed", str(checkpoint), "--to", "hub", "my_model"]
         model = self.config.clip_model_name
         recipes = RECIPES.get(model)
@@ -236,10 +244,11 @@ class Pretraining(Task[PretrainConfig]):
         return [*program, *begin, load, str(checkpoint), *self.flags_of_data()]
 
 
-def answers_command(config: PretrainConfig) -> str:
-    """What makes an answer table of a training's files, ready to type."""
+def answers_command(config: PretrainConfig, output: Path | None) -> str:
+    """What makes an answer table of a training's files, ready to type; where it is usual if `output` is None."""
     given = {"data_root": config.data_root, "train": config.train, "valid": config.valid}
     given |= {field.name: getattr(config, field.name) for field in fields(TableConfig)}
+    given["output"] = str(output or "")
     flags = [word for name, value in given.items() if value for word in (f"--{name}", value)]
     return f"{command('prepare')} answers {shlex.join(flags)}"
 

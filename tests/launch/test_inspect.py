@@ -128,7 +128,7 @@ def test_everything_that_is_wrong_is_found(scenes, dirty, capsys):
         "passes over 1 unreadable image with 2 texts",
         "1 image of one colour",
         "1 very narrow image",
-        "cuts 1 text (5.6%) off after 18 WordPieces: --max_seq_length 32 keeps 99% whole",
+        "cuts 1 text (5.6%) off after 18 WordPieces: --max_seq_length 32 keeps all of them whole",
         "[UNK]",
         "lacks all answers of 1 question,",
         "1 text that their image has already, 2 captions of several images, 1 image with the bytes of another",

@@ -460,8 +460,8 @@ def test_downloads_are_listed_without_fetching(tmp_path, capsys):
         (["answers", "--min_count", "many"], "invalid int value: 'many'"),
         (["download", "--only", "coco"], "coco"),
         (["sizes", "--json", "/proc/none/x.json"], "/proc/none/x.json can't be written"),
-        (["verify", "--data_root", "nowhere"], "nowhere/lxmert/mscoco_train.json is missing"),
-        (["verify", "--data_root", "nowhere", *VQA_ALONE], "nowhere/vqa/trainval_label2ans.json is missing"),
+        (["verify", "--data_root", "nowhere"], "mscoco_train.json is missing; there is no folder nowhere. "),
+        (["verify", "--data_root", "nowhere", *VQA_ALONE], "there is no folder nowhere; name with --data_root"),
         (
             ["images", *VQA_ALONE, "--vqa", ""],
             "no annotation file is named; give --train or --valid or --vqa",

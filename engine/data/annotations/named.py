@@ -3,6 +3,7 @@
 mscoco_train,own/captions.jsonl:0.5,shards/{00000..00099}.tar
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,12 +142,21 @@ def original_file(folder: Path, name: str, file_name: str, own: str) -> Path:
     file = folder / file_name.format(name)
     if not file.is_file():
         before, after = file_name.split("{}")
-        names = (path.name.removeprefix(before).removesuffix(after) for path in folder.glob(file_name.format("*")))
-        found = ", ".join(sorted(names)) or "nothing"
+        paths = folder.glob(file_name.format("*"))
+        names = sorted(path.name.removeprefix(before).removesuffix(after) for path in paths)
+        near = difflib.get_close_matches(name, names, n=1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        absent = absent_folder(folder)
+        found = f"{folder} holds {', '.join(names) or 'nothing'}" if absent is None else f"there is no folder {absent}"
         raise UserError(
-            f"{file} is missing; {folder} holds {found}. See 'Real data' in README.md for where to get the files; {own}"
+            f"{file} is missing; {found}{meant} See 'Real data' in README.md for where to get the files; {own}"
         )
     return file
+
+
+def absent_folder(folder: Path) -> Path | None:
+    """Of a data root and its folder for a task, the first that isn't there; None if both are."""
+    return next((path for path in (folder.parent, folder) if not path.is_dir()), None)
 
 
 def own_files(name: str, columns: Columns, split: str | None) -> tuple[AnnotationFile, ...]:

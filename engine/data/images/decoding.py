@@ -19,6 +19,7 @@ from engine.errors import UserError
 
 UNREADABLE_SIZE = (1, 1)
 DRAFT_PIXELS = 1 << 24  # a JPEG of more is decoded at a half, a quarter or an eighth where that is enough
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")  # behind "ftyp", of photos that phones write
 # Pillow's for bad bytes; its warnings are errors where Python is told to take them for such.
 IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError, Warning)
 
@@ -130,6 +131,8 @@ def _identify(file: BinaryIO, formats: Sequence[str] | None = None) -> Image.Ima
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             if accept is not None and prefix:
                 problems.append(f"{name}: {error}")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in HEIC_BRANDS:
+        raise ValueError("this is a HEIC photo, which Pillow doesn't read; save it as JPEG")
     raise ValueError(": ".join(["cannot identify image file", *problems[:1]]))
 
 

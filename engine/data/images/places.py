@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,6 +27,7 @@ OWN_FOLDER = Path("images")  # for images of one's own, below the data root, in 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm")  # usual ones of image files
 SUFFIXES = tuple(f".{spelt}" for change in (str.lower, str.upper, str.title) for spelt in map(change, ENDINGS))
 COMPARED_NAMES = 1000  # at most, in the search for the nearest name: those around it in the order of names
+SEARCHED_FOLDERS = 1000  # at most, for an image that isn't where its name says
 SIZES = "width_heigths.json"  # the original's spelling, of a file beside the folders of images
 MEMBER = re.compile(r"(?P<shard>.+\.tar)/(?P<offset>\d+)\+(?P<size>\d+)/(?P<member>.+)", re.DOTALL)
 
@@ -122,6 +124,16 @@ def told_nearest(name: str, names: Iterable[str]) -> str:
     """The nearest names as the end of a sentence; "" where none is like it."""
     nearest = nearest_names(name, names)
     return f"; the nearest names there are {', '.join(nearest)}" if nearest else ""
+
+
+def told_elsewhere(folder: Path, file: str) -> str:
+    """Files of this name in a folder and in those below it, as the end of a sentence; "" where there are none."""
+    paths = [
+        path.relative_to(folder)
+        for found, _, names in islice(os.walk(folder), SEARCHED_FOLDERS)
+        for path in spelt_in(Path(found), set(names), file)
+    ]
+    return f"; {folder} has it as {' and as '.join(map(str, sorted(paths)[:3]))}: name it so" if paths else ""
 
 
 def name_in_place(img_id: str) -> str:
@@ -237,7 +249,7 @@ class OriginalFolders:
         original, own = self.original(name), self.own(name)
         names = names_in(original.parent) + names_in(own.parent)
         suffix = ".jpg" if without_suffix(own.name) == own.name else ""
-        told = told_nearest(own.name, names)
+        told = told_elsewhere(self.data_root / OWN_FOLDER, own.name) or told_nearest(own.name, names)
         if own.name in names:
             told = f"; {own.name} is there, but an image needs one of these: {', '.join(ENDINGS)}"
         return f"looked for {original} and {own}{suffix}, with any usual suffix{told}"
@@ -315,7 +327,8 @@ class Folder:
     def sought(self, name: str) -> str:
         member = MEMBER.fullmatch(name)
         path = self.root / (member["shard"] if member else name)
-        return f"looked for {path}{told_nearest(path.name, names_in(path.parent))}"
+        told = told_elsewhere(self.root, path.name) or told_nearest(path.name, names_in(path.parent))
+        return f"looked for {path}{told}"
 
     def stamp(self, name: str) -> str:
         member = MEMBER.fullmatch(name)

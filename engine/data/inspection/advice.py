@@ -4,16 +4,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from engine.commands import command
+from engine.printing import counted
 
-LONGEST = 512  # BERT's positions
 MANY_CUT = 0.01  # share of texts
 MANY_UNKNOWN = 0.02  # share of WordPieces
 
 
-def advice(summary: dict[str, Any], max_seq_length: int) -> str:
-    """Whole sentences, the most urgent first."""
+def advice(summary: dict[str, Any], max_seq_length: int, positions: int) -> str:
+    """Whole sentences, the most urgent first.
+
+    Args:
+        positions: of --bert, which a text can't have more tokens than.
+    """
     texts, images = summary["texts"], summary["images"]
-    sentences = [*of_rows(texts), *of_images(images), *of_words(texts, max_seq_length), *of_repeats(texts, images)]
+    words = of_words(texts, max_seq_length, positions)
+    sentences = [*of_rows(texts), *of_images(images), *words, *of_repeats(texts, images)]
     if images["looked_at"] < images["images"]:
         sentences.append(
             f"Only {images['looked_at']:,} of {images['images']:,} images were opened, drawn by seed "
@@ -61,20 +66,19 @@ def of_images(images: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
+def of_words(texts: dict[str, Any], max_seq_length: int, positions: int) -> Iterator[str]:
     cut = texts["longer_than_max_seq_length"]
     if cut:
         share = cut / texts["texts"]
-        whole = int(min(LONGEST, texts["lengths"]["99%"]))
-        longer = f": --max_seq_length {whole} keeps 99% whole, for more memory and time"
+        remedy = longer(texts["lengths"], max_seq_length, positions) if share > MANY_CUT else ""
         yield (
-            f"A training cuts {counted(cut, 'text')} ({share:.1%}) off after {max_seq_length - 2} WordPieces"
-            f"{longer if share > MANY_CUT and whole > max_seq_length else ''}."
+            f"A training cuts {counted(cut, 'text')} ({share:.1%}) off after {max_seq_length - 2} WordPieces{remedy}."
         )
     if texts["unknown_pieces"] > MANY_UNKNOWN:
         yield (
-            f"The vocabulary lacks {texts['unknown_pieces']:.1%} of the WordPieces, which all become [UNK]: choose a "
-            "model for this language with --bert, such as bert-base-multilingual-cased."
+            f"The vocabulary lacks {texts['unknown_pieces']:.1%} of the WordPieces, which all become [UNK]: it was "
+            "made for other texts. Name a model with --bert that has these words; if they are of another language, "
+            "that may be bert-base-multilingual-cased."
         )
     if texts["questions"] and not texts["answer_table"]:
         yield (
@@ -88,6 +92,18 @@ def of_words(texts: dict[str, Any], max_seq_length: int) -> Iterator[str]:
         )
 
 
+def longer(lengths: dict[str, float], max_seq_length: int, positions: int) -> str:
+    """Which --max_seq_length cuts fewer texts, as the end of a sentence; "" where --bert has no more positions."""
+    wanted = int(lengths["99%"])
+    whole = min(wanted, positions)
+    if whole <= max_seq_length:
+        return ""
+    kept = "keeps all of them whole" if wanted == lengths["largest"] else "keeps 99% of all whole"
+    if whole < wanted:
+        kept = "cuts less, and --bert has no more positions"
+    return f": --max_seq_length {whole} {kept}, for more memory and time"
+
+
 def of_repeats(texts: dict[str, Any], images: dict[str, Any]) -> Iterator[str]:
     shared = texts["captions_of_several_images"]["captions"]
     found = [
@@ -98,7 +114,3 @@ def of_repeats(texts: dict[str, Any], images: dict[str, Any]) -> Iterator[str]:
     found = [part for part in found if not part.startswith("0 ")]
     if found:
         yield f"Repeats are trained on like anything else: {', '.join(found)}; remove those that aren't meant."
-
-
-def counted(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"

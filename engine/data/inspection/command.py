@@ -78,7 +78,7 @@ def prepare_inspect(config: PrepareInspect) -> Summary:
     names = ",".join(config.files)
     parts = read_names(names, folder, columns=columns_of(config), split=config.split)
     answers = read_answers(config, folder)
-    reader = text_reader(config, answers)
+    reader, positions = text_reader(config, answers)
     files = read_files([file for part in parts for file in part.files], reader)
     images = ImageFolder(
         Path(config.data_root), ImageShape(config.image_size_min, config.image_size_max), places=places_of(files)
@@ -98,17 +98,19 @@ def prepare_inspect(config: PrepareInspect) -> Summary:
         *(pictures.missing_lines, pictures.unreadable_lines),
     )
     summary["problems"] = [line for kind in kinds for line in kind.lines]
-    summary["advice"] = advice(summary, config.max_seq_length)
+    summary["advice"] = advice(summary, config.max_seq_length, positions)
     print_found(summary)
     print_problems(summary["problems"])
     print(f"\n{summary['advice']}")
     return summary
 
 
-def text_reader(config: PrepareInspect, answers: AnswerTable) -> TextReader:
+def text_reader(config: PrepareInspect, answers: AnswerTable) -> tuple[TextReader, int]:
+    """What reads texts in the words of --bert, and how many positions this model has."""
     from engine.configuration.bert import read_bert  # brings transformers' tokenisers, which takes seconds
 
-    return TextReader(TextEncoder(read_bert(config.bert, config.do_lower_case)[1]), answers)
+    bert, tokenizer = read_bert(config.bert, config.do_lower_case)
+    return TextReader(TextEncoder(tokenizer), answers), bert.max_position_embeddings
 
 
 def read_files(files: Sequence[AnnotationFile], reader: TextReader) -> list[AnnotationFile]:

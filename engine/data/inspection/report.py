@@ -7,6 +7,7 @@ import numpy as np
 from engine.data.images.decoding import ImageShape
 from engine.data.inspection.images import ImageTable
 from engine.data.inspection.texts import MOST_LISTED, TextReader, TextTable
+from engine.printing import counted
 
 PERCENTILES = {"smallest": 0, "5%": 5, "25%": 25, "median": 50, "75%": 75, "95%": 95, "99%": 99, "largest": 100}
 SHOWN = 60  # characters of a caption
@@ -72,7 +73,8 @@ def describe_images(shape: ImageShape, texts: TextTable, found: ImageTable, fact
 
 def print_found(summary: dict[str, Any]) -> None:
     texts, images = summary["texts"], summary["images"]
-    print(f"{summary['files']}: {texts['rows']:,} rows, {texts['texts']:,} texts, {images['images']:,} images")
+    parts = (counted(texts["rows"], "row"), counted(texts["texts"], "text"), counted(images["images"], "image"))
+    print(f"{summary['files']}: {', '.join(parts)}")
     for reason, count in texts["left_out"].items():
         print(f"  left out: {count:,} {reason}")
     print_texts(texts)

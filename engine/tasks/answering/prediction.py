@@ -43,7 +43,7 @@ from engine.inference.pretrained import Pretrained
 from engine.inference.reading import note_of
 from engine.model.encoder import check_grid
 from engine.model.question_answering import AnsweringOutput, ClipVilForQuestionAnswering
-from engine.printing import note, warn
+from engine.printing import counted, note, warn
 from engine.progress import Bar
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
@@ -166,7 +166,7 @@ class UnreadableImages:
             tqdm.write(f"an unreadable image, {self.treated}: {problem}")
         if self.met > self.most:
             raise UserError(
-                f"{self.met} unreadable images ({batch.unreadable[-1]}); restore the files, or let them be "
+                f"{counted(self.met, 'unreadable image')} ({batch.unreadable[-1]}); restore the files, or let them be "
                 f"{self.treated} with --max_unreadable_images {self.met}"
             )
 

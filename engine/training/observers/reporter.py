@@ -14,6 +14,7 @@ from engine.data.loading import Batch
 from engine.data.sampler import TrainingSampler
 from engine.data.waiting import TimedLoader
 from engine.errors import UserError
+from engine.printing import counted
 from engine.training.loop import Observer, TrainState
 from engine.training.observers.diagnosis import first_non_finite
 from engine.training.observers.ending import ending
@@ -159,7 +160,7 @@ class Reporter(Observer):
     def _check_unreadable(self, count: int, example: str = "see the lines above") -> None:
         if count > (limit := self.config.max_unreadable_images):
             raise UserError(
-                f"{count} unreadable images, more than --max_unreadable_images {limit} ({example}); "
+                f"{counted(count, 'unreadable image')}, more than --max_unreadable_images {limit} ({example}); "
                 "restore the files or raise the limit"
             )
 

@@ -180,7 +180,7 @@ def test_a_damaged_photo_ends_it_and_leaves_no_file(stage_one: Path, table: Path
     place = {"load": str(stage_one), "pairs": str(table), "data_root": str(tmp_path)}
     place["features"] = str(tmp_path / "out" / "f.safetensors")
     with pytest.raises(
-        UserError, match=r"1 unreadable images \(.*2.jpg.* be taken as black with --max_unreadable_images 1"
+        UserError, match=r"1 unreadable image \(.*2.jpg.* be taken as black with --max_unreadable_images 1"
     ):
         write_features(**place)
     assert list((tmp_path / "out").iterdir()) == []

@@ -68,7 +68,7 @@ def test_an_answer_that_the_table_lacks_is_left_out_of_training_and_counts_in_a_
     task.read()
     assert len(task.training) == 3
     assert [question.question_id for question in task.judged.questions] == ["11", "12"]
-    told = "1 questions whose answers are not in the table (such as 'a zebra') left out\n"
+    told = "1 question whose answers are not in the table (such as 'a zebra') left out\n"
     assert f"train,valid: 3 sentences, 2 images, {told}" in capsys.readouterr().out
     score = task.judged.score({"11": "red", "12": "red"})
     assert score["score"] == 0.5

@@ -622,7 +622,7 @@ def test_missing_image_is_left_out_where_allowed(data_root):
     split = read(data_root, allow_missing_images=True)
     assert list(split.sentences) == whole
     assert {sentence.img_id for sentence in split.sentences} == {"one", "three"}
-    assert split.summary == "train: 14 sentences, 2 images, 1 images without a file left out"
+    assert split.summary == "train: 14 sentences, 2 images, 1 image without a file left out"
 
 
 def test_left_out_sentences_are_a_selection_of_the_same_store(data_root):
@@ -655,7 +655,7 @@ def test_answers_outside_the_table_are_counted(data_root):
         [{"img_id": "one", "sentf": {"vqa": ["a", "b"]}, "labelf": {"vqa": [{"tree": 1}, {"yes": 1}]}}],
     )
     summary = read(data_root, "odd", answers=["yes"]).summary
-    assert summary == "odd: 2 sentences, 1 images, 1 questions whose answers are not in the table (such as 'tree')"
+    assert summary == "odd: 2 sentences, 1 image, 1 question whose answers are not in the table (such as 'tree')"
 
 
 def test_table_of_other_data_is_refused(data_root):

@@ -68,7 +68,7 @@ def test_hypotheses_become_examples(data_root, capsys):
     task = make(data_root)
     task.read()
     assert task.answers == list(LABELS)
-    assert "train: 2 sentences, 1 images; rows or texts left out: 1 labelled '-'" in capsys.readouterr().out
+    assert "train: 2 sentences, 1 image; rows or texts left out: 1 labelled '-'" in capsys.readouterr().out
     examples = task.training.__getitems__([SimpleNamespace(index=n, position=n, epoch=0) for n in range(2)])
     assert [example["target"].tolist() for example in examples] == [[1, 0, 0], [0, 1, 0]]
     assert examples[0]["input_ids"][:4] == [2, 6, 7, 3]  # in lower case

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
@@ -124,8 +125,20 @@ def test_labels_of_other_data_are_refused(data_root):
 
 
 def test_a_split_name_typed_wrong_lists_those_that_are_there(data_root):
-    with pytest.raises(UserError, match=r"tarin\.json is missing; .*vqa holds train, trainval_label2ans"):
+    with pytest.raises(
+        UserError, match=r"tarin\.json is missing; .*vqa holds train, trainval_.*; did you mean train\? "
+    ):
         read(data_root, "train,tarin")
+
+
+def test_a_data_root_or_a_folder_of_a_task_that_is_not_there_is_told_as_such(data_root, tmp_path):
+    for root in (tmp_path / "mien", tmp_path):
+        absent = root if root != tmp_path else tmp_path / "vqa"
+        shutil.rmtree(absent, ignore_errors=True)
+        with pytest.raises(UserError, match=rf"^there is no folder {absent}; name with --data_root the folder"):
+            VqaFile.answers(root)
+        with pytest.raises(UserError, match=rf"vqa/trian\.json is missing; there is no folder {absent}\. See"):
+            VqaFile.parts("trian", root)
 
 
 def test_a_target_counts_in_shared_memory():

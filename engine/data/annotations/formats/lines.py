@@ -13,6 +13,7 @@ from engine.data.annotations.formats.table import TableFile
 from engine.errors import UserError
 from engine.progress import Bar
 
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 LONGEST_FIELD = 1 << 24  # characters; csv's own limit of 131,072 would refuse long lists
 
 
@@ -116,6 +117,7 @@ class CommaFile(LinesFile):
         if len(set(columns)) < len(columns):
             repeated = next(name for name in columns if columns.count(name) > 1)
             raise self.error(FieldError(f"two columns are called {repeated!r}"))
+        self.check_columns(columns)
         for values in reader:
             if not values:
                 continue  # an empty line
@@ -123,6 +125,25 @@ class CommaFile(LinesFile):
                 self.pass_over(self.error(FieldError(f"{len(columns)} values were expected, found {len(values)}")))
                 continue
             yield {name: value or None for name, value in zip(columns, values, strict=True)}
+
+    def check_columns(self, columns: list[str]) -> None:
+        """Raises UserError, of the first line, if its names aren't separated or don't tell what the columns hold."""
+        try:
+            if len(columns) == 1:
+                self.check_separated(columns[0])
+            if columns:
+                self.find_roles(tuple(columns))
+        except FieldError as error:
+            raise self.error(error) from None
+
+    def check_separated(self, column: str) -> None:
+        """Raises FieldError if the name of the only column holds what separates columns in other files."""
+        wanted = SEPARATORS[self.delimiter]
+        if found := [name for separator, name in SEPARATORS.items() if separator in column and name != wanted]:
+            raise FieldError(
+                f"there are {found[0]} between the columns, and {self.path.suffix} is read with {wanted}",
+                f"save the table with {wanted}",
+            )
 
     def values(self, bar: Bar | None) -> Iterator[list[str]]:
         """Of each row."""

@@ -16,7 +16,7 @@ import numpy as np
 from engine.commands import command
 from engine.data.annotations.answers import ANSWER_LIST, AnswerTable, ExactAnswers
 from engine.data.annotations.formats.file import AnnotationFile, FieldError, Texts
-from engine.data.annotations.named import Part, read_names
+from engine.data.annotations.named import Part, absent_folder, read_names
 from engine.data.annotations.store import AnnotationStore
 from engine.errors import UserError
 from engine.progress import Bar
@@ -75,9 +75,14 @@ class QuestionFile(AnnotationFile):
             names: of the files that are read with them, for the message.
 
         Raises:
-            UserError: if the list isn't there, with the command that makes it; if it is broken.
+            UserError: if its folder isn't there; if the list isn't, with the command that makes it; if it is broken.
         """
         file = data_root / cls.folder / ANSWER_LIST
+        if (absent := absent_folder(file.parent)) is not None:
+            raise UserError(
+                f"there is no folder {absent}; name with --data_root the folder that has the task's files in "
+                f"{cls.folder}/, and see 'Real data' in README.md for where to get the published ones"
+            )
         if not file.exists():
             named = names.split(",") if names else cls.train
             there = [name for name in named if (file.parent / cls.file_name.format(name)).exists()]

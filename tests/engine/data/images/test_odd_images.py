@@ -191,6 +191,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, bool]] = {
     "high": (lambda: file(np.zeros((2000, 1), np.uint8), "PNG"), "1 x 2000 pixels are too narrow for 24", False),
     "text": (lambda: b"<html>not found</html>", "cannot identify image file", True),
     "empty": (lambda: b"", "cannot identify image file", True),
+    "heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(40), "this is a HEIC photo, which Pillow doesn't read; ", True),
+    "heic_of_a_sequence": (lambda: b"\0\0\0\x18ftypmsf1" + bytes(40), "this is a HEIC photo, which", True),
 }
 
 

@@ -14,7 +14,7 @@ from engine.data.annotations.text import TextEncoder
 from engine.data.images.decoding import ImageShape
 from engine.data.images.folder import ImageFolder
 from engine.data.images.lmdb_store import ImageStore
-from engine.data.images.places import image_path
+from engine.data.images.places import Folder, image_path
 from engine.data.images.writer import write_image_store
 from engine.data.inspection.images import look_at_images
 from engine.data.inspection.texts import Names
@@ -214,7 +214,20 @@ def test_what_is_not_found_is_told_with_the_nearest_names(tmp_path):
         f"{genome}/beach.jpg and {own}/beach.jpg, {suffix}), and 1 more; add them, or remove their texts"
     )
     split = read_split(source, images, tmp_path / "cache", allow_missing_images=True)
-    assert split.summary == "train: 1 sentences, 1 images, 4 images without a file left out"
+    assert split.summary == "train: 1 sentence, 1 image, 4 images without a file left out"
+
+
+def test_an_image_that_lies_in_another_folder_is_told_by_the_name_that_it_has_there(tmp_path):
+    own = tmp_path / "images"
+    for name in ("IMG_0010.jpg", "holiday/IMG_0005.JPG", "trip/2/IMG_0005.jpg", "IMG_0006.jpg"):
+        save(own / name)
+    folder = ImageFolder(tmp_path, SHAPE, places={"images": Folder(own), "root": Folder(tmp_path)})
+    holiday, trip = "holiday/IMG_0005.JPG", "trip/2/IMG_0005.jpg"
+    for img_id in ("IMG_0005.jpg", "IMG_0005", "gone/IMG_0005.png", "images/IMG_0005.jpg"):
+        assert folder.sought(img_id).endswith(f"; {own} has it as {holiday} and as {trip}: name it so")
+    assert folder.sought("holiday/IMG_0006").endswith(f"; {own} has it as IMG_0006.jpg: name it so")
+    assert folder.sought("root/IMG_0006.jpg").endswith(f"; {tmp_path} has it as images/IMG_0006.jpg: name it so")
+    assert folder.sought("IMG_0007.jpg").endswith("; the nearest names there are IMG_0010.jpg, IMG_0006.jpg")
 
 
 def test_sizes_of_own_images_are_measured_once(tmp_path, monkeypatch, capsys):

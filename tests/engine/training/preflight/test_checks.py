@@ -111,6 +111,10 @@ def test_only_who_learns_answers_needs_a_table(flags: Flags, damaged: Path, monk
     (told,) = problems_of([*begin, "--task_qa", "true", "--question_column", "a b"], thorough=False)
     assert told.startswith(f"--taskQA needs an answer table, and {table} is missing; `")
     assert f" answers --data_root {damaged} --train mscoco_train --question_column 'a b'` makes one" in told
+    own = ["--train", "my own/questions.csv:0.5,other/more.csv", "--task_qa", "true"]
+    (told,) = problems_of([*begin, *own], thorough=False)
+    assert " --output 'my own/answers.json'` makes one of the questions in these files, and " in told
+    assert told.endswith("--answers 'my own/answers.json' reads it")
     items = json.loads(file.read_text())
     for item in items:
         del item["sentf"]["vqa"], item["labelf"]

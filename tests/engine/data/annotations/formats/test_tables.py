@@ -286,6 +286,15 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, rows, message):
         ("t.csv", b'image,caption\na.jpg,"b\n', "line 2: unexpected end of data"),
         ("t.csv", b"image,image\n", "line 1: two columns are called 'image'"),
         ("t.csv", b"", "has no row"),
+        (
+            "t.csv",
+            b"image;caption\na.jpg;b\n",
+            "line 1: there are semicolons between the columns, and .csv is read with commas; save the table with ",
+        ),
+        ("t.csv", b"image\tcaption\n", "line 1: there are tabs between the columns, and .csv is read with commas"),
+        ("t.tsv", b"image,caption\na.jpg,b\n", "line 1: there are commas between the columns, and .tsv is read with"),
+        ("t.csv", b'"image,caption"\n', "line 1: none of the columns 'image,caption' has a usual name for the image"),
+        ("t.csv", b"picture,caption\na.jpg,b\n", "line 1: none of the columns 'picture', 'caption' has a usual name"),
         ("t.tsv", b"image\tcaption\na.jpg\t\xff\n", "line 2: not UTF-8"),
         ("t.parquet", b"PAR1", "can't be read as Parquet"),
         ("t.tar", b"no tar", "can't be read as an uncompressed tar file"),
@@ -396,7 +405,7 @@ def test_images_that_are_missing_are_counted(root):
         read(root, names)
     split, _ = read(root, names, allow_missing_images=True)
     assert len(split.sentences) == 35
-    assert "1 images without a file left out" in split.summary
+    assert "1 image without a file left out" in split.summary
 
 
 def test_sizes_are_measured_once(root, monkeypatch):
