@@ -34,9 +34,10 @@ DEVICES = (16, 24, 40, 80)  # GB
 MOST = 1 << 14  # samples that are tried
 MOST_GPUS = 1 << 16
 PRETRAINING_ANSWERS = 9500  # of LXMERT's table
-NOTES = """
-GB are 10^9 bytes. A tenth of a GPU's memory is left free: for its context, cuDNN's work space, and fragments between
-allocations. Without activation checkpointing (none), each activation is computed once; docs/tasks.md explains the rest.
+NOTES = f"""
+GB are 10^9 bytes, and {MOST:,} samples are the most that is tried. A tenth of a GPU's memory is left free: for its
+context, cuDNN's work space, and fragments between allocations. Without activation checkpointing (none), each activation
+is computed once; docs/tasks.md explains the rest.
 `--dry_run --find_batch_size` measures on a GPU what is counted here."""
 
 TaskClass = type[Task[Any]]

@@ -34,7 +34,7 @@ class TrainedOn:
 
     @classmethod
     def of(cls, split: Split) -> "TrainedOn":
-        questions, images = _hashes(split.sentences)
+        questions, images, _ = _hashes(split.sentences)
         return cls(np.unique(questions), np.unique(images))
 
     def __or__(self, other: "TrainedOn | None") -> "TrainedOn":
@@ -53,12 +53,13 @@ class TrainedOn:
         Raises:
             UserError: if a question of the split was trained on, or an image.
         """
-        hashes, used = _hashes(split.sentences)
+        hashes, used, spelt = _hashes(split.sentences)
         seen = np.isin(hashes[:, 0], self.questions) | np.isin(hashes[:, 1], self.questions)
         if len(seen):
             seen |= np.isin(split.sentences.question_ids, self.question_ids)
-        questions, images = int(seen.sum()), int(np.isin(used, self.images).sum())
-        of_images = f"{images:,} of {len(used):,} images of {split.name}"
+        questions, seen_images = int(seen.sum()), np.isin(used, self.images) | np.isin(spelt, self.images)
+        images = len(np.unique(used[seen_images]))
+        of_images = f"{images:,} of {len(np.unique(used)):,} images of {split.name}"
         found = f"{questions:,} of {len(seen):,} questions and {of_images}"
         if scored and (questions or (images and images_too)):
             raise UserError(
@@ -81,20 +82,20 @@ class TrainedOn:
         return cls(**{"questions": _nothing(), **known}) if known else None
 
 
-def _hashes(store: AnnotationStore) -> tuple[np.ndarray, np.ndarray]:
-    """Of each question, int64 (N, 2), where the store has questions' ids, else (0, 2); of each image, int64 (I,)."""
-    names = store.image_ids
+def _hashes(store: AnnotationStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each question, int64 (N, 2), where the store has questions' ids, else (0, 2); of each image, int64 (I,), with
+    its name as IMG_1 or IMG_1.jpg may spell it, and as it stands, which earlier versions kept."""
     codes, places = np.unique(store.images, return_inverse=True)
-    images = _name_hashes(names[code] for code in codes.tolist())
+    names = [store.image_ids[code] for code in codes.tolist()]
+    images, spelt = _name_hashes(map(without_suffix, names)), _name_hashes(names)
     if "question_ids" not in store.columns:
-        return _nothing().reshape(0, 2), np.unique(images)
+        return _nothing().reshape(0, 2), images, spelt
     known_by = np.stack([store.text_hashes(), images.view(np.uint64)[places]], axis=1)
     ids = store.question_ids.astype(np.uint64)[:, None]
-    return (known_by + ID_FACTOR * ids).view(np.int64), np.unique(images)
+    return (known_by + ID_FACTOR * ids).view(np.int64), images, spelt
 
 
 def _name_hashes(names: Iterable[str]) -> np.ndarray:
-    names = (name if "/" in name else without_suffix(name) for name in names)  # IMG_1.jpg is IMG_1; paths are exact
     names = (name.removeprefix(f"{GQA}:") for name in names)  # its numbers are those of Visual Genome's images
     digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), np.int64)

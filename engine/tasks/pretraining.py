@@ -23,6 +23,7 @@ from engine.data.images.folder import ImageSource
 from engine.data.sampler import Sample
 from engine.data.splits import Split
 from engine.errors import UserError
+from engine.printing import warn
 from engine.tasks.masking import IGNORE, Generator, mask_tokens, pack_labels, sample_answer
 from engine.tasks.task import Task
 
@@ -194,6 +195,11 @@ class Pretraining(Task[PretrainConfig]):
 
     def read_training(self) -> None:
         self.training = self._read(self.config.train, "train")
+        if self.config.task_qa and not self.training.sentences.label_count.known and self.ranks.rank == 0:
+            warn(
+                f"no text of --train {self.config.train} has an answer that the table knows, so --taskQA learns "
+                "nothing; add a file with questions, or leave the flag out"
+            )
 
     def read_validation(self) -> None:
         self.validation = self._read(self.config.valid, "valid") if self.config.valid else None

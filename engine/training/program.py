@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.configuration.deepspeed import deepspeed_settings
+from engine.configuration.flags import TrainingConfig
 from engine.configuration.parsing import parse
 from engine.configuration.recipes import to_yaml
 from engine.distributed.ranks import Ranks
@@ -19,6 +20,13 @@ from engine.printing import keep_printing
 from engine.tasks.task import Task
 
 RECIPES = Path(str(files("launch") / "recipes"))
+
+
+def starts_from_checkpoint(config: TrainingConfig, *, only_print: bool) -> bool:
+    """Whether there may be a checkpoint to look into, or has to be one."""
+    if config.start is not None and (not only_print or Path(config.start).is_dir()):
+        return True
+    return config.resume is not None and Path(config.output).is_dir()
 
 
 def train(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
@@ -30,11 +38,11 @@ def train(task_class: type[Task[Any]], argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it asks for a checkpoint (preemption.py); not yet, but harmless
     ranks = Ranks.from_environment()
     config, arguments = parse(task_class.config_class, sys.argv[1:] if argv is None else argv, RECIPES)
-    told = None
-    if config.start is not None or config.resume is not None:
+    told, only_print = None, bool(arguments.print_config)
+    if starts_from_checkpoint(config, only_print=only_print):
         with heavy_imports():
             from engine.training.preflight.inherited import inherit
-        told = inherit(config, arguments.typed, arguments.in_recipe, only_print=bool(arguments.print_config))
+        told = inherit(config, arguments.typed, arguments.in_recipe, only_print=only_print)
     config.check(ranks.world_size)
     settings = deepspeed_settings(config, ranks.world_size)
     if not arguments.print_config:

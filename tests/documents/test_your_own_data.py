@@ -95,5 +95,5 @@ def test_the_page_runs_word_for_word(folder: Path) -> None:
     assert after.answers == before.answers is not None
     assert (snap / "hub" / "config.json").is_file()
     with safe_open(snap / "features.safetensors", "pt") as file:
-        assert file.get_slice("pooled").get_shape() == [len((mine / "captions.csv").read_text().splitlines()) - 1, 32]
+        assert file.get_slice("pooled").get_shape() == [len((mine / "questions.csv").read_text().splitlines()) - 1, 32]
     assert "\nlanguage (100, 14, 32) vision (100, 5, 32)\npooled (100, 32) grid of the first photo (" in printed

@@ -2,12 +2,16 @@
 pairs."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from safetensors import safe_open
 
@@ -26,6 +30,15 @@ from tests.conftest import launch
 from tests.engine.inference.test_pretrained import write_model
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """What a prediction sets up in this process for its ranks is gone again, also where an error ends it."""
+    with patch.dict(os.environ):
+        yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Questions as examples, and what a model was trained on, on two small images."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -213,6 +214,22 @@ def test_an_id_counts_together_with_its_text_or_its_image(data_root, change, cou
             if change.get("img_id") != "two"
             else ""
         )
+
+
+def test_an_image_is_known_with_and_without_its_suffix_and_as_earlier_versions_spelt_it(data_root):
+    (data_root / "images" / "trip").mkdir(parents=True)
+    Image.new("RGB", (20, 12)).save(data_root / "images" / "trip" / "four.png")
+    for name, img_id in (("one", "trip/four.png"), ("own", "trip/four")):
+        write(data_root, name, [{**QUESTIONS[0], "question_id": len(img_id), "img_id": img_id}])
+    seen = TrainedOn.of(read(data_root, "one"))
+    assert seen.check_unseen(read(data_root, "own"), images_too=False).startswith(
+        "1 of 1 images of own were trained on"
+    )
+    digest = hashlib.blake2b(b"trip/four.png", digest_size=8).digest()
+    earlier = TrainedOn.from_tensors({"images": torch.from_numpy(np.frombuffer(digest, np.int64).copy())})
+    assert earlier.check_unseen(read(data_root, "one"), images_too=False).startswith(
+        "1 of 1 images of one were trained"
+    )
 
 
 def test_without_a_score_nothing_is_refused(data_root):

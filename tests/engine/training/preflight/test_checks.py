@@ -122,6 +122,23 @@ def test_only_who_learns_answers_needs_a_table(flags: Flags, damaged: Path, monk
     assert problems_of([*begin, "--train", str(file)]) == []
 
 
+def test_questions_to_learn_that_are_not_there_are_told(
+    flags: Flags, damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = damaged / "lxmert" / "mscoco_train.json"
+    begin = flags("--data_root", str(damaged), "--valid", "", "--task_qa", "true", "--train", "mscoco_train")
+    told = []
+    for left_out in ((), ("vqa",)):
+        items = json.loads(file.read_text())
+        for item in items:
+            for source in left_out:
+                del item["sentf"][source], item["labelf"]
+        file.write_text(json.dumps(items))
+        Pretraining(configured(begin), read_bert(f"{damaged}/bert")[1], ALONE).read_training()
+        told.append("so --taskQA learns nothing" in capsys.readouterr().out)
+    assert told == [False, True]
+
+
 def test_a_table_of_other_answers_matters_to_who_learns_answers_alone(
     flags: Flags, damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
