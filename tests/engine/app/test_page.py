@@ -1,9 +1,9 @@
 """The page in a real browser."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typing import Any
 
 from tests.browser import browser_page
 from tests.engine.app.asking import photo
