@@ -84,6 +84,11 @@ def unread_manifests(folder: Path) -> list[str]:
     return problems
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has left training states in a folder, damaged ones included."""
+    return bool(complete_checkpoints(folder) or unread_manifests(folder))
+
+
 def verify(folder: Path, *, hashes: bool = True, progress: bool = False) -> None:
     """Compare every file of a checkpoint with its manifest.
 

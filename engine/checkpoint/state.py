@@ -15,7 +15,7 @@ from engine.checkpoint.description import ModelDescription
 from engine.checkpoint.formats.original import SUFFIX, read_original
 from engine.checkpoint.formats.pretrained import CONFIG, ModelFolder, read_description
 from engine.checkpoint.manifest import BEST, LAST, MANIFEST, best_or_newest, verify
-from engine.checkpoint.shards import Shards
+from engine.checkpoint.shards import MODEL_STATES, Shards, load_shard
 from engine.checkpoint.weights import HEAD, POSITION_TABLES, POSITIONS, LoadReport, State, load_state, resize_rows
 from engine.commands import command
 from engine.configuration.bert import Splitting, bert_tokenizer, read_bert
@@ -59,9 +59,7 @@ class Checkpoint(Shards):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.source = str(folder)
-        if CONTENT not in self.model:
-            raise UserError(f"{folder} was not written by this engine")
-        self.content: dict[str, Any] = self.model[CONTENT]
+        self.content = content_of(self.model, folder)
         self.description = ModelDescription.from_dict(self.content["description"], self.source)
         self.scheduler: dict[str, Any] | None = self.model["lr_scheduler"]
         self.counters = {name: self.model[name] for name in ("global_steps", "skipped_steps", "global_samples")}
@@ -80,6 +78,13 @@ class Checkpoint(Shards):
     def unused(self) -> State:
         """What the original's files hold and no model here uses."""
         return dict(self.content.get("unused", {}))
+
+
+def content_of(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Our own entry in a checkpoint's file of the model; UserError if there is none."""
+    if CONTENT not in model:
+        raise UserError(f"{folder} was not written by this engine")
+    return dict(model[CONTENT])
 
 
 def open_checkpoint(path: str, ranks: Ranks = ALONE, *, optimizers: bool = True, verified: bool = True) -> SavedState:
@@ -113,9 +118,19 @@ def describe(path: str) -> tuple[Path, ModelDescription] | None:
         UserError: if there is none, or it can't be read.
     """
     found = find_checkpoint(path, hashes=False)
-    if (found / CONFIG).exists():
-        return found, read_description(found)
-    return (found, Checkpoint(found).description) if found.is_dir() else None
+    return (found, describe_folder(found)) if found.is_dir() else None
+
+
+def describe_folder(folder: Path) -> ModelDescription:
+    """What a checkpoint or model of ours says of itself; the optimisers' files, of each rank one, stay closed.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    if (folder / CONFIG).exists():
+        return read_description(folder)
+    content = content_of(load_shard(folder / MODEL_STATES), folder)
+    return ModelDescription.from_dict(content["description"], str(folder))
 
 
 def read_words(bert: str, do_lower_case: bool | None = None) -> tuple[BertConfig, Tokenizer]:
@@ -124,9 +139,9 @@ def read_words(bert: str, do_lower_case: bool | None = None) -> tuple[BertConfig
     Raises:
         UserError: if it can't be read, or a model of ours doesn't know its words.
     """
-    if not (Path(bert) / MANIFEST).is_file() or (found := describe(bert)) is None:
+    if not (Path(bert) / MANIFEST).is_file():
         return read_bert(bert, do_lower_case)
-    description = found[1]
+    description = describe_folder(Path(bert))
     if description.vocabulary is None:
         raise UserError(f"{bert} has no vocabulary; give --bert the model that it was trained with")
     splitting = description.splitting or Splitting()
@@ -194,11 +209,12 @@ def load_weights(
         without: what the model doesn't take: beginnings of names, each with what they are and why.
     """
     state, own, left_out = dict(saved.weights()), model.state_dict(), {}
-    for beginning, what in {**LEFT_OUT, **(without or {})}.items():
-        keys = [key for key in state if key.startswith(beginning)]
-        if keys and (beginning in (without or {}) or not any(key.startswith(beginning) for key in own)):
+    refused = without or {}
+    for beginning, what in {**LEFT_OUT, **refused}.items():
+        is_taken = beginning not in refused and any(key.startswith(beginning) for key in own)
+        if not is_taken and (keys := [key for key in state if key.startswith(beginning)]):
             left_out[what] = keys
-            state = {key: tensor for key, tensor in state.items() if key not in keys}
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(beginning)}
     notes = []
     if answers is not None and saved.answers is not None and any(key.startswith(HEAD) for key in state):
         state = match_answers(state, saved.answers, answers)

@@ -108,11 +108,10 @@ def read_split(
     img_ids = [names[code] for code in np.flatnonzero(used).tolist()]
     missing = dict.fromkeys(images.missing(img_ids))
     if missing and not allow_missing_images:
-        told = ", then ".join(not_found(images, list(missing)[:SOUGHT]))
-        more = f", and {len(missing) - SOUGHT:,} more" if len(missing) > SOUGHT else ""
         flag = "pass --allow_missing_images to leave them out"
         raise UserError(
-            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is {told}{more}; "
+            f"{len(missing):,} of {len(img_ids):,} images of {name} are not in {images}, the first is "
+            f"{first_missing(images, list(missing))}; "
             f"add them, or {'remove their texts' if allow_missing_images is None else flag}"
         )
     count = sentences.label_count
@@ -132,11 +131,7 @@ def read_split(
     if missing:
         sentences = sentences.select(present[sentences.images])
     summary = f"{name}: {counted(len(sentences), 'sentence')}, {counted(len(there), 'image')}"
-    if sentences.dropped:
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sentences.dropped.items())
-        summary += f"; rows or texts left out: {reasons}"
-    if missing:
-        summary += f", {counted(len(missing), 'image')} without a file left out"
+    summary += told_left_out(sentences, len(missing))
     if count.unknown and len(source.answers):
         summary += (
             f", {counted(count.unknown, 'question')} whose answers are not in the table (such as {count.example!r})"
@@ -150,6 +145,21 @@ def read_split(
         digests_by_name(source, digests),
         weights_of(source, sentences),
     )
+
+
+def first_missing(images: ImageSource, missing: Sequence[str]) -> str:
+    """Of images that aren't there, where the first few were looked for, and how many more there are."""
+    told = ", then ".join(not_found(images, missing[:SOUGHT]))
+    return told + (f", and {len(missing) - SOUGHT:,} more" if len(missing) > SOUGHT else "")
+
+
+def told_left_out(sentences: AnnotationStore, missing: int) -> str:
+    """What a split's summary says of rows, texts and images that no part of it is of; "" if there are none."""
+    told = ""
+    if sentences.dropped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in sentences.dropped.items())
+        told = f"; rows or texts left out: {reasons}"
+    return told + (f", {counted(missing, 'image')} without a file left out" if missing else "")
 
 
 def digests_by_name(source: AnnotationSource, digests: Sequence[str]) -> dict[str, str]:

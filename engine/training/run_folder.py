@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from engine.checkpoint.manifest import MANIFEST, complete_checkpoints, sweep, unread_manifests
+from engine.checkpoint.manifest import MANIFEST, complete_checkpoints, has_checkpoints, sweep
 from engine.configuration.flags import TrainingConfig
 from engine.configuration.recipes import to_yaml
 from engine.errors import UserError
@@ -62,7 +62,7 @@ class RunFolder:
             sweep(self.path)
             with suppress(OSError):  # as when it is a folder; the saver tells
                 (self.path / SAVE).unlink(missing_ok=True)  # it asked an earlier run
-            if config.resume is None or not (complete_checkpoints(self.path) or unread_manifests(self.path)):
+            if config.resume is None or not has_checkpoints(self.path):
                 for name in ("metrics.jsonl", RUN_ID):
                     (self.path / name).unlink(missing_ok=True)
                 drop_events(self.path / "tensorboard")

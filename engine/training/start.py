@@ -9,7 +9,7 @@ import torch.distributed as dist
 import yaml
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints, newest_checkpoint, none_whole, unread_manifests
+from engine.checkpoint.manifest import complete_checkpoints, has_checkpoints, newest_checkpoint, none_whole
 from engine.checkpoint.state import Checkpoint, SavedState, open_checkpoint
 from engine.configuration.flags import TrainingConfig
 from engine.data.annotations.named import short_name, weight_of
@@ -62,7 +62,7 @@ def find_start(
         if config.resume is None:
             return None
         found = newest_checkpoint(folder.path, progress=ranks.rank == 0)
-        if found is None and unread_manifests(folder.path):
+        if found is None and has_checkpoints(folder.path):
             raise none_whole(folder.path)
         return found
 

@@ -191,8 +191,7 @@ def predict(task: TaskClass, config: PredictConfig, saved: Saved, ranks: Ranks, 
         told = f"{saved.source} doesn't say what it was trained on; see that it wasn't {split.name}"
         if seen is not None:
             told = seen.check_unseen(split, images_too=images_too, scored=scorer.can_score)
-        if told:
-            print(f"note: {told}", flush=True)
+        note(told)
     batches = loader_of(dataset, config, ranks)
     join(meeting)
     model = build_model(saved, config, device)
@@ -288,8 +287,7 @@ def answer_one(task: TaskClass, config: PredictConfig, saved: Saved, device: tor
         raise UserError(f"--image {config.image} can't be read ({reason(error)})") from None
     model = loaded(task, config, saved, device)
     text = model.text([config.question])
-    if note := note_of(text.tokens[0], text.cut[0]):
-        print(f"note: {note}", flush=True)
+    note(note_of(text.tokens[0], text.cut[0]))
     if config.features is None:
         for answer, probability in model.read(pixels, config.question)[0].answers(config.top_k or SHOWN_ANSWERS):
             print(f"{probability:.3f}  {answer}")

@@ -18,6 +18,7 @@ from engine.data.annotations.questions.file import (
 )
 from engine.data.annotations.source import AnnotationSource
 from engine.errors import UserError
+from engine.printing import note
 from engine.tasks.answering.dataset import QuestionDataset, QuestionOptions
 from engine.tasks.answering.flags import FineTuningConfig, PredictConfig, SoftScoresConfig
 from engine.tasks.answering.scoring import AnswerCollector, Scorer
@@ -169,8 +170,8 @@ class AnsweringTask(Task[Config], Generic[Config]):
     def check_start(self, trained_on: "TrainedOn") -> None:
         if self.validation is not None and not self.config.allow_trained_on:
             told = trained_on.check_unseen(self.validation.split, images_too=self.refuses_seen_images)
-            if told and self.ranks.rank == 0:
-                print(f"note: {told}", flush=True)
+            if self.ranks.rank == 0:
+                note(told)
 
     def unused(self) -> dict[str, str]:
         from engine.checkpoint.weights import HEAD

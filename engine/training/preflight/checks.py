@@ -39,7 +39,7 @@ from engine.data.verification.annotations import question_problems, sentence_pro
 from engine.distributed.meeting import no_port
 from engine.distributed.ranks import Ranks
 from engine.errors import UserError
-from engine.printing import warn
+from engine.printing import note, warn
 from engine.provenance.known_draws import check_draws
 from engine.provenance.tested import check_versions
 from engine.tasks.task import Task
@@ -174,9 +174,9 @@ def tell_oddities(names: str, source: AnnotationSource, store: AnnotationStore) 
     with_ids = source.has_question_ids
     odd = question_problems(names, store, source) if with_ids else sentence_problems(names, store, source)
     for oddity in odd[:TOLD_ODDITIES]:
-        print(f"note: {oddity}", flush=True)
+        note(oddity)
     if len(odd) > TOLD_ODDITIES:
-        print(f"note: and {len(odd) - TOLD_ODDITIES:,} more; `{command('prepare')} verify` tells all", flush=True)
+        note(f"and {len(odd) - TOLD_ODDITIES:,} more; `{command('prepare')} verify` tells all")
 
 
 def words_of_none() -> Tokenizer:

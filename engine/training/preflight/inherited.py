@@ -11,8 +11,8 @@ from typing import Any
 from transformers import BertConfig
 
 from engine.checkpoint.description import ModelDescription
-from engine.checkpoint.manifest import complete_checkpoints, none_whole, unread_manifests
-from engine.checkpoint.state import describe
+from engine.checkpoint.manifest import complete_checkpoints, has_checkpoints, none_whole
+from engine.checkpoint.state import describe, describe_folder
 from engine.configuration.flags import TrainingConfig
 from engine.errors import UserError
 from engine.model.clip_resnet import SHAPES
@@ -41,7 +41,7 @@ def inherit(
     given = typed | in_recipe
     found, resumes, output = None, False, Path(config.output)
     try:
-        if config.resume is not None and (complete_checkpoints(output) or unread_manifests(output)):
+        if config.resume is not None and has_checkpoints(output):
             found, resumes = _first_readable(output), True
         elif config.start is not None:
             found = describe(config.start)
@@ -68,9 +68,7 @@ def _first_readable(output: Path) -> tuple[Path, ModelDescription]:
     """
     for folder in complete_checkpoints(output):
         with suppress(UserError):
-            found = describe(str(folder))
-            assert found is not None  # it is no file of the original
-            return found
+            return folder, describe_folder(folder)
     raise none_whole(output)
 
 
